@@ -1,0 +1,437 @@
+"""The command line. Heavy imports happen inside the commands."""
+
+from __future__ import annotations
+
+import json
+import logging
+import os
+import sys
+import traceback
+import warnings
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import fire
+from fire.decorators import SetParseFns
+
+
+class _Job:
+    """A command whose arguments are known but which has not run.
+
+    Fire finds unknown flags only after it has called the command, so commands return this.
+    """
+
+    def __init__(self, run: Callable[[], None], debug: bool) -> None:
+        self._run = run
+        self._debug = debug
+
+    def __str__(self) -> str:
+        return ""
+
+
+def _text(value: str) -> str:
+    """Take an argument as it was typed; Fire would make numbers and tuples of some paths."""
+    return value
+
+
+@SetParseFns(images=_text, bundle=_text, label_names=_text, plans=_text, configuration=_text)
+@SetParseFns(method=_text, device=_text, config_file=_text, num_images=_text)
+def search(
+    images: str,
+    bundle: str,
+    label_names: str | None = None,
+    spatial_dims: int | None = None,
+    method: str = "paper",
+    num_images: str = "16",
+    seed: int = 369,
+    num_seeds: int = 1,
+    plans: str | None = None,
+    configuration: str = "2d",
+    device: str = "auto",
+    overwrite: bool = False,
+    config_file: str | None = None,
+    debug: bool = False,
+) -> _Job:
+    """Find the width from unlabeled images and write the MONAI bundle.
+
+    Args:
+        images: folder, nnU-Net data set, MSD dataset.json, DICOM tree or glob.
+        bundle: folder to write, OUT/NAME_segmentation.
+        label_names: names of the classes with commas, background first.
+        spatial_dims: 2 or 3; volumes are planned in 3D without.
+        method: rule that chooses the width.
+        num_images: images to score, or 'all'.
+        seed: of the first initialisation and of the draw of images.
+        num_seeds: initialisations to score.
+        plans: nnU-Net's plans file to take the plan from.
+        configuration: of the plans file.
+        device: auto, cpu, cuda, cuda:1, ...
+        overwrite: replace a bundle that is there.
+        config_file: a changed copy of configs/search.json.
+        debug: show tracebacks.
+    """
+
+    def run() -> None:
+        overrides = _search_overrides(
+            images=images,
+            bundle=bundle,
+            label_names=label_names,
+            spatial_dims=spatial_dims,
+            method=method,
+            num_images=num_images,
+            seed=seed,
+            num_seeds=num_seeds,
+            plans=plans,
+            configuration=configuration,
+            device=device,
+            overwrite=overwrite,
+        )
+        workflow = _workflow(config_file, overrides)
+        workflow.run()
+        workflow.finalize()
+
+    return _Job(run, debug)
+
+
+@SetParseFns(images=_text, label_names=_text, num_images=_text, output=_text)
+def plan(
+    images: str,
+    label_names: str | None = None,
+    spatial_dims: int | None = None,
+    num_images: str = "16",
+    seed: int = 369,
+    output: str | None = None,
+    debug: bool = False,
+) -> _Job:
+    """Plan the full U-Net of the images by nnU-Net's rules, as JSON.
+
+    Args:
+        images: folder, nnU-Net data set, MSD dataset.json, DICOM tree or glob.
+        label_names: names of the classes with commas, background first.
+        spatial_dims: 2 or 3; volumes are planned in 3D without.
+        num_images: images to read in full, or 'all'; of the others headers are read.
+        seed: of the draw of images.
+        output: file to write; the terminal without.
+        debug: show tracebacks.
+    """
+
+    def run() -> None:
+        from dataclasses import asdict
+
+        from monai_xtiny.data import read_label_names
+        from monai_xtiny.plan import plan_images
+
+        planned = plan_images(
+            images,
+            spatial_dims=spatial_dims,
+            out_channels=len(read_label_names(images, label_names)),
+            num_images=_parse_num_images(num_images),
+            seed=_parse_int("seed", seed),
+            progress=True,
+        )
+        _emit(json.dumps(asdict(planned), indent=4), output)
+
+    return _Job(run, debug)
+
+
+@SetParseFns(images=_text, output=_text, label_names=_text, plans=_text, configuration=_text)
+@SetParseFns(device=_text, config_file=_text, num_images=_text)
+def score(
+    images: str,
+    output: str,
+    label_names: str | None = None,
+    spatial_dims: int | None = None,
+    num_images: str = "16",
+    seed: int = 369,
+    num_seeds: int = 1,
+    plans: str | None = None,
+    configuration: str = "2d",
+    device: str = "auto",
+    config_file: str | None = None,
+    debug: bool = False,
+) -> _Job:
+    """Score every width and write the table, without choosing.
+
+    Args:
+        images: folder, nnU-Net data set, MSD dataset.json, DICOM tree or glob.
+        output: JSON file to write.
+        label_names: names of the classes with commas, background first.
+        spatial_dims: 2 or 3; volumes are planned in 3D without.
+        num_images: images to score, or 'all'.
+        seed: of the first initialisation and of the draw of images.
+        num_seeds: initialisations to score.
+        plans: nnU-Net's plans file to take the plan from.
+        configuration: of the plans file.
+        device: auto, cpu, cuda, cuda:1, ...
+        config_file: a changed copy of configs/search.json.
+        debug: show tracebacks.
+    """
+
+    def run() -> None:
+        from monai_xtiny.search import table_to_dict
+
+        overrides = _search_overrides(
+            images=images,
+            bundle="unused",
+            label_names=label_names,
+            spatial_dims=spatial_dims,
+            method="paper",
+            num_images=num_images,
+            seed=seed,
+            num_seeds=num_seeds,
+            plans=plans,
+            configuration=configuration,
+            device=device,
+            overwrite=False,
+        )
+        _check_output(output)
+        workflow = _workflow(config_file, overrides, init_id="initialize_scores")
+        table = workflow.parser.get_parsed_content("scores")
+        _emit(json.dumps(table_to_dict(table), indent=4), output)
+
+    return _Job(run, debug)
+
+
+@SetParseFns(scores=_text, output=_text, method=_text)
+def select(
+    scores: str, output: str | None = None, method: str = "paper", debug: bool = False
+) -> _Job:
+    """Choose a width from a table of scores.
+
+    Args:
+        scores: what 'score' wrote, or a bundle's docs/search.json.
+        output: search.json to write; only the table is printed without.
+        method: rule that chooses the width.
+        debug: show tracebacks.
+    """
+
+    def run() -> None:
+        from monai_xtiny.export import read_json, write_search
+        from monai_xtiny.report import ladder_table
+        from monai_xtiny.search import table_from_dict
+        from monai_xtiny.selection import select_width
+
+        _check_output(output)
+        selection = select_width(table_from_dict(read_json(scores)), method)
+        if output is not None:
+            write_search(selection, output)
+        print(ladder_table(selection))
+
+    return _Job(run, debug)
+
+
+@SetParseFns(search=_text, bundle=_text, label_names=_text)
+def export(
+    search: str,
+    bundle: str,
+    label_names: str | None = None,
+    overwrite: bool = False,
+    debug: bool = False,
+) -> _Job:
+    """Write the bundle of a choice.
+
+    Args:
+        search: what 'select' wrote, or a bundle's docs/search.json.
+        bundle: folder to write, OUT/NAME_segmentation.
+        label_names: names of the classes with commas, background first.
+        overwrite: replace a bundle that is there.
+        debug: show tracebacks.
+    """
+
+    def run() -> None:
+        from monai_xtiny.data import read_label_names
+        from monai_xtiny.export import export_bundle, read_search
+
+        names = None if label_names is None else read_label_names(search, label_names)
+        path = export_bundle(read_search(search), bundle, label_names=names, overwrite=overwrite)
+        print(path)
+
+    return _Job(run, debug)
+
+
+@SetParseFns(search=_text, output=_text)
+def report(search: str, output: str, debug: bool = False) -> _Job:
+    """Print the ladder of a choice and draw its curve.
+
+    Args:
+        search: a bundle, its docs/search.json, or what 'select' wrote.
+        output: PNG file to write.
+        debug: show tracebacks.
+    """
+
+    def run() -> None:
+        from monai_xtiny.export import read_search
+        from monai_xtiny.report import ladder_table, plot_sensitivity
+
+        path = Path(search)
+        _check_output(output)
+        selection = read_search(path / "docs" / "search.json" if path.is_dir() else path)
+        print(ladder_table(selection))
+        print(plot_sensitivity(selection, output))
+
+    return _Job(run, debug)
+
+
+def main(command: list[str] | None = None) -> None:
+    """Run the command line: exit status 0 done, 2 bad input in one line, 1 anything else."""
+    commands = {
+        "search": search,
+        "plan": plan,
+        "score": score,
+        "select": select,
+        "export": export,
+        "report": report,
+    }
+    job = fire.Fire(commands, command=command, name="monai-xtiny", serialize=_hide_job)
+    if not isinstance(job, _Job):
+        return
+    warnings.filterwarnings("ignore")
+    # MONAI and ignite log what is said here in one line.
+    logging.disable(logging.CRITICAL)
+    try:
+        job._run()
+    except KeyboardInterrupt:
+        print("interrupted: nothing was written", file=sys.stderr)
+        raise SystemExit(130) from None
+    except Exception as error:
+        if job._debug:
+            traceback.print_exc()
+        cause = _innermost(error)
+        text = " ".join(str(cause).split()) or type(cause).__name__
+        if isinstance(cause, OSError) and cause.strerror and cause.filename is not None:
+            text = f"{os.fspath(cause.filename)!r}: {cause.strerror}"
+        if isinstance(cause, (ValueError, TypeError, OSError)):
+            print(f"error: {text}", file=sys.stderr)
+            raise SystemExit(2) from None
+        print(f"failed: {type(cause).__name__}: {text} (--debug shows where)", file=sys.stderr)
+        raise SystemExit(1) from None
+    finally:
+        logging.disable(logging.NOTSET)
+
+
+def _hide_job(result: Any) -> Any:
+    """Keep Fire from printing a job as if it were a result."""
+    return None if isinstance(result, _Job) else result
+
+
+def _innermost(error: BaseException) -> BaseException:
+    """The error that MONAI's config parser wraps in RuntimeErrors of its own."""
+    while isinstance(error, RuntimeError) and error.__cause__ is not None:
+        error = error.__cause__
+    return error
+
+
+def _search_overrides(
+    *,
+    images: str,
+    bundle: str,
+    label_names: str | None,
+    spatial_dims: int | None,
+    method: str,
+    num_images: str,
+    seed: int,
+    num_seeds: int,
+    plans: str | None,
+    configuration: str,
+    device: str,
+    overwrite: bool,
+) -> dict[str, Any]:
+    """Arguments as objects that MONAI's config parser takes as they are.
+
+    It evaluates strings that start with ``$``, but looks into neither paths nor tuples.
+    """
+    from monai_xtiny.data import check_config_text, read_label_names
+
+    for name, value in (("method", method), ("configuration", configuration), ("device", device)):
+        check_config_text(value, f"--{name}")
+    if spatial_dims not in (None, 2, 3):
+        raise ValueError(f"--spatial_dims is {spatial_dims!r}: give 2 or 3")
+    if _parse_int("num_seeds", num_seeds) < 1:
+        raise ValueError(f"--num_seeds is {num_seeds}: give at least 1")
+    # Paths in, so that nothing typed here can be evaluated; the trailing slash of a glob stays.
+    return {
+        "images": _PlainPath(images),
+        "bundle": _PlainPath(bundle),
+        "label_names": None if label_names is None else read_label_names(images, label_names),
+        "spatial_dims": spatial_dims,
+        "method": method,
+        "num_images": _parse_num_images(num_images),
+        "seed": _parse_int("seed", seed),
+        "num_seeds": num_seeds,
+        "plans": None if plans is None else _PlainPath(plans),
+        "configuration": configuration,
+        "device": device,
+        "overwrite": bool(overwrite),
+    }
+
+
+class _PlainPath(os.PathLike[str]):
+    """A path as it was typed, opaque to MONAI's config parser."""
+
+    def __init__(self, text: str) -> None:
+        self._text = text
+
+    def __fspath__(self) -> str:
+        return self._text
+
+
+def _workflow(
+    config_file: str | None, overrides: dict[str, Any], init_id: str = "initialize"
+) -> Any:
+    """The search config with its overrides, initialised: the same that monai.bundle runs."""
+    from monai.bundle import ConfigWorkflow
+
+    from monai_xtiny.export import configs_dir
+
+    path = Path(config_file) if config_file is not None else configs_dir() / "search.json"
+    if not path.is_file():
+        raise FileNotFoundError(f"no such file: {str(path)!r}: check --config_file")
+    workflow = ConfigWorkflow(
+        config_file=str(path),
+        meta_file=str(configs_dir() / "metadata.json"),
+        logging_file=False,
+        init_id=init_id,
+        workflow_type=None,
+        **overrides,
+    )
+    workflow.initialize()
+    return workflow
+
+
+def _parse_num_images(value: str) -> int | None:
+    """A number of images, or ``None`` for 'all'."""
+    return None if value == "all" else _parse_int("num_images", value)
+
+
+def _parse_int(name: str, value: Any) -> int:
+    """A whole number, or an error that names the option."""
+    try:
+        return int(str(value))
+    except ValueError:
+        raise ValueError(f"--{name} is {value!r}: give a whole number") from None
+
+
+def _check_output(output: str | None) -> None:
+    """Refuse, before any work, a file that cannot be written."""
+    if output is None:
+        return
+    path = Path(output)
+    if path.is_dir() or not path.absolute().parent.is_dir():
+        raise FileNotFoundError(f"cannot write {output!r}: give a file in a folder that exists")
+
+
+def _emit(text: str, output: str | None) -> None:
+    """Print, or write to a file by way of a temporary sibling."""
+    if output is None:
+        print(text)
+        return
+    _check_output(output)
+    path = Path(output)
+    temporary = path.with_name(f".{path.name}.part")
+    temporary.write_text(text + "\n", encoding="utf-8")
+    temporary.replace(path)
+
+
+if __name__ == "__main__":
+    main()

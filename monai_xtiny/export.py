@@ -1,0 +1,316 @@
+"""From a selection to a MONAI bundle, written whole or not at all."""
+
+from __future__ import annotations
+
+import json
+import os
+import shutil
+import tempfile
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from importlib.metadata import version
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from monai_xtiny.data import RASTER_SUFFIXES, check_config_text
+from monai_xtiny.networks import build_network, network_config
+from monai_xtiny.plan import UNetPlan
+from monai_xtiny.report import model_card, plot_sensitivity
+from monai_xtiny.search import table_from_dict, table_to_dict
+from monai_xtiny.selection import Selection, selection_from_dict, selection_to_dict
+
+# Sections of a config that an overlay changes in part; its other keys it replaces.
+_MERGED_SECTIONS = ("train", "validate")
+_REQUIRED_PACKAGES = ("nibabel", "pytorch-ignite", "scipy", "pillow", "tqdm")
+
+
+def configs_dir() -> Path:
+    """Folder of the search configs and templates, in an installed package or a checkout."""
+    installed = Path(__file__).parent / "configs"
+    return installed if installed.is_dir() else Path(__file__).parent.parent / "configs"
+
+
+def templates_dir() -> Path:
+    """Folder of the files that the exporter fills."""
+    return configs_dir() / "templates"
+
+
+def data_kind(plan: UNetPlan) -> str:
+    """What the bundle reads: ``volumes`` (3D plan), ``slices`` of volumes, or ``images``."""
+    if plan.spatial_dims == 3:
+        return "volumes"
+    return "images" if plan.slice_axis is None else "slices"
+
+
+def check_destination(bundle_dir: str | os.PathLike[str], *, overwrite: bool = False) -> Path:
+    """Refuse, before any work, a folder that a bundle cannot be written to.
+
+    Args:
+        bundle_dir: where the bundle shall be.
+        overwrite: whether a bundle that is there may be replaced.
+
+    Returns:
+        The absolute path.
+
+    Raises:
+        FileExistsError: there is something, and it is not to be overwritten or is no bundle.
+        NotADirectoryError: a parent is a file.
+        ValueError: MONAI could not read a path like this.
+    """
+    text = os.fspath(bundle_dir)
+    check_config_text(text, "bundle path")
+    path = Path(os.path.abspath(text))
+    check_config_text(path.name, "bundle name")
+    check_config_text(str(path), "bundle path")
+    if not path.name:
+        raise ValueError(f"bundle path {text!r} has no name: give OUT/NAME_segmentation")
+    parent = next(item for item in path.parents if item.exists())
+    if not parent.is_dir():
+        raise NotADirectoryError(f"{str(parent)!r} is a file: give another --bundle")
+    if path.is_dir() and not any(path.iterdir()):
+        return path
+    if path.exists() or path.is_symlink():
+        if not overwrite:
+            raise FileExistsError(
+                f"{str(path)!r} exists and is not empty: give another --bundle or --overwrite"
+            )
+        if not (path / "configs" / "metadata.json").is_file():
+            raise FileExistsError(f"{str(path)!r} is no bundle: remove it yourself first")
+    return path
+
+
+def export_bundle(
+    selection: Selection,
+    bundle_dir: str | os.PathLike[str],
+    *,
+    label_names: Sequence[str] | None = None,
+    overwrite: bool = False,
+) -> Path:
+    """Write the selected network as a MONAI bundle.
+
+    The files come from the templates in ``configs/templates``; every ``_target_`` in them is
+    MONAI's, PyTorch's or ignite's. ``models/model.pt`` holds the selected network at the
+    initialisation of the first seed, until it is trained. Everything is written to a temporary
+    sibling, which is then renamed.
+
+    Args:
+        selection: the choice and the table it was made from.
+        bundle_dir: folder to make; its name should end in ``_segmentation`` (MONAI Label).
+        label_names: of the classes, background first; numbered without.
+        overwrite: replace a bundle that is there.
+
+    Returns:
+        The bundle's absolute path.
+
+    Raises:
+        FileExistsError: there is something, and it is not to be overwritten or is no bundle.
+        ValueError: the number of names is not that of the classes, or a name or path could not be
+            told from code in a MONAI config.
+    """
+    target = check_destination(bundle_dir, overwrite=overwrite)
+    plan = selection.table.plan
+    names = tuple(label_names) if label_names is not None else _numbered_labels(plan)
+    if len(names) != plan.out_channels:
+        raise ValueError(
+            f"{len(names)} label names ({', '.join(names)}) for {plan.out_channels} classes: "
+            "give one each, background first"
+        )
+    for name in names:
+        check_config_text(name, "label name")
+    with _written_whole(target) as folder:
+        _write_bundle(selection, folder, target.name, names)
+    return target
+
+
+def write_search(selection: Selection, path: str | os.PathLike[str]) -> Path:
+    """Write ``search.json``: the choice, and all that it was made from."""
+    content = {**selection_to_dict(selection), **table_to_dict(selection.table)}
+    return _write_json(Path(path), content)
+
+
+def read_search(path: str | os.PathLike[str]) -> Selection:
+    """Read what :func:`write_search` wrote.
+
+    Raises:
+        FileNotFoundError: there is no such file.
+        ValueError: it is not a ``search.json`` of this version.
+    """
+    content = read_json(path)
+    if content.get("format_version") != 1:
+        raise ValueError(f"{os.fspath(path)!r} is no search.json of format version 1")
+    return selection_from_dict(content, table_from_dict(content))
+
+
+def read_json(path: str | os.PathLike[str]) -> dict[str, Any]:
+    """Read a JSON object.
+
+    Raises:
+        FileNotFoundError: there is no such file.
+        ValueError: it holds no JSON object.
+    """
+    file = Path(path)
+    if not file.is_file():
+        raise FileNotFoundError(f"no such file: {str(file)!r}: check the path")
+    try:
+        content = json.loads(file.read_text(encoding="utf-8"))
+    except (UnicodeDecodeError, json.JSONDecodeError) as error:
+        raise ValueError(f"{str(file)!r} is not JSON: {error}") from error
+    if not isinstance(content, dict):
+        raise ValueError(f"{str(file)!r} holds no JSON object")
+    return content
+
+
+def _numbered_labels(plan: UNetPlan) -> tuple[str, ...]:
+    """Names for classes that nobody named."""
+    return ("background", *(f"class {index}" for index in range(1, plan.out_channels)))
+
+
+@contextmanager
+def _written_whole(target: Path) -> Iterator[Path]:
+    """A temporary sibling of ``target`` that takes its place if the block succeeds."""
+    missing = [item for item in target.parents if not item.exists()]
+    target.parent.mkdir(parents=True, exist_ok=True)
+    folder = Path(tempfile.mkdtemp(prefix=f".{target.name}.", dir=target.parent))
+    try:
+        # mkdtemp makes private folders; a bundle gets what mkdir would give it.
+        umask = os.umask(0)
+        os.umask(umask)
+        folder.chmod(0o777 & ~umask)
+        yield folder
+        if target.exists():
+            former = folder.with_name(folder.name + ".former")
+            target.rename(former)
+            try:
+                folder.rename(target)
+            except OSError:
+                former.rename(target)
+                raise
+            shutil.rmtree(former)
+        else:
+            folder.rename(target)
+    except BaseException:
+        shutil.rmtree(folder, ignore_errors=True)
+        for item in missing:
+            if item.exists() and not any(item.iterdir()):
+                item.rmdir()
+        raise
+
+
+def _write_bundle(
+    selection: Selection, folder: Path, name: str, label_names: tuple[str, ...]
+) -> None:
+    """Write all files of the bundle into ``folder``."""
+    templates = templates_dir()
+    table = selection.table
+    plan = table.plan
+    kind = data_kind(plan)
+    configs, models, docs = folder / "configs", folder / "models", folder / "docs"
+    for item in (configs, models, docs):
+        item.mkdir()
+    for workflow in ("train", "inference"):
+        config = _merged(workflow, kind, templates)
+        config.update(_plan_keys(selection, config))
+        _write_json(configs / f"{workflow}.json", config)
+    for workflow in ("evaluate", "multi_gpu_train"):
+        _write_json(configs / f"{workflow}.json", _merged(workflow, kind, templates))
+    metadata = read_json(templates / "metadata.json")
+    metadata.update(_metadata(selection, name, label_names))
+    _write_json(configs / "metadata.json", metadata)
+    shutil.copyfile(templates / "logging.conf", configs / "logging.conf")
+    shutil.copyfile(templates / "LICENSE", folder / "LICENSE")
+    shutil.copyfile(templates / "data_license.txt", docs / "data_license.txt")
+    network = build_network(plan, selection.max_features, seed=table.seeds[0])
+    torch.save(network.state_dict(), models / "model.pt")
+    write_search(selection, docs / "search.json")
+    plot_sensitivity(selection, docs / "sensitivity.png")
+    card = model_card(selection, name=name, label_names=label_names, kind=kind, templates=templates)
+    (docs / "README.md").write_text(card, encoding="utf-8")
+
+
+def _merged(workflow: str, kind: str, templates: Path) -> dict[str, Any]:
+    """A template with the overlay of the data's kind laid over it."""
+    config = read_json(templates / f"{workflow}.json")
+    overlay = templates / f"{workflow}_{kind}.json"
+    if overlay.is_file():
+        for key, value in read_json(overlay).items():
+            if key in _MERGED_SECTIONS and isinstance(config.get(key), Mapping):
+                config[key] = {**config[key], **value}
+            else:
+                config[key] = value
+    return config
+
+
+def _plan_keys(selection: Selection, config: Mapping[str, Any]) -> dict[str, Any]:
+    """The template's keys that the plan decides; each must be in the template."""
+    plan = selection.table.plan
+    values = {
+        "network_def": {
+            "_target_": "DynUNet",
+            **network_config(plan, selection.max_features),
+        },
+        "in_channels": plan.in_channels,
+        "num_classes": plan.out_channels,
+        "patch_size": list(plan.patch_size),
+        "spacing": list(plan.pixdim),
+        "slice_axis": plan.slice_axis,
+    }
+    return {key: value for key, value in values.items() if key in config}
+
+
+def _metadata(selection: Selection, name: str, label_names: tuple[str, ...]) -> dict[str, Any]:
+    """The metadata that depends on the selection; names are text, never expressions."""
+    plan = selection.table.plan
+    raster = selection.table.images[0].lower().endswith(RASTER_SUFFIXES)
+    shape = list(plan.patch_size)
+    foreground = ", ".join(label_names[1:])
+    inputs = {
+        "type": "image",
+        "format": "magnitude" if not raster else ("RGB" if plan.in_channels == 3 else "intensity"),
+        "modality": "any",
+        "num_channels": plan.in_channels,
+        "spatial_shape": shape,
+        "dtype": "float32",
+        "value_range": [-5, 5],
+        "is_patch_data": True,
+        "channel_def": {str(index): f"channel {index}" for index in range(plan.in_channels)},
+    }
+    outputs = {
+        "type": "image",
+        "format": "segmentation",
+        "num_channels": plan.out_channels,
+        "spatial_shape": shape,
+        "dtype": "float32",
+        "value_range": [0, 1],
+        "is_patch_data": True,
+        "channel_def": {str(index): label for index, label in enumerate(label_names)},
+    }
+    return {
+        "name": name,
+        "monai_version": _plain_version("monai"),
+        "pytorch_version": _plain_version("torch"),
+        "numpy_version": _plain_version("numpy"),
+        "required_packages_version": {
+            package: _plain_version(package) for package in _REQUIRED_PACKAGES
+        },
+        "task": f"Segmentation of {foreground}",
+        "description": (
+            f"A U-Net of {selection.rung.num_parameters} parameters (width cap "
+            f"{selection.max_features}) that segments {foreground}"
+        ),
+        "data_type": Path(selection.table.images[0]).suffix.lstrip(".") if raster else "nibabel",
+        "network_data_format": {"inputs": {"image": inputs}, "outputs": {"pred": outputs}},
+    }
+
+
+def _plain_version(package: str) -> str:
+    """A version as PyPI has it, without a build's local part."""
+    return version(package).split("+", 1)[0]
+
+
+def _write_json(path: Path, content: Mapping[str, Any]) -> Path:
+    """JSON as the Model Zoo wants it: 4 spaces and a final newline; non-finite values refused."""
+    text = json.dumps(content, indent=4, ensure_ascii=False, allow_nan=False)
+    path.write_text(text + "\n", encoding="utf-8")
+    return path

@@ -1,0 +1,167 @@
+"""From scores to a width. NumPy only."""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+
+if TYPE_CHECKING:
+    from monai_xtiny.search import Rung, ScoreTable
+
+METHODS = ("paper",)
+MIN_WIDTHS = 5
+FORMAT_VERSION = 1
+
+
+@dataclass(frozen=True)
+class Selection:
+    """The chosen width, and what speaks for it.
+
+    Args:
+        method: the rule that chose.
+        max_features: the chosen width cap.
+        votes: share of the initialisations that chose each width, summing to 1.
+        confidence: in [0, 1]; ``None`` where one initialisation alone cannot tell.
+        table: the scores that the choice was made from.
+    """
+
+    method: str
+    max_features: int
+    votes: Mapping[int, float]
+    confidence: float | None
+    table: ScoreTable
+
+    @property
+    def rung(self) -> Rung:
+        """The row of the table that was chosen."""
+        return next(rung for rung in self.table.ladder if rung.max_features == self.max_features)
+
+
+def select_paper(widths: Sequence[int], sensitivities: Sequence[float]) -> int:
+    r"""Choose a width from one curve by the published rule.
+
+    Over the min-max normalised curve :math:`\tilde S`, with
+    :math:`d_i = |\tilde S(c_{i+1}) - \tilde S(c_i)|`, the split is where the variation grows most:
+
+    .. math:: k^* = \arg\max_{2 \le k \le n-3}
+        \Big[ \mathrm{mean}(d_{k-1} .. d_{n-2}) - \mathrm{mean}(d_0 .. d_{k-1}) \Big]
+
+    (the first on a tie; :math:`d_{k-1}` is in both means), and the width is :math:`c_{k^*-1}`.
+    Kimbowa et al. 2026, arXiv:2605.09639.
+
+    Args:
+        widths: width caps, descending.
+        sensitivities: mean sensitivity at each width.
+
+    Returns:
+        The chosen width.
+
+    Raises:
+        ValueError: the lengths differ, the widths do not descend, or fewer than 5 are finite.
+
+    >>> select_paper([512, 256, 128, 64, 32, 16, 8, 4, 2, 1], [1, 1, 1, 1, 1, 1, 1, 1, 1, 5])
+    8
+    """
+    caps = np.asarray(widths)
+    curve = np.asarray(sensitivities, dtype=np.float64)
+    if caps.ndim != 1 or caps.shape != curve.shape:
+        raise ValueError(f"{caps.size} widths and {curve.size} sensitivities: give one each")
+    if np.any(np.diff(caps) >= 0):
+        raise ValueError(f"the widths {list(widths)} must descend")
+    finite = np.isfinite(curve)
+    caps, curve = caps[finite], curve[finite]
+    count = len(caps)
+    if count < MIN_WIDTHS:
+        raise ValueError(
+            f"{count} widths with finite scores are too few to choose from: the rule needs "
+            f"{MIN_WIDTHS} (a ladder from at least 16 features)"
+        )
+    span = curve.max() - curve.min()
+    normalised = (curve - curve.min()) / span if span > 0 else np.zeros_like(curve)
+    variation = np.abs(np.diff(normalised))
+    splits = range(2, count - 2)
+    gains = [variation[k - 1 :].mean() - variation[:k].mean() for k in splits]
+    return int(caps[splits[int(np.argmax(gains))] - 1])
+
+
+def selection_to_dict(selection: Selection) -> dict[str, Any]:
+    """What ``docs/search.json`` says of the choice; the table's own fields are not in it."""
+    rung = selection.rung
+    return {
+        "format_version": FORMAT_VERSION,
+        "method": selection.method,
+        "selected": {
+            "max_features": rung.max_features,
+            "features_per_stage": list(rung.features_per_stage),
+            "num_parameters": rung.num_parameters,
+            "num_parameters_nnunet": rung.num_parameters_nnunet,
+        },
+        "confidence": selection.confidence,
+        "votes": {str(width): share for width, share in selection.votes.items()},
+    }
+
+
+def selection_from_dict(content: Mapping[str, Any], table: ScoreTable) -> Selection:
+    """The selection that :func:`selection_to_dict` wrote.
+
+    Raises:
+        ValueError: a field is missing, has another form, or names a width that is not in the table.
+    """
+    try:
+        selection = Selection(
+            method=str(content["method"]),
+            max_features=int(content["selected"]["max_features"]),
+            votes={int(width): float(share) for width, share in content["votes"].items()},
+            confidence=content["confidence"],
+            table=table,
+        )
+    except (KeyError, TypeError, AttributeError) as error:
+        raise ValueError(f"no selection ({error}): write it with monai_xtiny select") from error
+    if selection.max_features not in table.widths:
+        raise ValueError(
+            f"the selected width {selection.max_features} is not in the ladder {table.widths}"
+        )
+    return selection
+
+
+def check_method(method: str) -> str:
+    """Return the name of a rule, or refuse it.
+
+    Raises:
+        ValueError: there is no such rule.
+    """
+    if method not in METHODS:
+        raise ValueError(f"unknown method {method!r}: give one of {', '.join(METHODS)}")
+    return method
+
+
+def select_width(table: ScoreTable, method: str = "paper") -> Selection:
+    """Choose a width from a table of scores.
+
+    ``paper`` applies :func:`select_paper` to each initialisation's mean curve and takes the width
+    with the most votes, the wider on a tie; with one initialisation it is the published rule.
+
+    Args:
+        table: scores of every width and initialisation.
+        method: name of the rule.
+
+    Raises:
+        ValueError: the method is unknown, or the rule finds too few widths.
+    """
+    check_method(method)
+    widths = table.widths
+    curves = [table.curve(index) for index in range(len(table.seeds))]
+    counts = Counter(select_paper(widths, curve) for curve in curves)
+    chosen = max(counts, key=lambda width: (counts[width], width))
+    votes = {width: counts[width] / len(curves) for width in sorted(counts, reverse=True)}
+    return Selection(
+        method=method,
+        max_features=chosen,
+        votes=votes,
+        confidence=votes[chosen] if len(curves) > 1 else None,
+        table=table,
+    )
