@@ -31,11 +31,15 @@ _HOME = {
     "load_nnunet_plan": "nnunet",
 }
 
+_MODULES = frozenset((*_HOME.values(), "report"))
+
 __all__ = ["__version__", *_HOME]
 
 
 def __getattr__(name: str) -> Any:
-    """Load a public name from the module that defines it (PEP 562)."""
+    """Load a module, or a public name from the module that defines it (PEP 562)."""
+    if name in _MODULES:
+        return import_module(f"{__name__}.{name}")
     if name not in _HOME:
         raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
     return getattr(import_module(f"{__name__}.{_HOME[name]}"), name)

@@ -16,7 +16,7 @@ from collections.abc import Callable, Hashable, Iterable, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 import nibabel
 import numpy as np
@@ -126,8 +126,8 @@ def read_label_names(
     """Names of the classes, background first.
 
     Args:
-        images: what the search was pointed at; the ``labels`` of a ``dataset.json`` there (nnU-Net's
-            or MSD's) are used if no names are given. No label image is opened.
+        images: what the search was pointed at; the ``labels`` of a ``dataset.json`` there
+            (nnU-Net's or MSD's) are used if no names are given. No label image is opened.
         label_names: names, or one string with commas.
 
     Returns:
@@ -227,7 +227,7 @@ def read_headers(cases: Sequence[Case]) -> tuple[Header, ...]:
     """
     with ThreadPoolExecutor(max_workers=min(8, os.cpu_count() or 1)) as pool:
         headers = tuple(pool.map(_read_header, cases))
-    for case, header in zip(cases, headers):
+    for case, header in zip(cases, headers, strict=True):
         _check_agreement(case, header, cases[0], headers[0])
     return headers
 
@@ -251,7 +251,7 @@ def load_sample(
     """
     start = time.perf_counter()
     images: list[torch.Tensor] = []
-    for case in tqdm(cases, desc="loading", unit="image", disable=not progress, leave=False):
+    for case in tqdm(cases, desc="loading", unit="image", disable=None if progress else True, leave=False):
         image = _load_case(case, transform).as_subclass(torch.Tensor)
         if images and image.shape != images[0].shape:
             raise ValueError(
@@ -283,10 +283,10 @@ def measure_nonzero(cases: Sequence[Case], *, progress: bool = True) -> tuple[tu
         steps.append(Orientationd("image", axcodes="RAS", labels=None))
     transform = Compose(steps)
     shapes = []
-    for case in tqdm(cases, desc="planning", unit="image", disable=not progress, leave=False):
+    for case in tqdm(cases, desc="planning", unit="image", disable=None if progress else True, leave=False):
         image = _load_case(case, transform)
         start, end = generate_spatial_bounding_box(image, select_fn=lambda values: values != 0)
-        shapes.append(tuple(int(high - low) for low, high in zip(start, end)))
+        shapes.append(tuple(int(high - low) for low, high in zip(start, end, strict=True)))
     return tuple(shapes)
 
 
@@ -406,8 +406,8 @@ def _cases_of_datalist(path: Path) -> tuple[Case, ...]:
     cases = []
     for index, entry in enumerate(entries):
         image = entry.get("image") if isinstance(entry, dict) else entry
-        names = [image] if isinstance(image, str) else image
-        if not names or not all(isinstance(name, str) for name in names):
+        names = [image] if isinstance(image, str) else image or None
+        if not isinstance(names, list) or not all(isinstance(name, str) for name in names):
             raise ValueError(f"{str(path)!r}: training[{index}] has no 'image' path")
         files = [os.path.normpath(path.parent / name) for name in names]
         kind = _kind_of(files[0]) or ("dicom" if os.path.isdir(files[0]) else None)
@@ -560,7 +560,7 @@ def _read_header(case: Case) -> Header:
             raise ValueError(
                 f"case {case.name!r}: {_root_cause(error)} ({path}): repair or leave it out"
             ) from error
-    for path, header in zip(case.images, headers):
+    for path, header in zip(case.images, headers, strict=True):
         if header.shape != headers[0].shape:
             raise ValueError(
                 f"case {case.name!r}: the channels differ in shape, {headers[0].shape} and "
@@ -571,7 +571,7 @@ def _read_header(case: Case) -> Header:
 
 def _nifti_header(path: str) -> Header:
     """Header of a NIfTI file, axes brought to RAS order."""
-    image = nibabel.load(path)
+    image = cast(nibabel.Nifti1Image, nibabel.load(path))
     shape = tuple(int(size) for size in image.shape)
     while len(shape) > 3 and shape[-1] == 1:
         shape = shape[:-1]

@@ -108,7 +108,7 @@ class SensitivityHandler:
         engine.state.metrics[self.name] = float(values.mean())
         bad = [
             f"{case} ({value})"
-            for case, value in zip(cases, values.tolist())
+            for case, value in zip(cases, values.tolist(), strict=True)
             if not torch.isfinite(torch.tensor(value))
         ]
         if bad:

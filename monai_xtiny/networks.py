@@ -148,7 +148,7 @@ def num_parameters_nnunet(plan: UNetPlan, max_features: int | None = None) -> in
 
     total = 0
     inputs = plan.in_channels
-    for outputs, kernel in zip(features, plan.kernel_size):
+    for outputs, kernel in zip(features, plan.kernel_size, strict=True):
         total += stage(inputs, outputs, kernel)
         inputs = outputs
     for level, outputs in enumerate(features[:-1]):

@@ -118,7 +118,7 @@ class UNetPlan:
                 f"spacing {self.spacing} and features {self.features_per_stage} must be positive"
             )
         divisor = [prod(stride[axis] for stride in self.strides) for axis in range(len(axes[0]))]
-        if any(size % factor for size, factor in zip(self.patch_size, divisor)):
+        if any(size % factor for size, factor in zip(self.patch_size, divisor, strict=True)):
             raise ValueError(
                 f"the patch {self.patch_size} is not divisible by the strides' product {divisor}"
             )
@@ -204,7 +204,7 @@ def extract_fingerprint(
     full_shapes = [header.shape for header in headers]
     kept = np.median(np.divide(boxes, full_shapes[: len(boxes)]), axis=0)
     rest = [
-        tuple(max(1, round(size * share)) for size, share in zip(shape, kept))
+        tuple(max(1, round(size * share)) for size, share in zip(shape, kept, strict=True))
         for shape in full_shapes[len(boxes) :]
     ]
     return Fingerprint(
@@ -239,9 +239,9 @@ def plan_fingerprint(
     resampled = [
         [
             int(round(float(old) / float(new) * float(size)))
-            for old, new, size in zip(spacing, target, shape)
+            for old, new, size in zip(spacing, target, shape, strict=True)
         ]
-        for spacing, shape in zip(spacings, shapes)
+        for spacing, shape in zip(spacings, shapes, strict=True)
     ]
     median_shape = np.median(resampled, axis=0)[order]
     is_flat = median_shape[0] == 1
@@ -250,9 +250,9 @@ def plan_fingerprint(
     if spatial_dims == 3 and is_flat:
         raise ValueError("a 3D plan for single slices: give --spatial_dims 2")
     axes = order if spatial_dims == 3 else order[1:]
-    spacing = target[axes]
+    spacing = target[axes].tolist()
     patch_size, strides, kernels = _fit_topology(
-        spacing, median_shape[-spatial_dims:], out_channels
+        spacing, median_shape[-spatial_dims:].tolist(), out_channels
     )
 
     # Back from nnU-Net's order: sort by its axis, then reverse to (x, y[, z]).
@@ -294,18 +294,20 @@ def _target_spacing(shapes: np.ndarray, spacings: np.ndarray) -> np.ndarray:
 
 
 def _fit_topology(
-    spacing: np.ndarray, median_shape: np.ndarray, out_channels: int
+    spacing: Sequence[float], median_shape: Sequence[float], out_channels: int
 ) -> tuple[list[int], list[list[int]], list[list[int]]]:
     """Largest patch of the median's aspect that fits nnU-Net's reference, with its topology."""
     dims = len(spacing)
     fineness = 1 / np.asarray(spacing)
     initial = fineness * (_INITIAL_VOXELS[dims] / np.prod(fineness)) ** (1 / dims)
-    patch = [min(round(size), limit) for size, limit in zip(initial, median_shape)]
+    patch = [min(round(size), limit) for size, limit in zip(initial, median_shape, strict=True)]
     strides, kernels, patch, divisors = _topology(spacing, patch)
     limit = _REFERENCE_VOXELS[dims]
     while _feature_map_voxels(patch, strides, out_channels) / _REFERENCE_BATCH[dims] * 2 > limit:
         # Shrink the axis that is largest against the median; ties go to the last.
-        axis = int(np.argsort([size / full for size, full in zip(patch, median_shape)])[-1])
+        axis = int(
+            np.argsort([size / full for size, full in zip(patch, median_shape, strict=True)])[-1]
+        )
         smaller = list(patch)
         smaller[axis] -= divisors[axis]
         # The step is the divisor of the smaller patch: with the larger one valid sizes are skipped.
@@ -343,7 +345,9 @@ def _topology(
         strides.append([2 if axis in poolable else 1 for axis in range(dims)])
         kernels.append(list(kernel))
     kernels.append([3] * dims)
-    padded = [int(ceil(size / step) * step) for size, step in zip(patch_size, divisors)]
+    padded = [
+        int(ceil(size / step) * step) for size, step in zip(patch_size, divisors, strict=True)
+    ]
     return strides, kernels, padded, divisors
 
 
@@ -355,10 +359,12 @@ def _feature_map_voxels(
     total = 0
     sizes = []
     size = list(patch_size)
-    for stride, channels in zip(strides, features):
-        size = [edge // step for edge, step in zip(size, stride)]
+    for stride, channels in zip(strides, features, strict=True):
+        size = [edge // step for edge, step in zip(size, stride, strict=True)]
         sizes.append(prod(size))
         total += 2 * channels * sizes[-1]
     # Each decoder level: a transposed convolution and two convolutions.
-    total += sum(3 * channels * voxels for channels, voxels in zip(features[:-1], sizes[:-1]))
+    total += sum(
+        3 * channels * voxels for channels, voxels in zip(features[:-1], sizes[:-1], strict=True)
+    )
     return total + out_channels * sizes[0]

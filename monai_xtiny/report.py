@@ -32,7 +32,9 @@ def ladder_table(selection: Selection) -> str:
         )
     sizes = [max(len(row[column]) for row in rows) for column in range(5)]
     return "\n".join(
-        "  ".join([*(cell.rjust(size) for cell, size in zip(row, sizes)), row[-1]]).rstrip()
+        "  ".join(
+            [*(cell.rjust(size) for cell, size in zip(row[:5], sizes, strict=True)), row[-1]]
+        ).rstrip()
         for row in rows
     )
 

@@ -7,12 +7,11 @@ import time
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass
 from importlib.metadata import version
-from typing import Any
+from typing import Any, cast
 
 import ignite.distributed as idist
 import torch
 from ignite.engine import Engine
-from monai.data import DataLoader, Dataset
 from tqdm import tqdm
 
 import monai_xtiny
@@ -129,13 +128,15 @@ def run_search(
     widths = width_ladder(plan)
     units = [(width, seed) for width in widths for seed in seeds]
     mine = units[idist.get_rank() :: idist.get_world_size()]
-    batches = DataLoader(Dataset([{"image": image} for image in sample.images]), batch_size=1)
+    # A list and no DataLoader, which would draw its seed from the global generator.
+    batches = [{"image": image[None]} for image in sample.images]
     scored: dict[tuple[int, int], tuple[float, ...]] = {}
     show = progress and idist.get_rank() == 0
-    for width, seed in tqdm(mine, desc="scoring", unit="network", disable=not show, leave=False):
+    for width, seed in tqdm(mine, desc="scoring", unit="network", disable=None if show else True, leave=False):
         scored[width, seed] = _score_unit(batches, plan, width, seed, target, sample.names)
     if idist.get_world_size() > 1:
-        for part in idist.all_gather(scored):
+        parts = cast(list[dict[tuple[int, int], tuple[float, ...]]], idist.all_gather(scored))
+        for part in parts:
             scored.update(part)
     ladder = tuple(
         _make_rung(plan, width, tuple(scored[width, seed] for seed in seeds)) for width in widths
@@ -220,7 +221,7 @@ def _check_sample(sample: Sample, plan: UNetPlan, seeds: Sequence[int]) -> None:
             f"{len(sample.images)} images and {len(seeds)} seeds: give at least one of each"
         )
     expected = (plan.in_channels, *plan.patch_size)
-    for name, image in zip(sample.names, sample.images):
+    for name, image in zip(sample.names, sample.images, strict=True):
         if tuple(image.shape) != expected:
             raise ValueError(
                 f"{name}: shape {tuple(image.shape)} after the transforms, the plan needs "
@@ -229,7 +230,7 @@ def _check_sample(sample: Sample, plan: UNetPlan, seeds: Sequence[int]) -> None:
 
 
 def _score_unit(
-    batches: DataLoader,
+    batches: Sequence[Mapping[str, torch.Tensor]],
     plan: UNetPlan,
     width: int,
     seed: int,
@@ -240,19 +241,20 @@ def _score_unit(
     network = build_network(plan, width, seed=seed, device=device)
     engine = Engine(lambda engine, batch: None)
     # Ranks score different networks: nothing to gather inside a unit.
-    SensitivityHandler(network, gather=False).attach(engine)
+    handler = SensitivityHandler(network, gather=False)
+    handler.attach(engine)
     try:
         state = engine.run(batches)
     except ValueError as error:
-        values = getattr(engine.state, "sensitivity", None)
+        values = getattr(engine.state, handler.name, None)
         if values is None:
             raise
-        bad = [name for name, value in zip(names, values) if not torch.isfinite(value)]
+        bad = [name for name, value in zip(names, values, strict=True) if not torch.isfinite(value)]
         raise ValueError(
             f"width {width}, seed {seed}: the sensitivity is not finite on {', '.join(bad)}: "
             "check the intensities"
         ) from error
-    return tuple(state.sensitivity.tolist())
+    return tuple(getattr(state, handler.name).tolist())
 
 
 def _make_rung(plan: UNetPlan, width: int, sensitivity: tuple[tuple[float, ...], ...]) -> Rung:

@@ -1,0 +1,102 @@
+from __future__ import annotations
+
+import json
+import os
+from pathlib import Path
+
+import nibabel
+import numpy as np
+import pytest
+import torch
+from PIL import Image
+
+from monai_xtiny.data import Sample
+from monai_xtiny.plan import UNetPlan
+
+DATA = Path(__file__).parent / "data"
+
+
+@pytest.fixture(scope="session")
+def golden() -> dict:
+    """Facts to match: selections of the published rule, and plans of nnU-Net."""
+    return {path.stem: json.loads(path.read_text()) for path in DATA.glob("*.json")}
+
+
+@pytest.fixture(scope="session")
+def real_data() -> Path:
+    """Folder with the data sets of the README; a test without them says so."""
+    root = os.environ.get("XTINY_DATA")
+    if not root or not Path(root).is_dir():
+        pytest.skip("XTINY_DATA does not name the folder of the real data sets")
+    return Path(root)
+
+
+@pytest.fixture
+def plan_2d() -> UNetPlan:
+    """A small 2D plan of four stages."""
+    return UNetPlan(
+        2, 1, 2, (1, 1), (32, 48), ((3, 3),) * 4, ((1, 1), *((2, 2),) * 3), (32, 64, 128, 256)
+    )
+
+
+@pytest.fixture
+def plan_3d() -> UNetPlan:
+    """A small anisotropic 3D plan of three stages."""
+    return UNetPlan(
+        3,
+        2,
+        3,
+        (1.5, 1.5, 5.0),
+        (24, 16, 6),
+        ((3, 3, 1), (3, 3, 3), (3, 3, 3)),
+        ((1, 1, 1), (2, 2, 1), (2, 2, 2)),
+        (32, 64, 128),
+    )
+
+
+@pytest.fixture
+def sample_2d(plan_2d: UNetPlan) -> Sample:
+    """Three random images of the 2D plan."""
+    generator = torch.Generator().manual_seed(0)
+    shape = (plan_2d.in_channels, *plan_2d.patch_size)
+    images = tuple(torch.randn(shape, generator=generator) for _ in range(3))
+    return Sample(("a.png", "b.png", "c.png"), images)
+
+
+def texture(shape: tuple[int, ...], seed: int) -> np.ndarray:
+    """Smooth random field in 0..255, of the given shape."""
+    from scipy.ndimage import gaussian_filter
+
+    field = gaussian_filter(np.random.default_rng(seed).normal(size=shape), 1.5)
+    field -= field.min()
+    return (1 + 254 * field / field.max()).astype(np.uint8)
+
+
+def write_png(path: Path, shape: tuple[int, ...] = (20, 24), seed: int = 0) -> Path:
+    """A PNG of (height, width[, 3])."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    Image.fromarray(texture(shape, seed)).save(path)
+    return path
+
+
+def write_nifti(
+    path: Path,
+    shape: tuple[int, ...] = (20, 24, 18),
+    seed: int = 0,
+    affine: np.ndarray | None = None,
+    values: np.ndarray | None = None,
+) -> Path:
+    """A NIfTI volume of the given shape."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    voxels = texture(shape, seed).astype(np.float32) if values is None else values
+    nibabel.save(nibabel.Nifti1Image(voxels, np.eye(4) if affine is None else affine), path)
+    return path
+
+
+@pytest.fixture
+def png_folder(tmp_path: Path) -> Path:
+    """A folder of six small PNGs."""
+    folder = tmp_path / "images"
+    for index in range(6):
+        write_png(folder / f"case{index}.png", seed=index)
+    return folder

@@ -1,0 +1,386 @@
+from __future__ import annotations
+
+import json
+import subprocess
+import sys
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from monai_xtiny.__main__ import main
+from tests.conftest import write_nifti, write_png
+
+PAYLOAD = "__import__('pathlib').Path('pwned').touch()"
+
+
+def run_main(*arguments: object) -> int:
+    """Exit status of the command line, in this process."""
+    try:
+        main([str(argument) for argument in arguments])
+    except SystemExit as stop:
+        return int(stop.code or 0)
+    return 0
+
+
+def refused(capsys, *arguments: object) -> str:
+    """The one line on stderr of a command that must end with status 2."""
+    capsys.readouterr()
+    assert run_main(*arguments) == 2
+    lines = capsys.readouterr().err.strip().splitlines()
+    assert len(lines) == 1, lines
+    assert lines[0].startswith("error: ")
+    return lines[0]
+
+
+def snapshot(folder: Path) -> set[str]:
+    return {str(path.relative_to(folder)) for path in folder.rglob("*")}
+
+
+def no_images(folder: Path) -> None:
+    pass
+
+
+def truncated_nifti(folder: Path) -> None:
+    path = write_nifti(folder / "scan.nii.gz")
+    path.write_bytes(path.read_bytes()[: path.stat().st_size // 2])
+
+
+def nan_voxels(folder: Path) -> None:
+    values = np.random.default_rng(0).normal(size=(20, 24, 18)).astype(np.float32)
+    values[3, 4, 5] = np.nan
+    write_nifti(folder / "scan.nii.gz", values=values)
+
+
+def infinite_voxels(folder: Path) -> None:
+    values = np.random.default_rng(0).normal(size=(20, 24, 18)).astype(np.float32)
+    values[3, 4, 5] = np.inf
+    write_nifti(folder / "scan.nii.gz", values=values)
+
+
+def constant_image(folder: Path) -> None:
+    write_nifti(folder / "scan.nii.gz", values=np.full((20, 24, 18), 7, dtype=np.float32))
+
+
+def differing_channels(folder: Path) -> None:
+    write_png(folder / "a.png")
+    write_png(folder / "scan.png", (20, 24, 3))
+
+
+def differing_dimensions(folder: Path) -> None:
+    write_nifti(folder / "a.nii.gz")
+    write_nifti(folder / "scan.nii.gz", (30, 30))
+
+
+def four_dimensions(folder: Path) -> None:
+    write_nifti(folder / "scan.nii.gz", (20, 24, 18, 3))
+
+
+def unreadable(folder: Path) -> None:
+    (folder / "scan.png").write_bytes(b"this is no image")
+
+
+def a_folder_for_a_file(folder: Path) -> None:
+    (folder / "scan.png").mkdir()
+
+
+def tiny_images(folder: Path) -> None:
+    write_png(folder / "scan.png", (8, 8))
+
+
+@pytest.mark.parametrize(
+    "make, what",
+    [
+        (no_images, "no images in"),
+        (truncated_nifti, "cannot be read"),
+        (nan_voxels, "1 voxels are NaN or infinite"),
+        (infinite_voxels, "1 voxels are NaN or infinite"),
+        (constant_image, "constant (7.0 everywhere)"),
+        (differing_channels, "3 channels, but 'a.png' has 1"),
+        (differing_dimensions, "is 2D, but 'a.nii.gz' is 3D"),
+        (four_dimensions, "a 4D volume"),
+        (unreadable, "cannot be read"),
+        (a_folder_for_a_file, "cannot be read"),
+        (tiny_images, "too small"),
+    ],
+    ids=lambda value: getattr(value, "__name__", ""),
+)
+@pytest.mark.parametrize("reach", ["planning", "loading"])
+def test_search_refuses_bad_images(capsys, tmp_path, make, what, reach) -> None:
+    folder = tmp_path / "images"
+    folder.mkdir()
+    make(folder)
+    before = snapshot(tmp_path)
+    arguments = ["search", "--images", folder, "--bundle", tmp_path / "out" / "x_segmentation"]
+    if reach == "loading":  # a given plan leaves the finding to the loading
+        plans = Path(__file__).parent / "data" / "nnUNetPlans_Dataset004_Hippocampus.json"
+        arguments += ["--plans", plans]
+        if make is tiny_images:
+            pytest.skip("nnU-Net's plan pads small images")
+    line = refused(capsys, *arguments)
+    assert what in line
+    if make not in (no_images, tiny_images):
+        assert "scan" in line
+    assert snapshot(tmp_path) == before
+
+
+@pytest.mark.parametrize(
+    "options, what",
+    [
+        (("--device", "abacus"), "device 'abacus' is unknown"),
+        (("--device", "cuda:77"), "device 'cuda:77' is unknown or not available"),
+        (("--method", "best"), "unknown method 'best'"),
+        (("--spatial_dims", "4"), "--spatial_dims is 4"),
+        (("--spatial_dims", "3"), "a 3D plan for single slices"),
+        (("--num_images", "0"), "num_images is 0"),
+        (("--num_images", "some"), "--num_images is 'some'"),
+        (("--num_seeds", "0"), "--num_seeds is 0"),
+        (("--seed", "one"), "--seed is 'one'"),
+        (("--label_names", "one"), "two or more different ones"),
+        (("--plans", "nowhere.json"), "no such file: 'nowhere.json'"),
+        (("--config_file", "nowhere.json"), "no such file: 'nowhere.json'"),
+        (("--method", f"${PAYLOAD}"), "which MONAI's configs evaluate"),
+        (("--device", f"${PAYLOAD}"), "which MONAI's configs evaluate"),
+        (("--configuration", f"${PAYLOAD}"), "which MONAI's configs evaluate"),
+        (("--label_names", f"background,${PAYLOAD}"), "which MONAI's configs evaluate"),
+        (("--label_names", "background,@bundle"), "which MONAI's configs evaluate"),
+        (("--label_names", "background,%search.json"), "which MONAI's configs evaluate"),
+        (("--label_names", "background,a#b"), "which MONAI's configs split at"),
+        (("--label_names", "background,a::b"), "which MONAI's configs split at"),
+    ],
+    ids=lambda value: " ".join(value) if isinstance(value, tuple) else "",
+)
+def test_search_refuses_bad_options(
+    capsys, tmp_path, monkeypatch, png_folder, options, what
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    before = snapshot(tmp_path)
+    arguments = ("search", "--images", png_folder, "--bundle", tmp_path / "x_segmentation")
+    assert what in refused(capsys, *arguments, *options)
+    assert snapshot(tmp_path) == before
+
+
+@pytest.mark.parametrize("name", [f"${PAYLOAD}", "@images", "%search.json", "a#b", "a::b"])
+def test_search_refuses_bundle_names_that_are_code(
+    capsys, tmp_path, monkeypatch, png_folder, name
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    before = snapshot(tmp_path)
+    for bundle in (name, tmp_path / name):
+        refused(capsys, "search", "--images", png_folder, "--bundle", bundle)
+    assert snapshot(tmp_path) == before
+
+
+@pytest.mark.parametrize("name", [f"${PAYLOAD}", "@images", "%search.json", "a#b", "a::b"])
+def test_search_takes_image_paths_that_look_like_code_as_they_are(
+    capsys, tmp_path, monkeypatch, name
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    for index in range(2):
+        write_png(tmp_path / name / f"{name.replace('/', '')}{index}.png", seed=index)
+    assert run_main("search", "--images", name, "--bundle", "out/x_segmentation") == 0
+    search = json.loads(Path("out/x_segmentation/docs/search.json").read_text())
+    assert search["images"] == [f"{name}{index}.png" for index in range(2)]
+    assert not Path("pwned").exists()
+
+
+def test_search_refuses_labels_that_are_code_in_a_data_set(
+    capsys, tmp_path, monkeypatch, png_folder
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    (png_folder / "dataset.json").write_text(
+        json.dumps({"labels": {"background": 0, f"${PAYLOAD}": 1}})
+    )
+    line = refused(capsys, "search", "--images", png_folder, "--bundle", "x_segmentation")
+    assert "which MONAI's configs evaluate" in line
+    assert not Path("pwned").exists()
+
+
+def test_search_refuses_a_folder_that_is_not_empty(capsys, tmp_path, png_folder) -> None:
+    bundle = tmp_path / "x_segmentation"
+    bundle.mkdir()
+    (bundle / "precious.txt").write_text("mine")
+    command = ("search", "--images", png_folder, "--bundle", bundle)
+    assert "exists and is not empty" in refused(capsys, *command)
+    assert "is no bundle" in refused(capsys, *command, "--overwrite")
+    assert snapshot(bundle) == {"precious.txt"}
+
+
+def test_search_refuses_a_file_as_parent(capsys, tmp_path, png_folder) -> None:
+    (tmp_path / "file").write_text("")
+    bundle = tmp_path / "file" / "x_segmentation"
+    assert "is a file" in refused(capsys, "search", "--images", png_folder, "--bundle", bundle)
+
+
+def test_search_refuses_a_short_ladder(capsys, tmp_path, png_folder) -> None:
+    plans = json.loads(
+        (Path(__file__).parent / "data" / "nnUNetPlans_Dataset076_DSB2018Fluo.json").read_text()
+    )
+    settings = plans["configurations"]["2d"]
+    settings["architecture"]["arch_kwargs"]["features_per_stage"] = [8] * 7
+    (tmp_path / "plans.json").write_text(json.dumps(plans))
+    command = ("search", "--images", png_folder, "--bundle", tmp_path / "x_segmentation")
+    line = refused(capsys, *command, "--plans", tmp_path / "plans.json")
+    assert "the ladder 8, 4, 2, 1 has 4 widths" in line
+
+
+def test_search_runs_nothing_for_a_misspelt_option(capsys, tmp_path, png_folder) -> None:
+    bundle = tmp_path / "x_segmentation"
+    assert run_main("search", "--images", png_folder, "--bundle", bundle, "--sed", "1") == 2
+    assert "--sed" in capsys.readouterr().err
+    assert not bundle.exists()
+
+
+def test_debug_shows_the_traceback(capsys, tmp_path) -> None:
+    command = ("search", "--images", tmp_path, "--bundle", tmp_path / "x_segmentation")
+    assert run_main(*command, "--debug") == 2
+    assert "Traceback" in capsys.readouterr().err
+
+
+def test_search_works_with_spaces_and_letters_of_all_scripts(capsys, tmp_path, monkeypatch) -> None:
+    monkeypatch.chdir(tmp_path)
+    for index in range(2):
+        write_png(tmp_path / "Größe 脳" / f"Bild {index} é.png", seed=index)
+    bundle = "Ergebnis é/脳 bundle_segmentation"
+    labels = "Hintergrund,Zelle größer"
+    command = ("search", "--images", "Größe 脳", "--bundle", bundle, "--label_names", labels)
+    assert run_main(*command) == 0
+    out = capsys.readouterr().out
+    assert "<- selected" in out
+    metadata = json.loads((Path(bundle) / "configs" / "metadata.json").read_text())
+    outputs = metadata["network_data_format"]["outputs"]["pred"]
+    assert outputs["channel_def"] == {"0": "Hintergrund", "1": "Zelle größer"}
+
+
+def test_search_twice_gives_the_same_scores_and_weights(tmp_path, png_folder) -> None:
+    for name in ("a_segmentation", "b_segmentation"):
+        assert run_main("search", "--images", png_folder, "--bundle", tmp_path / name) == 0
+    first, second = (
+        json.loads((tmp_path / name / "docs" / "search.json").read_text())
+        for name in ("a_segmentation", "b_segmentation")
+    )
+    first.pop("seconds"), second.pop("seconds")
+    assert first == second
+    weights = [
+        (tmp_path / name / "models" / "model.pt").read_bytes()
+        for name in ("a_segmentation", "b_segmentation")
+    ]
+    assert weights[0] == weights[1]
+
+
+def test_search_overwrites_a_bundle_when_told(tmp_path, png_folder) -> None:
+    bundle = tmp_path / "x_segmentation"
+    command = ("search", "--images", png_folder, "--bundle", bundle)
+    assert run_main(*command) == 0
+    assert run_main(*command, "--seed", "1", "--overwrite") == 0
+    assert json.loads((bundle / "docs" / "search.json").read_text())["seeds"] == [1]
+    assert snapshot(tmp_path) & {"x_segmentation"} and not list(tmp_path.glob(".x_*"))
+
+
+def test_the_stages_one_by_one_give_what_search_gives(capsys, tmp_path, png_folder) -> None:
+    whole, parts = tmp_path / "whole_segmentation", tmp_path / "parts_segmentation"
+    labels = ("--label_names", "background,cell")
+    assert run_main("search", "--images", png_folder, "--bundle", whole, *labels) == 0
+    plan, scores, search = (tmp_path / f"{name}.json" for name in ("plan", "scores", "search"))
+    assert run_main("plan", "--images", png_folder, "--output", plan) == 0
+    assert run_main("score", "--images", png_folder, "--output", scores) == 0
+    assert run_main("select", "--scores", scores, "--output", search) == 0
+    assert run_main("export", "--search", search, "--bundle", parts, *labels) == 0
+    assert run_main("report", "--search", parts, "--output", tmp_path / "curve.png") == 0
+    expected = json.loads((whole / "docs" / "search.json").read_text())
+    assert json.loads(plan.read_text()) == expected["plan"]
+    found = json.loads((parts / "docs" / "search.json").read_text())
+    expected.pop("seconds"), found.pop("seconds")
+    assert found == expected
+    curve = (tmp_path / "curve.png").read_bytes()
+    assert curve == (whole / "docs" / "sensitivity.png").read_bytes()
+    for name in ("train", "inference"):
+        theirs, ours = ((b / "configs" / f"{name}.json").read_text() for b in (whole, parts))
+        assert ours == theirs
+
+
+def test_search_takes_nnunets_plan(tmp_path, png_folder) -> None:
+    plans = Path(__file__).parent / "data" / "nnUNetPlans_Dataset004_Hippocampus.json"
+    bundle = tmp_path / "x_segmentation"
+    command = ("search", "--images", png_folder, "--bundle", bundle, "--plans", plans)
+    assert run_main(*command, "--num_images", "1") == 0
+    plan = json.loads((bundle / "docs" / "search.json").read_text())["plan"]
+    assert plan["patch_size"] == [40, 56]  # nnU-Net writes rows first: [56, 40]
+    assert plan["slice_axis"] is None
+    assert len(plan["strides"]) == 4
+
+
+@pytest.mark.slow
+def test_monai_bundle_runs_the_same_config_with_other_transforms(tmp_path, png_folder) -> None:
+    root = Path(__file__).parent.parent
+    config = json.loads((root / "configs" / "search.json").read_text())
+    for transform in config["preprocessing"]["transforms"]:
+        if transform["_target_"] == "NormalizeIntensityd":
+            transform.clear()
+            transform.update({"_target_": "ScaleIntensityd", "keys": "image"})
+    (tmp_path / "configs").mkdir()
+    changed = tmp_path / "configs" / "search.json"
+    changed.write_text(json.dumps(config))
+    results = {}
+    for name, file in (("same", root / "configs" / "search.json"), ("other", changed)):
+        bundle = tmp_path / f"{name}_segmentation"
+        command = [sys.executable, "-m", "monai.bundle", "run", "--config_file", str(file)]
+        command += ["--images", str(png_folder), "--bundle", str(bundle)]
+        command += ["--label_names", "background,cell"]
+        done = subprocess.run(command, cwd=tmp_path, capture_output=True, text=True, check=False)
+        assert done.returncode == 0, done.stderr
+        results[name] = json.loads((bundle / "docs" / "search.json").read_text())["ladder"]
+    bundle = tmp_path / "cli_segmentation"
+    assert run_main("search", "--images", png_folder, "--bundle", bundle) == 0
+    assert json.loads((bundle / "docs" / "search.json").read_text())["ladder"] == results["same"]
+    assert results["other"] != results["same"]
+
+
+NEVER_OPENS_LABELS = """
+import sys
+def audit(event, arguments):
+    if event in ("open", "os.listdir", "os.scandir") and "labelsTr" in str(arguments[0]):
+        print("looked at", arguments[0], file=sys.stderr)
+        import os; os._exit(99)
+sys.addaudithook(audit)
+from monai_xtiny.__main__ import main
+main(sys.argv[1:])
+"""
+
+
+@pytest.mark.slow
+def test_search_never_looks_at_labels(tmp_path) -> None:
+    root = tmp_path / "Dataset001"
+    for index in range(3):
+        write_png(root / "imagesTr" / f"c{index}_0000.png", seed=index)
+    labels = root / "labelsTr"
+    labels.mkdir()
+    for index in range(3):
+        (labels / f"c{index}.png").write_bytes(b"a label that nothing can read")
+    labels.chmod(0)
+    bundle = tmp_path / "x_segmentation"
+    command = [sys.executable, "-c", NEVER_OPENS_LABELS, "search"]
+    command += ["--images", str(root), "--bundle", str(bundle)]
+    try:
+        done = subprocess.run(command, capture_output=True, text=True, check=False)
+    finally:
+        labels.chmod(0o700)
+    assert done.returncode == 0, done.stderr
+    assert (bundle / "docs" / "search.json").is_file()
+    probe = [sys.executable, "-c", NEVER_OPENS_LABELS, "search", "--images", str(labels)]
+    caught = subprocess.run(
+        [*probe, "--bundle", str(tmp_path / "y")], capture_output=True, text=True, check=False
+    )
+    assert caught.returncode == 99  # the hook does catch a look
+
+
+@pytest.mark.slow
+def test_the_module_and_the_console_script_are_the_command_line(tmp_path) -> None:
+    script = Path(sys.executable).with_name("monai-xtiny")
+    for start in ([sys.executable, "-m", "monai_xtiny"], [str(script)]):
+        done = subprocess.run(
+            [*start, "plan", "--images", str(tmp_path)], capture_output=True, text=True, check=False
+        )
+        assert done.returncode == 2
+        assert done.stderr.startswith("error: no images in")
+        assert len(done.stderr.strip().splitlines()) == 1
