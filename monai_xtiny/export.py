@@ -211,7 +211,7 @@ def _write_bundle(
         item.mkdir()
     for workflow in ("train", "inference"):
         config = _merged(workflow, kind, templates)
-        config.update(_plan_keys(selection, config))
+        config.update(_plan_keys(selection, kind))
         _write_json(configs / f"{workflow}.json", config)
     for workflow in ("evaluate", "multi_gpu_train"):
         _write_json(configs / f"{workflow}.json", _merged(workflow, kind, templates))
@@ -239,24 +239,25 @@ def _merged(workflow: str, kind: str, templates: Path) -> dict[str, Any]:
                 config[key] = {**config[key], **value}
             else:
                 config[key] = value
+    if kind == "images":
+        config.pop("spacing", None)
     return config
 
 
-def _plan_keys(selection: Selection, config: Mapping[str, Any]) -> dict[str, Any]:
-    """The template's keys that the plan decides; each must be in the template."""
+def _plan_keys(selection: Selection, kind: str) -> dict[str, Any]:
+    """The templates' keys that the plan decides."""
     plan = selection.table.plan
-    values = {
-        "network_def": {
-            "_target_": "DynUNet",
-            **network_config(plan, selection.max_features),
-        },
+    keys: dict[str, Any] = {
+        "network_def": {"_target_": "DynUNet", **network_config(plan, selection.max_features)},
         "in_channels": plan.in_channels,
         "num_classes": plan.out_channels,
         "patch_size": list(plan.patch_size),
-        "spacing": list(plan.pixdim),
-        "slice_axis": plan.slice_axis,
     }
-    return {key: value for key, value in values.items() if key in config}
+    if kind != "images":
+        keys["spacing"] = list(plan.pixdim)
+    if kind == "slices":
+        keys["slice_axis"] = plan.slice_axis
+    return keys
 
 
 def _metadata(selection: Selection, name: str, label_names: tuple[str, ...]) -> dict[str, Any]:

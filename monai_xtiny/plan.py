@@ -108,7 +108,7 @@ class UNetPlan:
         if stages < 3:
             raise ValueError(
                 f"a patch of {self.patch_size} voxels leaves {stages} stages, and a U-Net needs 3: "
-                "the images are too small"
+                "the images are too small, or too thin along an axis"
             )
         axes = (self.spacing, self.patch_size, *self.kernel_size, *self.strides)
         if any(len(values) != self.spatial_dims for values in axes):

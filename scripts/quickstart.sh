@@ -1,0 +1,67 @@
+#!/usr/bin/env bash
+# The main job from nothing: search, train for a few epochs, infer, look.
+# usage: bash scripts/quickstart.sh [--images DIR] [--output DIR] [--epochs N] [--label_names A,B]
+#   without --images: axial slices of the MNI152 template with its grey and white matter
+set -euo pipefail
+cd "$(dirname "$0")/.."
+
+images= output=quickstart epochs=20 label_names=
+while [ $# -gt 0 ]; do
+    case $1 in
+        --images | --output | --epochs | --label_names)
+            [ $# -gt 1 ] || { echo "error: $1 needs a value" >&2; exit 2; }
+            declare "${1#--}=$2"
+            shift 2
+            ;;
+        *)
+            sed -n '2,4s/^# //p' "$0" >&2
+            exit 2
+            ;;
+    esac
+done
+
+started=$SECONDS
+EXTRAS=demo
+. scripts/environment.sh
+export PYTHONWARNINGS=ignore
+
+mkdir -p "$output"
+if [ -z "$images" ]; then
+    images=$output/Dataset001_MNI152
+    [ -d "$images" ] || python scripts/make_demo_data.py --output "$images"
+fi
+bundle=$output/quickstart_segmentation
+predictions=$output/predictions
+rm -rf "$predictions"
+
+echo "== search: which width do these images need?"
+python -m monai_xtiny search --images "$images" --bundle "$bundle" --overwrite \
+    ${label_names:+--label_names "$label_names"}
+
+if [ ! -d "$images/labelsTr" ]; then
+    echo "no labels in $images/labelsTr, so nothing is trained. With labels:"
+    echo "  cd $bundle && python -m monai.bundle run --config_file configs/train.json --dataset_dir DATA"
+    echo "curve: $bundle/docs/sensitivity.png"
+    exit 0
+fi
+
+held_out=imagesTs labels=labelsTs
+[ -d "$images/imagesTs" ] && [ -d "$images/labelsTs" ] || held_out=imagesTr labels=labelsTr
+images=$(cd "$images" && pwd)
+bundle=$(cd "$bundle" && pwd)
+run() {
+    echo "== $1"
+    shift
+    if ! python -m monai.bundle run "$@" --bundle_root "$bundle" >"$output/last.log" 2>&1; then
+        tail -n 20 "$output/last.log" >&2
+        exit 1
+    fi
+}
+run "train for $epochs epochs" --config_file "$bundle/configs/train.json" \
+    --dataset_dir "$images" --epochs "$epochs" --val_interval 5
+run "infer on $held_out" --config_file "$bundle/configs/inference.json" \
+    --dataset_dir "$images/$held_out" --output_dir "$predictions"
+
+python scripts/show_predictions.py --bundle "$bundle" --images "$images/$held_out" \
+    --labels "$images/$labels" --predictions "$predictions" --output "$output/overlay.png"
+echo "done in $((SECONDS - started)) s"

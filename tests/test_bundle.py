@@ -1,0 +1,272 @@
+"""Emitted bundles, run as their users run them: python -m monai.bundle in another process."""
+
+from __future__ import annotations
+
+import csv
+import json
+import os
+import subprocess
+import sys
+from dataclasses import dataclass
+from pathlib import Path
+
+import nibabel
+import numpy as np
+import pytest
+import torch
+from monai.bundle import ConfigParser, ConfigWorkflow, verify_metadata, verify_net_in_out
+from PIL import Image
+
+from monai_xtiny.__main__ import main
+from tests.conftest import DATA, texture
+
+NIFTI_KINDS = ("volumes", "slices", "flat")
+pytestmark = pytest.mark.slow
+
+
+@dataclass(frozen=True)
+class Emitted:
+    """A bundle and the labelled data set that it was searched on."""
+
+    kind: str
+    bundle: Path
+    dataset: Path
+
+
+def stored_affine(kind: str) -> np.ndarray:
+    """Volumes are stored with their axes permuted and flipped, and anisotropic."""
+    if kind == "flat":  # a 2D NIfTI: a rotated plane
+        return np.array([[0, -0.7, 0, 9], [0.7, 0, 0, -4], [0, 0, 1, 3], [0, 0, 0, 1]])
+    if kind == "volumes":
+        return np.array([[0, -1.2, 0, 9], [0, 0, 1.0, -4], [1.5, 0, 0, 3], [0, 0, 0, 1]])
+    return np.array([[0, 0.8, 0, 0], [0, 0, 0.8, 0], [-4.0, 0, 0, 0], [0, 0, 0, 1]])
+
+
+def scored(field: np.ndarray) -> np.ndarray:
+    """Intensities as the network sees them."""
+    return (field - field.mean()) / field.std()
+
+
+def write_case(kind: str, root: Path, index: int) -> None:
+    """One labelled case; the label is a threshold of the image's own z-score."""
+    images, labels = root / "imagesTr", root / "labelsTr"
+    name = f"Fall é {index}"
+    if kind in NIFTI_KINDS:
+        shape = {"volumes": (18, 28, 24), "slices": (7, 40, 32), "flat": (40, 56)}[kind]
+        field = texture(shape, index)
+        affine = stored_affine(kind)
+        channels = [field, 255 - field] if kind == "volumes" else [field]
+        for number, channel in enumerate(channels):
+            image = nibabel.Nifti1Image(channel.astype(np.float32), affine)
+            nibabel.save(image, images / f"{name}_{number:04d}.nii.gz")
+        label = np.digitize(scored(field), [0.0, 0.8]).astype(np.uint8)
+        nibabel.save(nibabel.Nifti1Image(label, affine), labels / f"{name}.nii.gz")
+    else:
+        field = texture((40, 56), index)
+        Image.fromarray(np.stack([field, 255 - field, field // 2], -1)).save(images / f"{name}_0000.png")
+        Image.fromarray((scored(field) > 0).astype(np.uint8)).save(labels / f"{name}.png")
+
+
+@pytest.fixture(scope="module", params=["volumes", "slices", "rgb", "flat"])
+def emitted(request, tmp_path_factory) -> Emitted:
+    """A bundle of each kind, searched by the command line."""
+    kind = request.param
+    root = tmp_path_factory.mktemp(kind)
+    dataset = root / "Dataset 1"
+    for folder in ("imagesTr", "labelsTr"):
+        (dataset / folder).mkdir(parents=True)
+    for index in range(5):
+        write_case(kind, dataset, index)
+    bundle = root / "out" / "tiny_segmentation"
+    labels = "background,grey,white" if kind in NIFTI_KINDS else "background,cell"
+    command = ["search", "--images", dataset, "--bundle", bundle, "--label_names", labels]
+    command += ["--num_images", 2, *(["--spatial_dims", 2] if kind == "slices" else [])]
+    main([str(part) for part in command])
+    return Emitted(kind, bundle, dataset)
+
+
+def run_bundle(emitted: Emitted, config: str, *options: object, cwd: Path, status: int = 0) -> str:
+    """Run a config of the bundle; returns what it printed."""
+    files = [str(emitted.bundle / "configs" / f"{name}.json") for name in config.split("+")]
+    command = [sys.executable, "-m", "monai.bundle", "run", "--config_file", str(files)]
+    command += ["--bundle_root", str(emitted.bundle), *map(str, options)]
+    environment = {**os.environ, "OMP_NUM_THREADS": "1", "PYTHONWARNINGS": "ignore"}
+    done = subprocess.run(
+        command, cwd=cwd, env=environment, capture_output=True, text=True, check=False
+    )
+    assert done.returncode == status, done.stdout[-3000:] + done.stderr[-9000:]
+    return done.stdout + done.stderr
+
+
+def load_label(path: Path) -> np.ndarray:
+    if path.suffix == ".png":
+        return np.asarray(Image.open(path))
+    return np.asarray(nibabel.load(path).dataobj)
+
+
+def test_bundle_has_every_file_of_the_design(emitted) -> None:
+    files = {str(p.relative_to(emitted.bundle)) for p in emitted.bundle.rglob("*") if p.is_file()}
+    expected = {
+        "LICENSE", "models/model.pt", "docs/README.md", "docs/data_license.txt",
+        "docs/search.json", "docs/sensitivity.png", "configs/metadata.json", "configs/train.json",
+        "configs/inference.json", "configs/evaluate.json", "configs/multi_gpu_train.json",
+        "configs/logging.conf",
+    }  # fmt: skip
+    assert expected <= files
+    assert not list(emitted.bundle.parent.glob(".tiny*"))
+
+
+def test_bundle_needs_monai_pytorch_and_ignite_alone(emitted) -> None:
+    for path in (emitted.bundle / "configs").glob("*.json"):
+        text = path.read_text(encoding="utf-8")
+        assert "monai_xtiny" not in text
+        assert text.endswith("}\n") and "\n    \"" in text
+        targets = []
+
+        def collect(item, found=targets):
+            if isinstance(item, dict):
+                found += [item["_target_"]] if "_target_" in item else []
+                item = list(item.values())
+            for part in item if isinstance(item, list) else []:
+                collect(part, found)
+
+        collect(json.loads(text))
+        for target in targets:
+            assert "." not in target or target.split(".")[0] in ("monai", "torch", "ignite"), target
+
+
+def test_bundle_metadata_obeys_the_zoos_schema(emitted, tmp_path) -> None:
+    schema = tmp_path / "schema.json"
+    schema.write_bytes((DATA / "meta_schema_20240725.json").read_bytes())
+    metadata = str(emitted.bundle / "configs" / "metadata.json")
+    verify_metadata(meta_file=metadata, filepath=str(schema))
+    content = json.loads(Path(metadata).read_text(encoding="utf-8"))
+    assert content["version"] in content["changelog"]
+    assert not any("+" in v for v in content["required_packages_version"].values())
+    assert "+" not in content["pytorch_version"]
+
+
+def test_bundle_network_passes_the_zoos_check_of_shapes(emitted) -> None:
+    verify_net_in_out(
+        net_id="network_def",
+        meta_file=str(emitted.bundle / "configs" / "metadata.json"),
+        config_file=str(emitted.bundle / "configs" / "inference.json"),
+        n=1, p=1, any=1,
+    )  # fmt: skip
+
+
+@pytest.mark.parametrize("name, kind", [("train", "train"), ("inference", "infer")])
+def test_bundle_has_clean_properties(emitted, name, kind) -> None:
+    configs = emitted.bundle / "configs"
+    workflow = ConfigWorkflow(
+        config_file=str(configs / f"{name}.json"),
+        meta_file=str(configs / "metadata.json"),
+        logging_file=False,
+        workflow_type=kind,
+        bundle_root=str(emitted.bundle),
+        dataset_dir=str(emitted.dataset),
+    )
+    workflow.initialize()
+    assert workflow.check_properties() == []
+
+
+def test_bundle_weights_load_strictly_and_are_what_search_json_says(emitted) -> None:
+    weights = torch.load(emitted.bundle / "models" / "model.pt", weights_only=True)
+    parser = ConfigParser()
+    parser.read_config(str(emitted.bundle / "configs" / "inference.json"))
+    network = parser.get_parsed_content("network_def")
+    network.load_state_dict(weights, strict=True)
+    search = json.loads((emitted.bundle / "docs" / "search.json").read_text(encoding="utf-8"))
+    selected = search["selected"]
+    assert sum(p.numel() for p in network.parameters()) == selected["num_parameters"]
+    assert list(network.filters) == selected["features_per_stage"]
+    rung = next(r for r in search["ladder"] if r["max_features"] == selected["max_features"])
+    assert {key: rung[key] for key in selected} == selected
+
+
+@pytest.mark.parametrize("export", ["ckpt_export", "onnx_export"])
+def test_bundle_exports_with_equal_outputs(emitted, tmp_path, export) -> None:
+    target = tmp_path / ("model.ts" if export == "ckpt_export" else "model.onnx")
+    configs = emitted.bundle / "configs"
+    command = [sys.executable, "-m", "monai.bundle", export, "--net_id", "network_def"]
+    command += ["--filepath", str(target), "--ckpt_file", str(emitted.bundle / "models/model.pt")]
+    command += ["--meta_file", str(configs / "metadata.json")]
+    command += ["--config_file", str(configs / "inference.json")]
+    if export == "ckpt_export":
+        command += ["--bundle_root", str(emitted.bundle)]
+    done = subprocess.run(command, cwd=tmp_path, capture_output=True, text=True, check=False)
+    assert done.returncode == 0, done.stderr[-9000:]
+    parser = ConfigParser()
+    parser.read_config(str(configs / "inference.json"))
+    network = parser.get_parsed_content("network_def").eval()
+    network.load_state_dict(torch.load(emitted.bundle / "models/model.pt", weights_only=True))
+    shape = (1, parser["in_channels"], *parser["patch_size"])
+    image = torch.randn(shape, generator=torch.Generator().manual_seed(0))
+    with torch.no_grad():
+        expected = network(image)
+    if export == "ckpt_export":
+        found = torch.jit.load(target)(image)
+    else:
+        runtime = pytest.importorskip("onnxruntime")
+        session = runtime.InferenceSession(str(target), providers=["CPUExecutionProvider"])
+        name = session.get_inputs()[0].name
+        found = torch.as_tensor(session.run(None, {name: image.numpy()})[0])
+    torch.testing.assert_close(found.detach(), expected, rtol=1e-3, atol=1e-4)
+
+
+def test_bundle_trains_resumes_infers_and_evaluates(emitted, tmp_path) -> None:
+    bundle, dataset = emitted.bundle, emitted.dataset
+    before = (bundle / "models" / "model.pt").read_bytes()
+    short = ("--dataset_dir", dataset, "--num_workers", 0, "--val_interval", 1)
+    run_bundle(emitted, "train", *short, "--epochs", 1, cwd=tmp_path)
+    trained = (bundle / "models" / "model.pt").read_bytes()
+    assert trained != before
+    assert [path.name for path in (bundle / "models").iterdir()] == ["model.pt"]
+    log = run_bundle(emitted, "train", *short, "--epochs", 2, cwd=tmp_path)
+    assert "Epoch: 2/2" in log and "Epoch: 1/2" not in log
+
+    out = tmp_path / "Ausgabe é"
+    images = dataset / "imagesTr"
+    run_bundle(emitted, "inference", "--dataset_dir", images, "--output_dir", out, cwd=tmp_path)
+    suffix = ".nii.gz" if emitted.kind in NIFTI_KINDS else ".png"
+    assert sorted(p.name for p in out.iterdir()) == [f"Fall é {i}{suffix}" for i in range(5)]
+    for path in out.iterdir():
+        label, reference = load_label(path), load_label(dataset / "labelsTr" / path.name)
+        assert label.shape == reference.shape
+        assert label.dtype == np.uint8
+        assert label.max() < (2 if emitted.kind == "rgb" else 3)
+        if suffix == ".nii.gz":
+            affine = nibabel.load(path).affine
+            np.testing.assert_allclose(affine, stored_affine(emitted.kind), atol=1e-5)
+
+    run_bundle(emitted, "train+evaluate", "--dataset_dir", dataset, "--num_workers", 0, cwd=tmp_path)
+    with open(bundle / "eval" / "val_mean_dice_raw.csv", encoding="utf-8") as file:
+        rows = list(csv.reader(file, delimiter="\t"))
+    assert len(rows) >= 2
+
+
+def test_bundle_learns_and_labels_lie_on_the_image(emitted, tmp_path) -> None:
+    # A threshold of the image is learned in a few epochs only if image and label agree in space.
+    run_bundle(
+        emitted, "train", "--dataset_dir", emitted.dataset, "--num_workers", 0, "--epochs", 30,
+        "--val_interval", 30, "--resume", "False", "--output_dir", tmp_path / "state", cwd=tmp_path,
+    )  # fmt: skip
+    out = tmp_path / "labels"
+    run_bundle(
+        emitted, "inference", "--dataset_dir", emitted.dataset, "--output_dir", out, cwd=tmp_path
+    )
+    dice = []
+    for path in out.iterdir():
+        label, reference = load_label(path), load_label(emitted.dataset / "labelsTr" / path.name)
+        foreground, truth = label > 0, reference > 0
+        dice.append(2 * (foreground & truth).sum() / (foreground.sum() + truth.sum()))
+    assert np.mean(dice) > 0.85, dice
+
+
+def test_bundle_says_what_is_missing(emitted, tmp_path) -> None:
+    empty = tmp_path / "nothing here"
+    empty.mkdir()
+    for config in ("train", "inference"):
+        log = run_bundle(emitted, config, "--dataset_dir", empty, cwd=tmp_path, status=1)
+        assert "nothing here" in log
+        assert "--dataset_dir FOLDER" in log
