@@ -251,7 +251,9 @@ def load_sample(
     """
     start = time.perf_counter()
     images: list[torch.Tensor] = []
-    for case in tqdm(cases, desc="loading", unit="image", disable=None if progress else True, leave=False):
+    for case in tqdm(
+        cases, desc="loading", unit="image", disable=None if progress else True, leave=False
+    ):
         image = _load_case(case, transform).as_subclass(torch.Tensor)
         if images and image.shape != images[0].shape:
             raise ValueError(
@@ -283,7 +285,9 @@ def measure_nonzero(cases: Sequence[Case], *, progress: bool = True) -> tuple[tu
         steps.append(Orientationd("image", axcodes="RAS", labels=None))
     transform = Compose(steps)
     shapes = []
-    for case in tqdm(cases, desc="planning", unit="image", disable=None if progress else True, leave=False):
+    for case in tqdm(
+        cases, desc="planning", unit="image", disable=None if progress else True, leave=False
+    ):
         image = _load_case(case, transform)
         start, end = generate_spatial_bounding_box(image, select_fn=lambda values: values != 0)
         shapes.append(tuple(int(high - low) for low, high in zip(start, end, strict=True)))

@@ -132,7 +132,9 @@ def run_search(
     batches = [{"image": image[None]} for image in sample.images]
     scored: dict[tuple[int, int], tuple[float, ...]] = {}
     show = progress and idist.get_rank() == 0
-    for width, seed in tqdm(mine, desc="scoring", unit="network", disable=None if show else True, leave=False):
+    for width, seed in tqdm(
+        mine, desc="scoring", unit="network", disable=None if show else True, leave=False
+    ):
         scored[width, seed] = _score_unit(batches, plan, width, seed, target, sample.names)
     if idist.get_world_size() > 1:
         parts = cast(list[dict[tuple[int, int], tuple[float, ...]]], idist.all_gather(scored))

@@ -63,7 +63,9 @@ def write_case(kind: str, root: Path, index: int) -> None:
         nibabel.save(nibabel.Nifti1Image(label, affine), labels / f"{name}.nii.gz")
     else:
         field = texture((40, 56), index)
-        Image.fromarray(np.stack([field, 255 - field, field // 2], -1)).save(images / f"{name}_0000.png")
+        Image.fromarray(np.stack([field, 255 - field, field // 2], -1)).save(
+            images / f"{name}_0000.png"
+        )
         Image.fromarray((scored(field) > 0).astype(np.uint8)).save(labels / f"{name}.png")
 
 
@@ -120,7 +122,7 @@ def test_bundle_needs_monai_pytorch_and_ignite_alone(emitted) -> None:
     for path in (emitted.bundle / "configs").glob("*.json"):
         text = path.read_text(encoding="utf-8")
         assert "monai_xtiny" not in text
-        assert text.endswith("}\n") and "\n    \"" in text
+        assert text.endswith("}\n") and '\n    "' in text
         targets = []
 
         def collect(item, found=targets):
@@ -239,7 +241,9 @@ def test_bundle_trains_resumes_infers_and_evaluates(emitted, tmp_path) -> None:
             affine = nibabel.load(path).affine
             np.testing.assert_allclose(affine, stored_affine(emitted.kind), atol=1e-5)
 
-    run_bundle(emitted, "train+evaluate", "--dataset_dir", dataset, "--num_workers", 0, cwd=tmp_path)
+    run_bundle(
+        emitted, "train+evaluate", "--dataset_dir", dataset, "--num_workers", 0, cwd=tmp_path
+    )
     with open(bundle / "eval" / "val_mean_dice_raw.csv", encoding="utf-8") as file:
         rows = list(csv.reader(file, delimiter="\t"))
     assert len(rows) >= 2

@@ -1,0 +1,59 @@
+#!/usr/bin/env bash
+# The README's runs on real data: search, one epoch of training, inference, for 3D MRI, gray and
+# RGB microscopy.
+# usage: bash scripts/real_data.sh [DATA] [OUTPUT]
+#   DATA holds Dataset004_Hippocampus, Dataset076_DSB2018Fluo and Dataset077_DSB2018Stain in nnU-Net's
+#   layout (default: $XTINY_DATA); sets that are not there are skipped
+set -euo pipefail
+cd "$(dirname "$0")/.."
+data=${1:-${XTINY_DATA:-}} output=${2:-${TMPDIR:-/tmp}/monai_xtiny_real_data.$$}
+if [ -z "$data" ] || [ ! -d "$data" ]; then
+    echo "skipped: no folder of real data; give it as argument or in XTINY_DATA"
+    exit 0
+fi
+EXTRAS=demo
+. scripts/environment.sh
+export PYTHONWARNINGS=ignore
+data=$(cd "$data" && pwd)
+mkdir -p "$output"
+output=$(cd "$output" && pwd)
+
+run_bundle() { # CONFIG BUNDLE OPTIONS...
+    local config=$1 bundle=$2
+    shift 2
+    if ! python -m monai.bundle run --config_file "$bundle/configs/$config.json" \
+        --bundle_root "$bundle" "$@" >"$output/$config.log" 2>&1; then
+        tail -n 20 "$output/$config.log" >&2
+        exit 1
+    fi
+}
+
+one_set() { # NAME BUNDLE SEARCH_OPTIONS...
+    local set=$1 bundle=$output/$2 started=$SECONDS
+    shift 2
+    if [ ! -d "$data/$set" ]; then
+        echo "skipped: no $set"
+        return
+    fi
+    echo "== $set"
+    python -m monai_xtiny search --images "$data/$set" --bundle "$bundle" --overwrite "$@"
+    run_bundle train "$bundle" --dataset_dir "$data/$set" --epochs 1 --val_interval 1
+    grep -o 'val_mean_dice: [0-9.]*' "$output/train.log" | tail -n 1
+    # A few images are enough to show that every step works.
+    local images=$output/$set
+    rm -rf "$images" "$bundle/labels"
+    mkdir -p "$images"
+    find "$data/$set/imagesTr" -name '*0_0000.*' | sort | head -n 4 |
+        while read -r file; do ln -s "$file" "$images/"; done
+    run_bundle inference "$bundle" --dataset_dir "$images" --output_dir "$bundle/labels"
+    ls "$bundle/labels"
+    python scripts/show_predictions.py --bundle "$bundle" --images "$data/$set/imagesTr" \
+        --labels "$data/$set/labelsTr" --predictions "$bundle/labels" \
+        --output "$bundle/overlay.png"
+    echo "$set: $((SECONDS - started)) s"
+}
+
+one_set Dataset076_DSB2018Fluo nuclei_fluorescence_segmentation
+one_set Dataset077_DSB2018Stain nuclei_stain_segmentation
+one_set Dataset004_Hippocampus hippocampus_slices_segmentation --spatial_dims 2
+one_set Dataset004_Hippocampus hippocampus_mri_segmentation
