@@ -31,7 +31,7 @@ _HOME = {
     "load_nnunet_plan": "nnunet",
 }
 
-_MODULES = frozenset((*_HOME.values(), "report"))
+_MODULES = frozenset((*_HOME.values(), "headers", "labels", "report"))
 
 __all__ = ["__version__", *_HOME]
 

@@ -119,7 +119,7 @@ def plan(
     def run() -> None:
         from dataclasses import asdict
 
-        from monai_xtiny.data import read_label_names
+        from monai_xtiny.labels import read_label_names
         from monai_xtiny.plan import plan_images
 
         planned = plan_images(
@@ -240,8 +240,8 @@ def export(
     """
 
     def run() -> None:
-        from monai_xtiny.data import read_label_names
         from monai_xtiny.export import export_bundle, read_search
+        from monai_xtiny.labels import read_label_names
 
         names = None if label_names is None else read_label_names(search, label_names)
         path = export_bundle(read_search(search), bundle, label_names=names, overwrite=overwrite)
@@ -341,7 +341,7 @@ def _search_overrides(
 
     It evaluates strings that start with ``$``, but looks into neither paths nor tuples.
     """
-    from monai_xtiny.data import check_config_text, read_label_names
+    from monai_xtiny.labels import check_config_text, read_label_names
 
     for name, value in (("method", method), ("configuration", configuration), ("device", device)):
         check_config_text(value, f"--{name}")

@@ -13,19 +13,14 @@ import random
 import re
 import time
 from collections.abc import Callable, Hashable, Iterable, Mapping, Sequence
-from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, cast
+from typing import Any
 
-import nibabel
-import numpy as np
 import torch
 from monai.config import KeysCollection
 from monai.transforms import Compose, LoadImaged, MapTransform, Orientationd
 from monai.transforms.utils import generate_spatial_bounding_box
-from nibabel.orientations import io_orientation
-from PIL import Image
 from tqdm import tqdm
 
 NIFTI_SUFFIXES = (".nii", ".nii.gz")
@@ -53,21 +48,6 @@ class Case:
     def reader(self) -> str:
         """Name of MONAI's reader for these files."""
         return _READERS[self.kind]
-
-
-@dataclass(frozen=True)
-class Header:
-    """What a header tells of an image without its voxels.
-
-    Args:
-        shape: voxels along each axis, (x, y[, z]) after RAS.
-        spacing: mm along each axis; 1 for images without a physical size.
-        in_channels: channels of the case, all files together.
-    """
-
-    shape: tuple[int, ...]
-    spacing: tuple[float, ...]
-    in_channels: int
 
 
 @dataclass(frozen=True)
@@ -120,77 +100,6 @@ def find_cases(images: str | os.PathLike[str]) -> tuple[Case, ...]:
     raise FileNotFoundError(f"no such file or folder: {text!r}: check --images")
 
 
-def read_label_names(
-    images: str | os.PathLike[str], label_names: str | Sequence[str] | None = None
-) -> tuple[str, ...]:
-    """Names of the classes, background first.
-
-    Args:
-        images: what the search was pointed at; the ``labels`` of a ``dataset.json`` there
-            (nnU-Net's or MSD's) are used if no names are given. No label image is opened.
-        label_names: names, or one string with commas.
-
-    Returns:
-        The names; ``("background", "foreground")`` if nothing names them.
-
-    Raises:
-        ValueError: fewer than two names, a repeated or unsafe name, or labels in ``dataset.json``
-            that are not numbered 0, 1, 2, ...
-
-    >>> read_label_names(".", "background,nucleus")
-    ('background', 'nucleus')
-    """
-    if label_names is None:
-        names = _labels_of_dataset(Path(images))
-    elif isinstance(label_names, str):
-        names = [name.strip() for name in label_names.split(",")]
-    else:
-        names = [str(name) for name in label_names]
-    if len(names) < 2 or len(set(names)) != len(names) or not all(names):
-        raise ValueError(
-            f"label names {', '.join(names)!r}: give two or more different ones, background first"
-        )
-    for name in names:
-        check_config_text(name, "label name")
-    return tuple(names)
-
-
-def check_config_text(text: str, what: str) -> str:
-    """Refuse text that MONAI would not read as text in a bundle's configuration.
-
-    MONAI evaluates strings that start with ``$``, resolves those with ``@`` and reads the file of
-    those with ``%``; any ``#`` or ``::`` separates keys. There is no escape.
-
-    Args:
-        text: a name or path on its way into a configuration.
-        what: what it is, for the message.
-
-    Returns:
-        The text.
-
-    Raises:
-        ValueError: the text starts with one of ``$ @ %`` or holds ``#``, ``::`` or a control
-            character.
-
-    >>> check_config_text("$import os", "label name")
-    Traceback (most recent call last):
-    ...
-    ValueError: label name '$import os' starts with '$', which MONAI's configs evaluate: rename it
-    """
-    if text[:1] in ("$", "@", "%"):
-        raise ValueError(
-            f"{what} {text!r} starts with {text[0]!r}, which MONAI's configs evaluate: rename it"
-        )
-    for mark in ("#", "::"):
-        if mark in text:
-            raise ValueError(
-                f"{what} {text!r} holds {mark!r}, which MONAI's configs split at: rename it"
-            )
-    if not text.isprintable():
-        raise ValueError(f"{what} {text!r} holds a control character: rename it")
-    return text
-
-
 def sample_cases(
     cases: Sequence[Case], num_images: int | None = None, *, seed: int = 369
 ) -> tuple[Case, ...]:
@@ -216,20 +125,6 @@ def sample_cases(
         return tuple(cases)
     chosen = random.Random(seed).sample(range(len(cases)), num_images)
     return tuple(cases[index] for index in sorted(chosen))
-
-
-def read_headers(cases: Sequence[Case]) -> tuple[Header, ...]:
-    """Read the headers of ``cases``, in threads, and check that they agree with each other.
-
-    Raises:
-        ValueError: a file cannot be read, is a 4D volume, or differs from the others in the number
-            of dimensions or channels; the message names the case.
-    """
-    with ThreadPoolExecutor(max_workers=min(8, os.cpu_count() or 1)) as pool:
-        headers = tuple(pool.map(_read_header, cases))
-    for case, header in zip(cases, headers, strict=True):
-        _check_agreement(case, header, cases[0], headers[0])
-    return headers
 
 
 def load_sample(
@@ -300,7 +195,7 @@ def _load_case(case: Case, transform: Callable[[Mapping[Hashable, Any]], Any]) -
         image = transform({"image": list(case.images)})["image"]
     except Exception as error:
         raise ValueError(
-            f"case {case.name!r}: {_root_cause(error)} ({case.images[0]}): "
+            f"case {case.name!r}: {root_cause(error)} ({case.images[0]}): "
             "repair the file or leave it out"
         ) from error
     check_image(image, f"case {case.name!r}")
@@ -421,44 +316,6 @@ def _cases_of_datalist(path: Path) -> tuple[Case, ...]:
     return _checked(cases)
 
 
-def _labels_of_dataset(path: Path) -> list[str]:
-    """Label names of the dataset.json beside the images, in the order of their values."""
-    folder = path.parent if path.suffix.lower() == ".json" else path
-    candidates = (path, folder / "dataset.json", folder.parent / "dataset.json")
-    found = next(
-        (item for item in candidates if item.name.endswith(".json") and item.is_file()), None
-    )
-    if found is None:
-        return ["background", "foreground"]
-    try:
-        labels = json.loads(found.read_text(encoding="utf-8")).get("labels", {})
-        # nnU-Net writes {name: value}, MSD {value: name}.
-        values = {
-            int(value): str(name)
-            for name, value in (
-                (pair if not str(pair[0]).isdigit() else pair[::-1]) for pair in labels.items()
-            )
-        }
-    except (
-        UnicodeDecodeError,
-        json.JSONDecodeError,
-        AttributeError,
-        TypeError,
-        ValueError,
-    ) as error:
-        raise ValueError(
-            f"{str(found)!r} has no plain labels ({error}): give --label_names"
-        ) from error
-    if not values:
-        return ["background", "foreground"]
-    if sorted(values) != list(range(len(values))):
-        raise ValueError(
-            f"{str(found)!r} numbers its labels {sorted(values)}, not 0, 1, 2, ...: "
-            "renumber them or give --label_names"
-        )
-    return [values[value] for value in range(len(values))]
-
-
 def _group_files(
     files: Iterable[str], root: Path, *, channel_suffixes: bool | None
 ) -> tuple[Case, ...]:
@@ -533,13 +390,13 @@ def _dicom_cases(folder: Path) -> tuple[Case, ...]:
     for parent, folders, names in os.walk(folder):
         folders.sort()
         visible = sorted(name for name in names if not name.startswith("."))
-        if any(_is_dicom(os.path.join(parent, name)) for name in visible):
+        if any(is_dicom(os.path.join(parent, name)) for name in visible):
             name = _relative(parent, folder)
             cases.append(Case(name if name != "." else folder.name, (parent,), "dicom"))
     return _checked(cases) if cases else ()
 
 
-def _is_dicom(path: str) -> bool:
+def is_dicom(path: str) -> bool:
     """Whether a file is DICOM, by suffix or, without one, by its magic word."""
     suffix = os.path.splitext(path)[1].lower()
     if suffix in DICOM_SUFFIXES:
@@ -551,112 +408,6 @@ def _is_dicom(path: str) -> bool:
             return file.read(132)[128:] == b"DICM"
     except OSError:
         return False
-
-
-def _read_header(case: Case) -> Header:
-    """Read shape, spacing and channels of one case."""
-    reader = {"nifti": _nifti_header, "raster": _raster_header, "dicom": _dicom_header}[case.kind]
-    headers = []
-    for path in case.images:
-        try:
-            headers.append(reader(path))
-        except Exception as error:
-            raise ValueError(
-                f"case {case.name!r}: {_root_cause(error)} ({path}): repair or leave it out"
-            ) from error
-    for path, header in zip(case.images, headers, strict=True):
-        if header.shape != headers[0].shape:
-            raise ValueError(
-                f"case {case.name!r}: the channels differ in shape, {headers[0].shape} and "
-                f"{header.shape} ({path}): resample them to one grid"
-            )
-    return Header(headers[0].shape, headers[0].spacing, sum(h.in_channels for h in headers))
-
-
-def _nifti_header(path: str) -> Header:
-    """Header of a NIfTI file, axes brought to RAS order."""
-    image = cast(nibabel.Nifti1Image, nibabel.load(path))
-    shape = tuple(int(size) for size in image.shape)
-    while len(shape) > 3 and shape[-1] == 1:
-        shape = shape[:-1]
-    if len(shape) not in (2, 3):
-        raise ValueError(
-            f"a {len(shape)}D volume of shape {shape}; split it into 3D volumes, one a channel "
-            "(CASE_0000, CASE_0001, ...) or a time point"
-        )
-    if image.get_data_dtype().fields:
-        raise ValueError(f"voxels of type {image.get_data_dtype()}: save the channels apart")
-    # float32 in the file: 0.9 mm must not become 0.8999999762.
-    spacing = tuple(round(float(size), 6) for size in image.header.get_zooms()[: len(shape)])
-    return _in_ras_order(shape, spacing, image.affine)
-
-
-def _raster_header(path: str) -> Header:
-    """Header of a PNG, JPG, TIFF or BMP file: (width, height)."""
-    with Image.open(path) as image:
-        if getattr(image, "n_frames", 1) > 1:
-            raise ValueError(f"a stack of {image.n_frames} pages; save each as an image")
-        return Header((image.width, image.height), (1.0, 1.0), len(image.getbands()))
-
-
-def _dicom_header(folder: str) -> Header:
-    """Header of the DICOM series in a folder, axes brought to RAS order."""
-    import pydicom
-
-    names = sorted(os.path.join(folder, name) for name in os.listdir(folder))
-    slices = [
-        pydicom.dcmread(name, stop_before_pixels=True)
-        for name in names
-        if os.path.isfile(name) and _is_dicom(name)
-    ]
-    series = {str(item.get("SeriesInstanceUID", "")) for item in slices}
-    if len(series) > 1:
-        raise ValueError(f"{len(series)} DICOM series in one folder; give each a folder of its own")
-    if any(int(item.get("NumberOfFrames", 1)) > 1 for item in slices):
-        raise ValueError("a multi-frame DICOM file; convert it to NIfTI")
-    slices.sort(key=lambda item: int(item.get("InstanceNumber", 0)))
-    first, last = slices[0], slices[-1]
-    row_spacing, column_spacing = (float(s) for s in first.get("PixelSpacing", (1.0, 1.0)))
-    shape: tuple[int, ...] = (int(first.Columns), int(first.Rows))
-    spacing: tuple[float, ...] = (column_spacing, row_spacing)
-    in_channels = int(first.get("SamplesPerPixel", 1))
-    if len(slices) == 1:
-        return Header(shape, spacing, in_channels)
-    orientation = np.asarray(first.ImageOrientationPatient, dtype=float).reshape(2, 3)
-    step = np.subtract(
-        np.asarray(last.ImagePositionPatient, dtype=float),
-        np.asarray(first.ImagePositionPatient, dtype=float),
-    ) / (len(slices) - 1)
-    affine = np.eye(4)
-    affine[:3, 0], affine[:3, 1], affine[:3, 2] = orientation[0], orientation[1], step
-    affine[:2] *= -1  # DICOM's LPS to RAS
-    slice_spacing = round(float(np.linalg.norm(step)), 6)
-    header = _in_ras_order((*shape, len(slices)), (*spacing, slice_spacing), affine)
-    return Header(header.shape, header.spacing, in_channels)
-
-
-def _in_ras_order(shape: tuple[int, ...], spacing: tuple[float, ...], affine: np.ndarray) -> Header:
-    """Permute the axes of a one-channel image as MONAI's ``Orientation("RAS")`` will."""
-    if len(shape) == 2:
-        return Header(shape, spacing, 1)
-    if min(spacing) <= 0 or not np.isfinite(affine).all():
-        raise ValueError(f"spacing {spacing} mm or affine without meaning; repair the header")
-    order = np.argsort(io_orientation(affine)[:, 0])
-    return Header(tuple(shape[axis] for axis in order), tuple(spacing[axis] for axis in order), 1)
-
-
-def _check_agreement(case: Case, header: Header, first: Case, expected: Header) -> None:
-    """Refuse a case whose dimensions or channels differ from the first one's."""
-    if len(header.shape) != len(expected.shape):
-        raise ValueError(
-            f"case {case.name!r} is {len(header.shape)}D, but {first.name!r} is "
-            f"{len(expected.shape)}D: give images of one kind"
-        )
-    if header.in_channels != expected.in_channels:
-        raise ValueError(
-            f"case {case.name!r} has {header.in_channels} channels, but {first.name!r} has "
-            f"{expected.in_channels}: convert them to the same channels"
-        )
 
 
 def _kind_of(name: str) -> str | None:
@@ -682,7 +433,7 @@ def _formats() -> str:
     return ", ".join(suffix[1:] for suffix in (*NIFTI_SUFFIXES, *RASTER_SUFFIXES))
 
 
-def _root_cause(error: BaseException) -> str:
+def root_cause(error: BaseException) -> str:
     """The innermost error's own words; MONAI wraps them in those of its transforms."""
     while error.__cause__ is not None:
         error = error.__cause__

@@ -14,7 +14,8 @@ from typing import Any
 
 import torch
 
-from monai_xtiny.data import RASTER_SUFFIXES, check_config_text
+from monai_xtiny.data import RASTER_SUFFIXES
+from monai_xtiny.labels import check_config_text
 from monai_xtiny.networks import build_network, network_config
 from monai_xtiny.plan import UNetPlan
 from monai_xtiny.report import model_card, plot_sensitivity

@@ -16,7 +16,8 @@ from math import ceil, prod
 
 import numpy as np
 
-from monai_xtiny.data import Case, find_cases, measure_nonzero, read_headers, sample_cases
+from monai_xtiny.data import Case, find_cases, measure_nonzero, sample_cases
+from monai_xtiny.headers import read_headers
 
 MAX_HEADERS = 512
 _BASE_FEATURES = 32

@@ -60,7 +60,7 @@ def main() -> None:
         f"{time.strftime('%Y-%m-%d')}, {os.cpu_count()} cores, {platform.machine()}, "
         f"Python {platform.python_version()}",
         "",
-        "| run | images | selected | load, s | score, s | total from process start, s | peak, MiB |",
+        "| run | images | selected | load, s | score, s | from process start, s | peak, MiB |",
         "|---|---:|---:|---:|---:|---:|---:|",
     ]
     for name, run in [*((str(i + 1), run) for i, run in enumerate(runs)), ("median", median)]:

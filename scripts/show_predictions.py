@@ -1,6 +1,6 @@
 """Measure and picture predicted labels against the true ones, and print what the search chose.
 
-usage: python scripts/show_predictions.py --bundle B --images I --labels L --predictions P --output PNG
+usage: show_predictions.py --bundle B --images I --labels L --predictions P --output PNG
 """
 
 from __future__ import annotations

@@ -1,0 +1,79 @@
+"""The package as a whole: what importing it does, its names, and the wheel."""
+
+from __future__ import annotations
+
+import inspect
+import os
+import subprocess
+import sys
+import zipfile
+from importlib import import_module
+from pathlib import Path
+
+import pytest
+from monai.bundle.config_item import ComponentLocator
+
+import monai_xtiny
+
+ROOT = Path(__file__).parent.parent
+MODULES = sorted(path.stem for path in (ROOT / "monai_xtiny").glob("[a-z]*.py"))
+
+
+def test_import_does_no_work() -> None:
+    code = "import sys, monai_xtiny; print(sorted({'torch', 'monai', 'numpy'} & set(sys.modules)))"
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+    assert done.stdout.strip() == "[]"
+
+
+def test_every_public_name_is_there() -> None:
+    for name in monai_xtiny.__all__:
+        assert getattr(monai_xtiny, name) is not None
+    with pytest.raises(AttributeError, match="has no attribute 'nothing'"):
+        _ = monai_xtiny.nothing
+
+
+def test_no_name_of_ours_hides_a_component_of_monai() -> None:
+    # MONAI finds components by bare name in every module whose name starts with "monai".
+    for module in MODULES:
+        import_module(f"monai_xtiny.{module}")
+    locator = ComponentLocator()
+    for module in MODULES:
+        loaded = import_module(f"monai_xtiny.{module}")
+        for name, item in vars(loaded).items():
+            if (inspect.isclass(item) or inspect.isfunction(item)) and (
+                item.__module__ == loaded.__name__
+            ):
+                found = locator.get_component_module_name(name)
+                assert found in (None, loaded.__name__), f"{name} is in {found} too"
+
+
+@pytest.mark.slow
+def test_wheel_carries_the_configs_and_works_from_any_folder(tmp_path, png_folder) -> None:
+    command = [sys.executable, "-m", "pip", "wheel", "--no-deps", "--no-build-isolation", "--quiet"]
+    source = tmp_path / "source"
+    tracked = subprocess.run(
+        ["git", "ls-files", "-z", "--", ".", ":!bundle", ":!docs", ":!tests"],
+        cwd=ROOT, capture_output=True, text=True, check=True,
+    ).stdout  # fmt: skip
+    for name in filter(None, tracked.split("\0")):
+        if (ROOT / name).is_file():
+            (source / name).parent.mkdir(parents=True, exist_ok=True)
+            (source / name).write_bytes((ROOT / name).read_bytes())
+    subprocess.run([*command, "--wheel-dir", str(tmp_path), str(source)], check=True)
+    site = tmp_path / "site"
+    with zipfile.ZipFile(next(tmp_path.glob("*.whl"))) as wheel:
+        wheel.extractall(site)
+    environment = {**os.environ, "PYTHONPATH": str(site)}
+    search = [sys.executable, "-m", "monai_xtiny", "search", "--images", str(png_folder)]
+    done = subprocess.run(
+        [*search, "--bundle", "x_segmentation"],
+        cwd=tmp_path, env=environment, capture_output=True, text=True, check=False,
+    )  # fmt: skip
+    assert done.returncode == 0, done.stderr
+    assert (tmp_path / "x_segmentation" / "configs" / "train.json").is_file()
+    code = "import monai_xtiny.export as e; print(e.configs_dir())"
+    where = subprocess.run(
+        [sys.executable, "-c", code], cwd=tmp_path, env=environment, capture_output=True, text=True,
+        check=True,
+    )  # fmt: skip
+    assert where.stdout.strip() == str(site / "monai_xtiny" / "configs")
