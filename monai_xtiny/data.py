@@ -425,7 +425,10 @@ def _stem(name: str) -> str:
 
 def _relative(path: str, root: Path) -> str:
     """Path relative to ``root``, with forward slashes."""
-    return os.path.relpath(path, root).replace(os.sep, "/")
+    prefix = f"{root}{os.sep}"
+    # relpath takes a second for 100,000 files.
+    short = path[len(prefix) :] if path.startswith(prefix) else os.path.relpath(path, root)
+    return short.replace(os.sep, "/")
 
 
 def _formats() -> str:
