@@ -29,6 +29,8 @@ _HOME = {
     "select_width": "selection",
     "export_bundle": "export",
     "load_nnunet_plan": "nnunet",
+    "check_bundle": "check",
+    "package_bundle": "zoo",
 }
 
 _MODULES = frozenset((*_HOME.values(), "headers", "labels", "report"))

@@ -273,6 +273,54 @@ def report(search: str, output: str, debug: bool = False) -> _Job:
     return _Job(run, debug)
 
 
+@SetParseFns(bundle=_text, data=_text, datalist=_text)
+def check(
+    bundle: str, data: str | None = None, datalist: str | None = None, debug: bool = False
+) -> _Job:
+    """Check labelled data and weights against a bundle before training.
+
+    Args:
+        bundle: the bundle.
+        data: nnU-Net data set root with imagesTr and labelsTr.
+        datalist: MSD dataset.json.
+        debug: show tracebacks.
+    """
+
+    def run() -> None:
+        from monai_xtiny.check import check_bundle
+
+        found = check_bundle(bundle, data=data, datalist=datalist)
+        for problem in found.problems:
+            print(problem)
+        if found.problems:
+            raise ValueError(
+                f"{len(found.problems)} problems with {found.num_cases} labelled cases: "
+                f"{found.problems[0]}"
+            )
+        print(f"{found.num_cases} labelled cases fit the bundle")
+
+    return _Job(run, debug)
+
+
+@SetParseFns(bundle=_text, output=_text)
+def package(bundle: str, output: str | None = None, debug: bool = False) -> _Job:
+    """Zip a bundle as the Model Zoo distributes it; the same bundle gives the same bytes.
+
+    Args:
+        bundle: the bundle.
+        output: zip to write; NAME_vVERSION.zip beside the bundle without.
+        debug: show tracebacks.
+    """
+
+    def run() -> None:
+        from monai_xtiny.zoo import package_bundle
+
+        _check_output(output)
+        print(package_bundle(bundle, output))
+
+    return _Job(run, debug)
+
+
 def main(command: list[str] | None = None) -> None:
     """Run the command line: exit status 0 done, 2 bad input in one line, 1 anything else."""
     commands = {
@@ -282,6 +330,8 @@ def main(command: list[str] | None = None) -> None:
         "select": select,
         "export": export,
         "report": report,
+        "check": check,
+        "package": package,
     }
     job = fire.Fire(commands, command=command, name="monai-xtiny", serialize=_hide_job)
     if not isinstance(job, _Job):
@@ -341,7 +391,7 @@ def _search_overrides(
 
     It evaluates strings that start with ``$``, but looks into neither paths nor tuples.
     """
-    from monai_xtiny.labels import check_config_text, read_label_names
+    from monai_xtiny.labels import PlainPath, check_config_text, read_label_names
 
     for name, value in (("method", method), ("configuration", configuration), ("device", device)):
         check_config_text(value, f"--{name}")
@@ -351,29 +401,19 @@ def _search_overrides(
         raise ValueError(f"--num_seeds is {num_seeds}: give at least 1")
     # Paths in, so that nothing typed here can be evaluated; the trailing slash of a glob stays.
     return {
-        "images": _PlainPath(images),
-        "bundle": _PlainPath(bundle),
+        "images": PlainPath(images),
+        "bundle": PlainPath(bundle),
         "label_names": None if label_names is None else read_label_names(images, label_names),
         "spatial_dims": spatial_dims,
         "method": method,
         "num_images": _parse_num_images(num_images),
         "seed": _parse_int("seed", seed),
         "num_seeds": num_seeds,
-        "plans": None if plans is None else _PlainPath(plans),
+        "plans": None if plans is None else PlainPath(plans),
         "configuration": configuration,
         "device": device,
         "overwrite": bool(overwrite),
     }
-
-
-class _PlainPath(os.PathLike[str]):
-    """A path as it was typed, opaque to MONAI's config parser."""
-
-    def __init__(self, text: str) -> None:
-        self._text = text
-
-    def __fspath__(self) -> str:
-        return self._text
 
 
 def _workflow(

@@ -1,4 +1,4 @@
-"""Names of the classes, and the check that no text of a user becomes code in a config."""
+"""Text of users on its way into configs: names of classes and paths, which must not become code."""
 
 from __future__ import annotations
 
@@ -77,6 +77,23 @@ def check_config_text(text: str, what: str) -> str:
     if not text.isprintable():
         raise ValueError(f"{what} {text!r} holds a control character: rename it")
     return text
+
+
+class PlainPath(os.PathLike[str]):
+    """A path as it was typed, opaque to MONAI's config parser, which evaluates strings only.
+
+    Args:
+        text: the path.
+    """
+
+    def __init__(self, text: str) -> None:
+        self._text = text
+
+    def __fspath__(self) -> str:
+        return self._text
+
+    def __str__(self) -> str:
+        return self._text
 
 
 def _labels_of_dataset(path: Path) -> list[str]:

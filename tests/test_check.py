@@ -1,0 +1,134 @@
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from PIL import Image
+
+from monai_xtiny.__main__ import main
+from monai_xtiny.check import check_bundle
+from tests.conftest import write_nifti, write_png
+
+
+@pytest.fixture
+def labelled(tmp_path) -> Path:
+    """An nnU-Net data set of four labelled pictures."""
+    root = tmp_path / "data#1 $x"
+    for index in range(4):
+        write_png(root / "imagesTr" / f"c{index}_0000.png", seed=index)
+        write_label(root, f"c{index}", np.zeros((20, 24), dtype=np.uint8))
+    return root
+
+
+@pytest.fixture
+def bundle(tmp_path, labelled) -> Path:
+    path = tmp_path / "x_segmentation"
+    main(["search", "--images", str(labelled), "--bundle", str(path)])
+    return path
+
+
+def write_label(root: Path, case: str, values: np.ndarray) -> None:
+    (root / "labelsTr").mkdir(exist_ok=True)
+    Image.fromarray(values).save(root / "labelsTr" / f"{case}.png")
+
+
+def test_check_bundle_passes_what_fits(capsys, bundle, labelled) -> None:
+    found = check_bundle(bundle, data=labelled)
+    assert (found.num_cases, found.problems) == (4, ())
+    main(["check", "--bundle", str(bundle), "--data", str(labelled)])
+    assert "4 labelled cases fit the bundle" in capsys.readouterr().out
+
+
+def no_label(root: Path) -> None:
+    (root / "labelsTr" / "c2.png").unlink()
+
+
+def no_image(root: Path) -> None:
+    (root / "imagesTr" / "c2_0000.png").unlink()
+
+
+def unknown_value(root: Path) -> None:
+    write_label(root, "c2", np.full((20, 24), 255, dtype=np.uint8))
+
+
+def another_shape(root: Path) -> None:
+    write_label(root, "c2", np.zeros((24, 20), dtype=np.uint8))
+
+
+def other_channels(root: Path) -> None:
+    write_png(root / "imagesTr" / "c2_0000.png", (20, 24, 3))
+
+
+def broken_label(root: Path) -> None:
+    (root / "labelsTr" / "c2.png").write_bytes(b"nothing")
+
+
+@pytest.mark.parametrize(
+    "spoil, message",
+    [
+        (no_label, "has no label"),
+        (no_image, "label 'c2' has no image"),
+        (unknown_value, "the label holds 255, and the classes are 0 to 1"),
+        (another_shape, r"the label has shape \(20, 24\), the image \(24, 20\)"),
+        (other_channels, "3 channels, and the bundle takes 1"),
+        (broken_label, "repair or leave it out"),
+    ],
+    ids=lambda value: getattr(value, "__name__", ""),
+)
+def test_check_bundle_names_the_case_and_the_remedy(
+    capsys, bundle, labelled, spoil, message
+) -> None:
+    spoil(labelled)
+    found = check_bundle(bundle, data=labelled)
+    assert len(found.problems) == 1
+    with pytest.raises(AssertionError, match=message):
+        raise AssertionError(found.problems[0])
+    assert "c2" in found.problems[0]
+    with pytest.raises(SystemExit) as stop:
+        main(["check", "--bundle", str(bundle), "--data", str(labelled)])
+    assert stop.value.code == 2
+    assert len(capsys.readouterr().err.strip().splitlines()) == 1
+
+
+def test_check_bundle_notices_weights_of_another_width(bundle, labelled) -> None:
+    weights = torch.load(bundle / "models" / "model.pt", weights_only=True)
+    torch.save({k: v[..., :1] for k, v in weights.items()}, bundle / "models" / "model.pt")
+    assert "does not hold the network" in check_bundle(bundle, data=labelled).problems[0]
+
+
+def test_check_bundle_reads_an_msd_datalist(bundle, labelled) -> None:
+    entries = [
+        {"image": f"imagesTr/c{i}_0000.png", "label": f"labelsTr/c{i}.png"} for i in range(2)
+    ]
+    (labelled / "list.json").write_text(json.dumps({"training": entries}))
+    assert check_bundle(bundle, datalist=labelled / "list.json").num_cases == 2
+
+
+def test_check_bundle_needs_labelled_cases(bundle, tmp_path) -> None:
+    (tmp_path / "empty").mkdir()
+    with pytest.raises(ValueError, match="no labelled case in"):
+        check_bundle(bundle, data=tmp_path / "empty")
+
+
+def test_check_bundle_needs_a_bundle_and_data(bundle, tmp_path) -> None:
+    with pytest.raises(FileNotFoundError, match="is no bundle"):
+        check_bundle(tmp_path)
+    with pytest.raises(FileNotFoundError, match="no such data"):
+        check_bundle(bundle, data=tmp_path / "nowhere")
+
+
+def test_check_bundle_checks_volumes(tmp_path) -> None:
+    root = tmp_path / "volumes"
+    for index in range(2):
+        write_nifti(root / "imagesTr" / f"v{index}_0000.nii.gz", seed=index)
+        label = np.zeros((20, 24, 18), dtype=np.uint8)
+        label[0, 0, 0] = 3 * index
+        write_nifti(root / "labelsTr" / f"v{index}.nii.gz", values=label)
+    bundle = tmp_path / "v_segmentation"
+    main(["search", "--images", str(root), "--bundle", str(bundle)])
+    found = check_bundle(bundle, data=root)
+    assert found.num_cases == 2
+    assert len(found.problems) == 1 and "the label holds 3" in found.problems[0]
