@@ -244,7 +244,12 @@ def export(
         from monai_xtiny.labels import read_label_names
 
         names = None if label_names is None else read_label_names(search, label_names)
-        path = export_bundle(read_search(search), bundle, label_names=names, overwrite=overwrite)
+        path = export_bundle(
+            read_search(search),
+            bundle,
+            label_names=names,
+            overwrite=_parse_flag("overwrite", overwrite),
+        )
         print(path)
 
     return _Job(run, debug)
@@ -351,7 +356,7 @@ def main(command: list[str] | None = None) -> None:
         text = " ".join(str(cause).split()) or type(cause).__name__
         if isinstance(cause, OSError) and cause.strerror and cause.filename is not None:
             text = f"{os.fspath(cause.filename)!r}: {cause.strerror}"
-        if isinstance(cause, (ValueError, TypeError, OSError)):
+        if isinstance(cause, (ValueError, TypeError, OSError, ImportError)):
             print(f"error: {text}", file=sys.stderr)
             raise SystemExit(2) from None
         print(f"failed: {type(cause).__name__}: {text} (--debug shows where)", file=sys.stderr)
@@ -395,7 +400,9 @@ def _search_overrides(
 
     for name, value in (("method", method), ("configuration", configuration), ("device", device)):
         check_config_text(value, f"--{name}")
-    if spatial_dims not in (None, 2, 3):
+    if spatial_dims is not None and (
+        not isinstance(spatial_dims, int) or spatial_dims not in (2, 3)
+    ):
         raise ValueError(f"--spatial_dims is {spatial_dims!r}: give 2 or 3")
     if _parse_int("num_seeds", num_seeds) < 1:
         raise ValueError(f"--num_seeds is {num_seeds}: give at least 1")
@@ -412,7 +419,7 @@ def _search_overrides(
         "plans": None if plans is None else PlainPath(plans),
         "configuration": configuration,
         "device": device,
-        "overwrite": bool(overwrite),
+        "overwrite": _parse_flag("overwrite", overwrite),
     }
 
 
@@ -447,9 +454,19 @@ def _parse_num_images(value: str) -> int | None:
 def _parse_int(name: str, value: Any) -> int:
     """A whole number, or an error that names the option."""
     try:
-        return int(str(value))
+        number = int(str(value))
     except ValueError:
         raise ValueError(f"--{name} is {value!r}: give a whole number") from None
+    if not 0 <= number < 2**63:
+        raise ValueError(f"--{name} is {value}: give a number from 0 to 2**63 - 1")
+    return number
+
+
+def _parse_flag(name: str, value: Any) -> bool:
+    """A flag that is given or not; '--overwrite no' must not overwrite."""
+    if isinstance(value, bool):
+        return value
+    raise ValueError(f"--{name} is {value!r}: give the flag alone, True or False")
 
 
 def _check_output(output: str | None) -> None:
@@ -457,7 +474,7 @@ def _check_output(output: str | None) -> None:
     if output is None:
         return
     path = Path(output)
-    if path.is_dir() or not path.absolute().parent.is_dir():
+    if (path.exists() and not path.is_file()) or not path.absolute().parent.is_dir():
         raise FileNotFoundError(f"cannot write {output!r}: give a file in a folder that exists")
 
 
@@ -466,11 +483,10 @@ def _emit(text: str, output: str | None) -> None:
     if output is None:
         print(text)
         return
+    from monai_xtiny.export import write_text
+
     _check_output(output)
-    path = Path(output)
-    temporary = path.with_name(f".{path.name}.part")
-    temporary.write_text(text + "\n", encoding="utf-8")
-    temporary.replace(path)
+    write_text(output, text + "\n")
 
 
 if __name__ == "__main__":

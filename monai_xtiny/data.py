@@ -89,6 +89,8 @@ def find_cases(images: str | os.PathLike[str]) -> tuple[Case, ...]:
     if path.is_file():
         if path.suffix.lower() == ".json":
             return _cases_of_datalist(path)
+        if _kind_of(text) is None:
+            raise ValueError(f"{text!r} is no image: expected {_formats()}, or a dataset.json")
         return _group_files([str(path)], path.parent, channel_suffixes=False)
     if glob.has_magic(text):
         fixed = re.split(r"[*?\[]", text, maxsplit=1)[0]
@@ -293,7 +295,7 @@ def _cases_of_datalist(path: Path) -> tuple[Case, ...]:
     """Cases of an MSD dataset.json; an nnU-Net dataset.json stands for its folder."""
     try:
         content = json.loads(path.read_text(encoding="utf-8"))
-    except (UnicodeDecodeError, json.JSONDecodeError) as error:
+    except (UnicodeDecodeError, json.JSONDecodeError, RecursionError) as error:
         raise ValueError(
             f"{str(path)!r} is not JSON ({error}): give an MSD dataset.json"
         ) from error
@@ -313,7 +315,7 @@ def _cases_of_datalist(path: Path) -> tuple[Case, ...]:
         if kind is None:
             raise ValueError(f"{str(path)!r}: {names[0]!r} is no image: expected {_formats()}")
         cases.append(Case(_relative(files[0], path.parent), tuple(files), kind))
-    return _checked(cases)
+    return _checked(list(dict.fromkeys(cases)))
 
 
 def _group_files(

@@ -20,7 +20,12 @@ from monai_xtiny.networks import build_network, network_config
 from monai_xtiny.plan import UNetPlan
 from monai_xtiny.report import model_card, plot_sensitivity
 from monai_xtiny.search import table_from_dict, table_to_dict
-from monai_xtiny.selection import Selection, selection_from_dict, selection_to_dict
+from monai_xtiny.selection import (
+    FORMAT_VERSION,
+    Selection,
+    selection_from_dict,
+    selection_to_dict,
+)
 
 # Sections of a config that an overlay changes in part; its other keys it replaces.
 _MERGED_SECTIONS = ("train", "validate")
@@ -62,7 +67,8 @@ def check_destination(bundle_dir: str | os.PathLike[str], *, overwrite: bool = F
     """
     text = os.fspath(bundle_dir)
     check_config_text(text, "bundle path")
-    path = Path(os.path.abspath(text))
+    # A link stands for what it points to.
+    path = Path(os.path.realpath(text))
     check_config_text(path.name, "bundle name")
     check_config_text(str(path), "bundle path")
     if not path.name:
@@ -70,13 +76,14 @@ def check_destination(bundle_dir: str | os.PathLike[str], *, overwrite: bool = F
     parent = next(item for item in path.parents if item.exists())
     if not parent.is_dir():
         raise NotADirectoryError(f"{str(parent)!r} is a file: give another --bundle")
+    if not os.access(path.parent if path.parent.exists() else parent, os.W_OK | os.X_OK):
+        raise PermissionError(f"{str(parent)!r} cannot be written to: give another --bundle")
     if path.is_dir() and not any(path.iterdir()):
         return path
-    if path.exists() or path.is_symlink():
+    if path.exists():
         if not overwrite:
-            raise FileExistsError(
-                f"{str(path)!r} exists and is not empty: give another --bundle or --overwrite"
-            )
+            what = "exists and is not empty" if path.is_dir() else "is a file"
+            raise FileExistsError(f"{str(path)!r} {what}: give another --bundle or --overwrite")
         if not (path / "configs" / "metadata.json").is_file():
             raise FileExistsError(f"{str(path)!r} is no bundle: remove it yourself first")
     return path
@@ -139,8 +146,10 @@ def read_search(path: str | os.PathLike[str]) -> Selection:
         ValueError: it is not a ``search.json`` of this version.
     """
     content = read_json(path)
-    if content.get("format_version") != 1:
-        raise ValueError(f"{os.fspath(path)!r} is no search.json of format version 1")
+    if content.get("format_version") != FORMAT_VERSION:
+        raise ValueError(
+            f"{os.fspath(path)!r} is no search.json of format version {FORMAT_VERSION}"
+        )
     return selection_from_dict(content, table_from_dict(content))
 
 
@@ -156,11 +165,30 @@ def read_json(path: str | os.PathLike[str]) -> dict[str, Any]:
         raise FileNotFoundError(f"no such file: {str(file)!r}: check the path")
     try:
         content = json.loads(file.read_text(encoding="utf-8"))
-    except (UnicodeDecodeError, json.JSONDecodeError) as error:
+    except (UnicodeDecodeError, json.JSONDecodeError, RecursionError) as error:
         raise ValueError(f"{str(file)!r} is not JSON: {error}") from error
     if not isinstance(content, dict):
         raise ValueError(f"{str(file)!r} holds no JSON object")
     return content
+
+
+def write_text(path: str | os.PathLike[str], text: str) -> Path:
+    """Write a file whole or not at all, by way of a temporary sibling.
+
+    Raises:
+        FileExistsError: there is something else than a file, a device for example.
+    """
+    # A link stands for what it points to.
+    target = Path(os.path.realpath(path))
+    if target.exists() and not target.is_file():
+        raise FileExistsError(f"{str(target)!r} is no file: give another name")
+    temporary = target.with_name(f".{target.name}.part")
+    try:
+        temporary.write_text(text, encoding="utf-8")
+        temporary.replace(target)
+    finally:
+        temporary.unlink(missing_ok=True)
+    return Path(path)
 
 
 def _numbered_labels(plan: UNetPlan) -> tuple[str, ...]:
@@ -188,7 +216,8 @@ def _written_whole(target: Path) -> Iterator[Path]:
             except OSError:
                 former.rename(target)
                 raise
-            shutil.rmtree(former)
+            # The new bundle is in place: what cannot be removed of the old one is no failure.
+            shutil.rmtree(former, ignore_errors=True)
         else:
             folder.rename(target)
     except BaseException:
@@ -265,6 +294,7 @@ def _metadata(selection: Selection, name: str, label_names: tuple[str, ...]) -> 
     """The metadata that depends on the selection; names are text, never expressions."""
     plan = selection.table.plan
     raster = selection.table.images[0].lower().endswith(RASTER_SUFFIXES)
+    suffix = Path(selection.table.images[0]).suffix.lstrip(".").lower()
     shape = list(plan.patch_size)
     foreground = ", ".join(label_names[1:])
     inputs = {
@@ -301,7 +331,7 @@ def _metadata(selection: Selection, name: str, label_names: tuple[str, ...]) -> 
             f"A U-Net of {selection.rung.num_parameters} parameters (width cap "
             f"{selection.max_features}) that segments {foreground}"
         ),
-        "data_type": Path(selection.table.images[0]).suffix.lstrip(".") if raster else "nibabel",
+        "data_type": suffix if raster else "nibabel",
         "network_data_format": {"inputs": {"image": inputs}, "outputs": {"pred": outputs}},
     }
 
@@ -314,5 +344,4 @@ def _plain_version(package: str) -> str:
 def _write_json(path: Path, content: Mapping[str, Any]) -> Path:
     """JSON as the Model Zoo wants it: 4 spaces and a final newline; non-finite values refused."""
     text = json.dumps(content, indent=4, ensure_ascii=False, allow_nan=False)
-    path.write_text(text + "\n", encoding="utf-8")
-    return path
+    return write_text(path, text + "\n")

@@ -7,8 +7,9 @@ from typing import Any
 
 import torch
 from ignite.engine import Engine, Events
+from monai.config import KeysCollection
 from monai.data import MetaTensor
-from monai.utils import evenly_divisible_all_gather, string_list_all_gather
+from monai.utils import ensure_tuple, evenly_divisible_all_gather, string_list_all_gather
 from torch import nn
 
 from monai_xtiny.sensitivity import jacobian_sensitivity
@@ -33,7 +34,7 @@ class SensitivityHandler:
     Args:
         network: the network to score, which need not be the engine's own; the images are moved to
             its device.
-        keys: key of the images in a dictionary batch.
+        keys: key of the images in a dictionary batch; of several, the first.
         name: under which the results appear in the engine's state.
         batch_transform: takes ``engine.state.batch`` and returns the images, for batches that are
             neither dictionaries with ``keys``, nor lists of them, nor tensors, nor (images, ...)
@@ -55,14 +56,14 @@ class SensitivityHandler:
     def __init__(
         self,
         network: nn.Module,
-        keys: str = "image",
+        keys: KeysCollection = "image",
         name: str = "sensitivity",
         *,
         batch_transform: Callable[[Any], Any] | None = None,
         gather: bool = True,
     ) -> None:
         self.network = network
-        self.keys = keys
+        self.keys = ensure_tuple(keys)[0]
         self.name = name
         self.batch_transform = batch_transform
         self.gather = gather
@@ -75,6 +76,8 @@ class SensitivityHandler:
         Args:
             engine: an ignite ``Engine``, MONAI's trainers and evaluators included.
         """
+        if engine.has_event_handler(self.update, Events.ITERATION_STARTED):
+            return
         engine.add_event_handler(Events.EPOCH_STARTED, self.reset)
         engine.add_event_handler(Events.ITERATION_STARTED, self.update)
         engine.add_event_handler(Events.EPOCH_COMPLETED, self.compute)
@@ -90,7 +93,7 @@ class SensitivityHandler:
         self._cases.extend(_case_names(images, first=len(self._cases)))
         parameter = next(self.network.parameters(), None)
         if parameter is not None:
-            images = images.to(parameter.device)
+            images = images.to(parameter.device, parameter.dtype)
         values = jacobian_sensitivity(self.network, images)
         self._values.append(values.detach().cpu().double())
 

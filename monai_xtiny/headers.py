@@ -13,6 +13,7 @@ from typing import cast
 
 import nibabel
 import numpy as np
+from nibabel.affines import voxel_sizes
 from nibabel.orientations import io_orientation
 from PIL import Image
 
@@ -81,8 +82,8 @@ def _nifti_header(path: str) -> Header:
         )
     if image.get_data_dtype().fields:
         raise ValueError(f"voxels of type {image.get_data_dtype()}: save the channels apart")
-    # float32 in the file: 0.9 mm must not become 0.8999999762.
-    spacing = tuple(round(float(size), 6) for size in image.header.get_zooms()[: len(shape)])
+    # From the affine, as MONAI resamples; float32 there: 0.9 mm must not become 0.8999999762.
+    spacing = tuple(round(float(size), 5) for size in voxel_sizes(image.affine)[: len(shape)])
     return _in_ras_order(shape, spacing, image.affine)
 
 
@@ -91,6 +92,8 @@ def _raster_header(path: str) -> Header:
     with Image.open(path) as image:
         if getattr(image, "n_frames", 1) > 1:
             raise ValueError(f"a stack of {image.n_frames} pages; save each as an image")
+        if image.mode in ("P", "PA"):
+            raise ValueError("colours are indices into a palette; save it as gray or RGB")
         return Header((image.width, image.height), (1.0, 1.0), len(image.getbands()))
 
 
@@ -110,18 +113,21 @@ def _dicom_header(folder: str) -> Header:
     if any(int(item.get("NumberOfFrames", 1)) > 1 for item in slices):
         raise ValueError("a multi-frame DICOM file; convert it to NIfTI")
     slices.sort(key=lambda item: int(item.get("InstanceNumber", 0)))
-    first, last = slices[0], slices[-1]
+    first = slices[0]
     row_spacing, column_spacing = (float(s) for s in first.get("PixelSpacing", (1.0, 1.0)))
     shape: tuple[int, ...] = (int(first.Columns), int(first.Rows))
     spacing: tuple[float, ...] = (column_spacing, row_spacing)
     in_channels = int(first.get("SamplesPerPixel", 1))
+    if in_channels > 1:
+        raise ValueError(f"a DICOM image of {in_channels} colours; convert it to PNG")
     if len(slices) == 1:
         return Header(shape, spacing, in_channels)
     orientation = np.asarray(first.ImageOrientationPatient, dtype=float).reshape(2, 3)
-    step = np.subtract(
-        np.asarray(last.ImagePositionPatient, dtype=float),
-        np.asarray(first.ImagePositionPatient, dtype=float),
-    ) / (len(slices) - 1)
+    positions = np.asarray([item.ImagePositionPatient for item in slices], dtype=float)
+    step = (positions[-1] - positions[0]) / (len(slices) - 1)
+    # MONAI stacks by instance number and takes the slices to be evenly spaced.
+    if np.abs(np.diff(positions, axis=0) - step).max() > 0.1 * np.linalg.norm(step):
+        raise ValueError("slices that are missing, unevenly spaced or numbered out of order")
     affine = np.eye(4)
     affine[:3, 0], affine[:3, 1], affine[:3, 2] = orientation[0], orientation[1], step
     affine[:2] *= -1  # DICOM's LPS to RAS

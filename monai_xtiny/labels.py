@@ -117,6 +117,7 @@ def _labels_of_dataset(path: Path) -> list[str]:
     except (
         UnicodeDecodeError,
         json.JSONDecodeError,
+        RecursionError,
         AttributeError,
         TypeError,
         ValueError,
@@ -124,6 +125,11 @@ def _labels_of_dataset(path: Path) -> list[str]:
         raise ValueError(
             f"{str(found)!r} has no plain labels ({error}): give --label_names"
         ) from error
+    if "ignore" in values.values():
+        raise ValueError(
+            f"{str(found)!r} has nnU-Net's ignore label, which training here cannot mask: "
+            "relabel, and give --label_names"
+        )
     if not values:
         return ["background", "foreground"]
     if sorted(values) != list(range(len(values))):

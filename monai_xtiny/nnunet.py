@@ -4,11 +4,11 @@ from __future__ import annotations
 
 import json
 import os
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-from monai_xtiny.plan import UNetPlan
+from monai_xtiny.plan import UNetPlan, in_array_order
 
 _PLAIN = "PlainConvUNet"
 
@@ -20,6 +20,7 @@ def load_nnunet_plan(
     in_channels: int,
     out_channels: int,
     of_images: bool = False,
+    spatial_dims: int | None = None,
 ) -> UNetPlan:
     """Take one configuration of an ``nnUNetPlans.json`` as the plan.
 
@@ -29,6 +30,7 @@ def load_nnunet_plan(
         in_channels: channels of the images, which the plans file does not tell.
         out_channels: classes, background included.
         of_images: the data are 2D images, not volumes; their plan has no slice axis.
+        spatial_dims: dimensions that the plan must have; ``None`` takes any.
 
     Raises:
         FileNotFoundError: there is no such file.
@@ -40,37 +42,37 @@ def load_nnunet_plan(
         raise FileNotFoundError(f"no such file: {str(path)!r}: give nnU-Net's plans file")
     try:
         content = json.loads(path.read_text(encoding="utf-8"))
-        configurations = content["configurations"]
-        settings = _inherited(configurations, configuration)
+        settings = _inherited(content["configurations"], configuration)
+        dims = len(settings["patch_size"])
+        _check_dims(configuration, dims, spatial_dims, of_images=of_images)
         architecture = _architecture(settings)
         order = [int(axis) for axis in content.get("transpose_forward", (0, 1, 2))]
-        patch_size = settings["patch_size"]
-        spacing = settings["spacing"]
-    except (json.JSONDecodeError, UnicodeDecodeError, KeyError, TypeError) as error:
+        axes = order[-dims:]
+        return UNetPlan(
+            spatial_dims=dims,
+            in_channels=in_channels,
+            out_channels=out_channels,
+            spacing=in_array_order(settings["spacing"], axes),
+            patch_size=in_array_order(settings["patch_size"], axes),
+            kernel_size=tuple(in_array_order(k, axes) for k in architecture["kernel_sizes"]),
+            strides=tuple(in_array_order(s, axes) for s in architecture["strides"]),
+            features_per_stage=tuple(architecture["features_per_stage"]),
+            slice_axis=2 - order[0] if dims == 2 and not of_images else None,
+        )
+    except (KeyError, TypeError, IndexError, AttributeError, RecursionError, ValueError) as error:
+        name = "" if isinstance(error, ValueError) else f"{type(error).__name__}: "
         raise ValueError(
-            f"{str(path)!r} has no plan for {configuration!r} ({type(error).__name__}: {error}): "
+            f"{str(path)!r} has no plan for {configuration!r} that can be used ({name}{error}): "
             "give an nnUNetPlans.json and one of its configurations"
         ) from error
-    spatial_dims = len(patch_size)
-    if of_images and spatial_dims == 3:
+
+
+def _check_dims(configuration: str, dims: int, expected: int | None, *, of_images: bool) -> None:
+    """Refuse a configuration of other dimensions than the images or the caller ask for."""
+    if expected not in (None, dims):
+        raise ValueError(f"it is {dims}D, and --spatial_dims is {expected}")
+    if of_images and dims == 3:
         raise ValueError(f"configuration {configuration!r} is 3D, and the images are 2D: take 2d")
-    axes = order if spatial_dims == 3 else order[1:]
-    back = sorted(range(spatial_dims), key=lambda position: -axes[position])
-
-    def turn(values: Sequence[Any]) -> tuple:
-        return tuple(values[position] for position in back)
-
-    return UNetPlan(
-        spatial_dims=spatial_dims,
-        in_channels=in_channels,
-        out_channels=out_channels,
-        spacing=turn(spacing),
-        patch_size=turn(patch_size),
-        kernel_size=tuple(turn(kernel) for kernel in architecture["kernel_sizes"]),
-        strides=tuple(turn(stride) for stride in architecture["strides"]),
-        features_per_stage=tuple(architecture["features_per_stage"]),
-        slice_axis=2 - order[0] if spatial_dims == 2 and not of_images else None,
-    )
 
 
 def _inherited(configurations: Mapping[str, Any], name: str) -> dict[str, Any]:

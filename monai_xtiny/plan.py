@@ -12,7 +12,8 @@ from __future__ import annotations
 import os
 from collections.abc import Sequence
 from dataclasses import dataclass
-from math import ceil, prod
+from math import ceil, inf, prod
+from typing import Any
 
 import numpy as np
 
@@ -20,6 +21,7 @@ from monai_xtiny.data import Case, find_cases, measure_nonzero, sample_cases
 from monai_xtiny.headers import read_headers
 
 MAX_HEADERS = 512
+MAX_WIDTH = 4096
 _BASE_FEATURES = 32
 _MAX_FEATURES = {2: 512, 3: 320}
 _MIN_EDGE = 4
@@ -114,10 +116,19 @@ class UNetPlan:
         axes = (self.spacing, self.patch_size, *self.kernel_size, *self.strides)
         if any(len(values) != self.spatial_dims for values in axes):
             raise ValueError(f"spacing, patch, kernels and strides need {self.spatial_dims} axes")
-        if min(self.spacing) <= 0 or min(self.features_per_stage) < 1:
+        if not all(0 < size < inf for size in self.spacing) or not all(
+            0 < width <= MAX_WIDTH for width in self.features_per_stage
+        ):
             raise ValueError(
-                f"spacing {self.spacing} and features {self.features_per_stage} must be positive"
+                f"spacing {self.spacing} must be positive, and features {self.features_per_stage} "
+                f"from 1 to {MAX_WIDTH}"
             )
+        if min(self.patch_size) < 1 or any(size % 2 == 0 for k in self.kernel_size for size in k):
+            raise ValueError(
+                f"the patch {self.patch_size} must be positive, and kernels {self.kernel_size} odd"
+            )
+        if set(self.strides[0]) != {1} or any(size < 1 for s in self.strides for size in s):
+            raise ValueError(f"strides {self.strides}: the first stage's must be 1, none below 1")
         divisor = [prod(stride[axis] for stride in self.strides) for axis in range(len(axes[0]))]
         if any(size % factor for size, factor in zip(self.patch_size, divisor, strict=True)):
             raise ValueError(
@@ -197,6 +208,8 @@ def extract_fingerprint(
     Raises:
         ValueError: a case is unreadable, or differs in dimensions or channels.
     """
+    if not cases:
+        raise ValueError("no cases: give at least one image")
     in_full = sample_cases(cases, num_images, seed=seed)
     others = sample_cases(cases, MAX_HEADERS, seed=seed)
     looked_at = tuple(dict.fromkeys((*in_full, *others)))
@@ -256,23 +269,30 @@ def plan_fingerprint(
         spacing, median_shape[-spatial_dims:].tolist(), out_channels
     )
 
-    # Back from nnU-Net's order: sort by its axis, then reverse to (x, y[, z]).
-    back = sorted(range(spatial_dims), key=lambda position: -axes[position])
-
-    def turn(values: Sequence[float]) -> tuple:
-        return tuple(values[position] for position in back)
-
     return UNetPlan(
         spatial_dims=spatial_dims,
         in_channels=fingerprint.in_channels,
         out_channels=out_channels,
-        spacing=turn(spacing),
-        patch_size=turn(patch_size),
-        kernel_size=tuple(turn(kernel) for kernel in kernels),
-        strides=tuple(turn(stride) for stride in strides),
+        spacing=in_array_order(spacing, axes),
+        patch_size=in_array_order(patch_size, axes),
+        kernel_size=tuple(in_array_order(kernel, axes) for kernel in kernels),
+        strides=tuple(in_array_order(stride, axes) for stride in strides),
         features_per_stage=_features(len(strides), spatial_dims),
         slice_axis=None if of_images or spatial_dims == 3 else 2 - slice_axis,
     )
+
+
+def in_array_order(values: Sequence[Any], axes: Sequence[int]) -> tuple[Any, ...]:
+    """Bring nnU-Net's values, one an axis, to MONAI's array order.
+
+    Args:
+        values: in nnU-Net's transposed order.
+        axes: nnU-Net's axis (0, 1, 2 for z, y, x) of each value.
+
+    >>> in_array_order(["slices", "z", "y"], [2, 0, 1])  # the slices are along x
+    ('slices', 'y', 'z')
+    """
+    return tuple(value for _, value in sorted(zip(axes, values, strict=True), reverse=True))
 
 
 def _features(num_stages: int, spatial_dims: int) -> tuple[int, ...]:

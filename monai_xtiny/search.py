@@ -202,7 +202,7 @@ def table_from_dict(content: Mapping[str, Any]) -> ScoreTable:
             )
             for row in content["ladder"]
         )
-        return ScoreTable(
+        table = ScoreTable(
             plan=UNetPlan(**content["plan"]),
             ladder=ladder,
             seeds=tuple(int(seed) for seed in content["seeds"]),
@@ -210,10 +210,18 @@ def table_from_dict(content: Mapping[str, Any]) -> ScoreTable:
             seconds=dict(content["seconds"]),
             environment=dict(content["environment"]),
         )
-    except (KeyError, TypeError) as error:
+    except (KeyError, TypeError, AttributeError) as error:
         raise ValueError(
             f"no table of scores ({error}): write it with monai_xtiny score"
         ) from error
+    shape = (len(table.seeds), len(table.images))
+    for rung in table.ladder:
+        if [len(row) for row in rung.sensitivity] != [shape[1]] * shape[0] or 0 in shape:
+            raise ValueError(
+                f"width {rung.max_features} lacks scores: expected {shape[0]} seeds of "
+                f"{shape[1]} images"
+            )
+    return table
 
 
 def _check_sample(sample: Sample, plan: UNetPlan, seeds: Sequence[int]) -> None:

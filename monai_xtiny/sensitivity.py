@@ -44,7 +44,8 @@ def jacobian_sensitivity(network: nn.Module, images: torch.Tensor) -> torch.Tens
         raise ValueError(
             f"images has shape {tuple(images.shape)}: give at least one image, (B, C, *spatial)"
         )
-    with torch.inference_mode(False), torch.enable_grad(), _evaluated(network):
+    full_precision = torch.autocast(images.device.type, enabled=False)
+    with torch.inference_mode(False), torch.enable_grad(), full_precision, _evaluated(network):
         inputs = images.detach().as_subclass(torch.Tensor).clone().requires_grad_(True)
         logits = network(inputs)
         if not isinstance(logits, torch.Tensor):

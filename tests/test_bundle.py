@@ -5,6 +5,7 @@ from __future__ import annotations
 import csv
 import json
 import os
+import shutil
 import subprocess
 import sys
 from dataclasses import dataclass
@@ -226,6 +227,16 @@ def test_bundle_trains_resumes_infers_and_evaluates(emitted, tmp_path) -> None:
     assert [path.name for path in (bundle / "models").iterdir()] == ["model.pt"]
     log = run_bundle(emitted, "train", *short, "--epochs", 2, cwd=tmp_path)
     assert "Epoch: 2/2" in log and "Epoch: 1/2" not in log
+
+    # Other cases start anew instead of going on with these.
+    other = tmp_path / "other"
+    shutil.copytree(dataset, other)
+    for path in (*other.glob("labelsTr/*4.*"), *other.glob("imagesTr/*4_*")):
+        path.unlink()
+    log = run_bundle(
+        emitted, "train", "--dataset_dir", other, *short[2:], "--epochs", 2, cwd=tmp_path
+    )
+    assert "Epoch: 1/2" in log
 
     out = tmp_path / "Ausgabe é"
     images = dataset / "imagesTr"

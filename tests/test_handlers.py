@@ -87,6 +87,15 @@ def test_handler_names_results_and_takes_other_keys(network, plan_2d) -> None:
     assert state.metrics["jacobian"] == float(state.jacobian[0])
 
 
+def test_handler_attached_twice_scores_once(network, plan_2d) -> None:
+    engine = Engine(idle)
+    handler = SensitivityHandler(network, keys=["image", "label"])
+    handler.attach(engine)
+    handler.attach(engine)
+    state = engine.run([{"image": meta_image(plan_2d, 0)[None].double()}])
+    assert len(state.sensitivity) == 1
+
+
 def test_handler_starts_afresh_with_each_epoch(network, plan_2d) -> None:
     engine = Engine(idle)
     SensitivityHandler(network).attach(engine)

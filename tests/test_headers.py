@@ -3,9 +3,11 @@ from __future__ import annotations
 import gzip
 from pathlib import Path
 
+import nibabel
 import numpy as np
 import pytest
 from monai.transforms import LoadImaged
+from PIL import Image
 
 from monai_xtiny.data import find_cases, load_sample
 from monai_xtiny.headers import read_headers
@@ -110,3 +112,34 @@ def test_read_headers_never_reads_voxels(tmp_path) -> None:
     whole = gzip.decompress(path.read_bytes())
     path.write_bytes(gzip.compress(whole[:1000]))
     assert read_headers(find_cases(tmp_path))[0].shape == (64, 64, 64)
+
+
+def test_nifti_spacing_is_that_of_the_affine_by_which_monai_resamples(tmp_path) -> None:
+    path = write_nifti(tmp_path / "a.nii", affine=np.diag([1.5, 1.5, 2.0, 1.0]))
+    image = nibabel.load(path)
+    image.header.set_zooms((5.0, 5.0, 5.0))  # pixdim and sform disagree
+    image.header.set_sform(np.diag([1.5, 1.5, 2.0, 1.0]), code=1)
+    image.header.set_qform(None, code=0)
+    nibabel.Nifti1Image(np.asarray(image.dataobj), None, image.header).to_filename(path)
+    cases = find_cases(tmp_path)
+    assert read_headers(cases)[0].spacing == (1.5, 1.5, 2.0)
+    loaded = LoadImaged("image", ensure_channel_first=True)({"image": list(cases[0].images)})
+    assert tuple(loaded["image"].pixdim.tolist()) == (1.5, 1.5, 2.0)
+
+
+def test_read_headers_refuses_palettes(tmp_path) -> None:
+    Image.new("P", (24, 20)).save(tmp_path / "a.png")
+    with pytest.raises(ValueError, match="indices into a palette"):
+        read_headers(find_cases(tmp_path))
+
+
+def test_dicom_headers_refuse_slices_out_of_order(tmp_path) -> None:
+    folder = write_dicom_series(tmp_path / "ct")
+    import pydicom
+
+    path = folder / "slice5.dcm"
+    item = pydicom.dcmread(path)
+    item.ImagePositionPatient = [0, 0, 7]
+    item.save_as(path)
+    with pytest.raises(ValueError, match="unevenly spaced or numbered out of order"):
+        read_headers(find_cases(tmp_path))

@@ -25,6 +25,7 @@ def test_read_label_names_of_a_data_set(tmp_path, labels, expected) -> None:
     "labels, message",
     [({"background": 0, "a": 2}, "not 0, 1, 2"),
      ({"background": 0, "a": [1, 2]}, "no plain labels"),
+     ({"background": 0, "a": 1, "ignore": 2}, "ignore label"),
      ({"background": 0, "$import os": 1}, "which MONAI's configs evaluate")],
 )  # fmt: skip
 def test_read_label_names_refuses_a_data_sets_labels(tmp_path, labels, message) -> None:

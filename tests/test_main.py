@@ -1,6 +1,7 @@
 from __future__ import annotations
 
 import json
+import os
 import subprocess
 import sys
 from pathlib import Path
@@ -136,6 +137,9 @@ def test_search_refuses_bad_images(capsys, tmp_path, make, what, reach) -> None:
         (("--num_images", "some"), "--num_images is 'some'"),
         (("--num_seeds", "0"), "--num_seeds is 0"),
         (("--seed", "one"), "--seed is 'one'"),
+        (("--seed", "9" * 30), "give a number from 0"),
+        (("--spatial_dims", "2.0"), "--spatial_dims is 2.0"),
+        (("--overwrite", "no"), "--overwrite is 'no'"),
         (("--label_names", "one"), "two or more different ones"),
         (("--plans", "nowhere.json"), "no such file: 'nowhere.json'"),
         (("--config_file", "nowhere.json"), "no such file: 'nowhere.json'"),
@@ -204,6 +208,34 @@ def test_search_refuses_a_folder_that_is_not_empty(capsys, tmp_path, png_folder)
     assert "exists and is not empty" in refused(capsys, *command)
     assert "is no bundle" in refused(capsys, *command, "--overwrite")
     assert snapshot(bundle) == {"precious.txt"}
+
+
+def test_search_takes_a_link_for_what_it_points_to(tmp_path, png_folder) -> None:
+    (tmp_path / "real").mkdir()
+    link = tmp_path / "x_segmentation"
+    link.symlink_to(tmp_path / "real")
+    assert run_main("search", "--images", png_folder, "--bundle", link) == 0
+    assert link.is_symlink()
+    assert (tmp_path / "real" / "configs" / "train.json").is_file()
+    assert not list(tmp_path.glob(".*"))
+
+
+def test_plan_never_replaces_what_is_no_file(capsys, tmp_path, png_folder) -> None:
+    pipe = tmp_path / "pipe"
+    os.mkfifo(pipe)
+    assert "cannot write" in refused(capsys, "plan", "--images", png_folder, "--output", pipe)
+    assert pipe.is_fifo()
+    (tmp_path / "plan.json").write_text("old")
+    (tmp_path / "link.json").symlink_to(tmp_path / "plan.json")
+    assert run_main("plan", "--images", png_folder, "--output", tmp_path / "link.json") == 0
+    assert (tmp_path / "link.json").is_symlink()
+    assert json.loads((tmp_path / "plan.json").read_text())["spatial_dims"] == 2
+
+
+def test_search_refuses_a_file_that_is_no_image(capsys, tmp_path) -> None:
+    (tmp_path / "notes.txt").write_text("no image")
+    command = ("search", "--images", tmp_path / "notes.txt", "--bundle", tmp_path / "x")
+    assert "is no image" in refused(capsys, *command)
 
 
 def test_search_refuses_a_file_as_parent(capsys, tmp_path, png_folder) -> None:

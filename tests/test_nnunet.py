@@ -101,6 +101,24 @@ def test_load_nnunet_plan_refuses(tmp_path, change, configuration, message) -> N
         load_nnunet_plan(path, configuration, in_channels=1, out_channels=3)
 
 
+def test_load_nnunet_plan_refuses_other_dimensions_than_asked_for() -> None:
+    with pytest.raises(ValueError, match="it is 2D, and --spatial_dims is 3"):
+        load_nnunet_plan(HIPPOCAMPUS, "2d", in_channels=1, out_channels=3, spatial_dims=3)
+
+
+@pytest.mark.parametrize(
+    "key, value",
+    [("strides", 2), ("strides", [[0, 0]] * 4), ("kernel_sizes", [[2, 2]] * 4),
+     ("features_per_stage", [10**6] * 4), ("features_per_stage", "many")],
+)  # fmt: skip
+def test_load_nnunet_plan_refuses_values_that_no_network_has(tmp_path, key, value) -> None:
+    def spoil(content) -> None:
+        content["configurations"]["2d"]["architecture"]["arch_kwargs"][key] = value
+
+    with pytest.raises(ValueError, match="has no plan for '2d' that can be used"):
+        load_nnunet_plan(changed(tmp_path, spoil), "2d", in_channels=1, out_channels=3)
+
+
 def test_load_nnunet_plan_refuses_3d_for_images() -> None:
     with pytest.raises(ValueError, match="is 3D, and the images are 2D"):
         load_nnunet_plan(HIPPOCAMPUS, "3d_fullres", in_channels=1, out_channels=2, of_images=True)
@@ -113,5 +131,5 @@ def test_load_nnunet_plan_needs_a_file(tmp_path) -> None:
 
 def test_load_nnunet_plan_needs_json(tmp_path) -> None:
     (tmp_path / "plans.json").write_text("{")
-    with pytest.raises(ValueError, match="JSONDecodeError"):
+    with pytest.raises(ValueError, match="has no plan for '2d' that can be used"):
         load_nnunet_plan(tmp_path / "plans.json", "2d", in_channels=1, out_channels=2)

@@ -152,6 +152,11 @@ def test_plan_fingerprint_refuses_other_dimensions() -> None:
         ({"kernel_size": ((3, 3),) * 3}, "one of each a stage"),
         ({"patch_size": (32, 48, 8)}, "need 2 axes"),
         ({"slice_axis": 3}, "slice_axis is 3"),
+        ({"spacing": (1, float("nan"))}, "must be positive"),
+        ({"patch_size": (-32, 48)}, "must be positive"),
+        ({"kernel_size": ((2, 2),) * 4}, "odd"),
+        ({"strides": ((2, 2),) * 4}, "the first stage's must be 1"),
+        ({"strides": ((1, 1), (0, 2), (2, 2), (2, 2))}, "none below 1"),
         (
             {
                 "features_per_stage": (32, 64), "kernel_size": ((3, 3),) * 2,

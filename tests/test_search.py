@@ -92,3 +92,10 @@ def test_select_device_refuses(name) -> None:
 
 def test_select_device_auto_takes_what_there_is() -> None:
     assert select_device("auto").type == ("cuda" if torch.cuda.is_available() else "cpu")
+
+
+def test_table_from_dict_refuses_missing_scores(small, sample_2d) -> None:
+    content = table_to_dict(run_search(sample_2d, small, progress=False))
+    content["ladder"][2]["sensitivity"] = [[1.0]]
+    with pytest.raises(ValueError, match="width 8 lacks scores: expected 1 seeds of 3 images"):
+        table_from_dict(content)

@@ -103,6 +103,14 @@ def test_jacobian_sensitivity_works_where_gradients_are_off(context) -> None:
         assert torch.equal(jacobian_sensitivity(network, images.clone()), expected)
 
 
+def test_jacobian_sensitivity_ignores_autocast_around_it() -> None:
+    network = build_network(SMALL_2D, 2, seed=0)
+    images = torch.randn(1, 2, 8, 16, generator=torch.Generator().manual_seed(2))
+    expected = jacobian_sensitivity(network, images)
+    with torch.autocast("cpu", dtype=torch.bfloat16):
+        assert torch.equal(jacobian_sensitivity(network, images), expected)
+
+
 def test_jacobian_sensitivity_takes_metatensors_and_returns_plain_ones() -> None:
     network = build_network(SMALL_2D, 2, seed=0)
     images = torch.randn(2, 2, 8, 16, generator=torch.Generator().manual_seed(2))
