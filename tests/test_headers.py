@@ -120,7 +120,7 @@ def test_nifti_spacing_is_that_of_the_affine_by_which_monai_resamples(tmp_path) 
     image.header.set_zooms((5.0, 5.0, 5.0))  # pixdim and sform disagree
     image.header.set_sform(np.diag([1.5, 1.5, 2.0, 1.0]), code=1)
     image.header.set_qform(None, code=0)
-    nibabel.Nifti1Image(np.asarray(image.dataobj), None, image.header).to_filename(path)
+    nibabel.Nifti1Image(np.array(image.dataobj), None, image.header).to_filename(path)
     cases = find_cases(tmp_path)
     assert read_headers(cases)[0].spacing == (1.5, 1.5, 2.0)
     loaded = LoadImaged("image", ensure_channel_first=True)({"image": list(cases[0].images)})
