@@ -13,6 +13,7 @@ from typing import cast
 
 import nibabel
 import numpy as np
+from monai.data.utils import correct_nifti_header_if_necessary
 from nibabel.affines import voxel_sizes
 from nibabel.orientations import io_orientation
 from PIL import Image
@@ -71,7 +72,8 @@ def _read_header(case: Case) -> Header:
 
 def _nifti_header(path: str) -> Header:
     """Header of a NIfTI file, axes brought to RAS order."""
-    image = cast(nibabel.Nifti1Image, nibabel.load(path))
+    # The grid that MONAI's reader will see: where pixdim and affine disagree, it mends one of them.
+    image = correct_nifti_header_if_necessary(cast(nibabel.Nifti1Image, nibabel.load(path)))
     shape = tuple(int(size) for size in image.shape)
     while len(shape) > 3 and shape[-1] == 1:
         shape = shape[:-1]
@@ -82,7 +84,7 @@ def _nifti_header(path: str) -> Header:
         )
     if image.get_data_dtype().fields:
         raise ValueError(f"voxels of type {image.get_data_dtype()}: save the channels apart")
-    # From the affine, as MONAI resamples; float32 there: 0.9 mm must not become 0.8999999762.
+    # float32 in the file: 0.9 mm must not become 0.8999999762.
     spacing = tuple(round(float(size), 5) for size in voxel_sizes(image.affine)[: len(shape)])
     return _in_ras_order(shape, spacing, image.affine)
 

@@ -21,6 +21,9 @@ from monai_xtiny.networks import build_network, cap_features, network_cost, widt
 from monai_xtiny.plan import UNetPlan
 
 MIN_LADDER = 5
+# Images of one batch do not act on each other, so batches change the time only: small images share
+# the overhead of a call, while from 128 x 128 on batches leave the cache and take longer.
+BATCH_VOXELS = 128 * 128
 
 
 @dataclass(frozen=True)
@@ -104,7 +107,7 @@ def run_search(
     """Score every width of the plan's ladder at initialisation.
 
     A unit is one width with one seed, reset before each width as published; its network sees the
-    images one by one through an ignite engine. Under ``torchrun`` the units are shared out over
+    images through an ignite engine. Under ``torchrun`` the units are shared out over
     the ranks, and every rank returns the whole table.
 
     Args:
@@ -128,8 +131,7 @@ def run_search(
     widths = width_ladder(plan)
     units = [(width, seed) for width in widths for seed in seeds]
     mine = units[idist.get_rank() :: idist.get_world_size()]
-    # A list and no DataLoader, which would draw its seed from the global generator.
-    batches = [{"image": image[None]} for image in sample.images]
+    batches = _make_batches(sample.images)
     scored: dict[tuple[int, int], tuple[float, ...]] = {}
     show = progress and idist.get_rank() == 0
     for width, seed in tqdm(
@@ -222,6 +224,18 @@ def table_from_dict(content: Mapping[str, Any]) -> ScoreTable:
                 f"{shape[1]} images"
             )
     return table
+
+
+def _make_batches(images: Sequence[torch.Tensor]) -> list[dict[str, torch.Tensor]]:
+    """Images in batches of at most ``BATCH_VOXELS`` voxels, or one by one if they are larger.
+
+    A list and no DataLoader, which would draw its seed from the global generator.
+    """
+    size = max(1, BATCH_VOXELS // images[0][0].numel())
+    return [
+        {"image": torch.stack(list(images[start : start + size]))}
+        for start in range(0, len(images), size)
+    ]
 
 
 def _check_sample(sample: Sample, plan: UNetPlan, seeds: Sequence[int]) -> None:

@@ -114,17 +114,19 @@ def test_read_headers_never_reads_voxels(tmp_path) -> None:
     assert read_headers(find_cases(tmp_path))[0].shape == (64, 64, 64)
 
 
-def test_nifti_spacing_is_that_of_the_affine_by_which_monai_resamples(tmp_path) -> None:
-    path = write_nifti(tmp_path / "a.nii", affine=np.diag([1.5, 1.5, 2.0, 1.0]))
-    image = nibabel.load(path)
-    image.header.set_zooms((5.0, 5.0, 5.0))  # pixdim and sform disagree
-    image.header.set_sform(np.diag([1.5, 1.5, 2.0, 1.0]), code=1)
-    image.header.set_qform(None, code=0)
-    nibabel.Nifti1Image(np.array(image.dataobj), None, image.header).to_filename(path)
+@pytest.mark.parametrize("qform_code", [0, 1])
+def test_nifti_spacing_is_that_of_monais_reader(tmp_path, qform_code) -> None:
+    affine = np.diag([1.5, 1.5, 2.0, 1.0])
+    image = nibabel.load(write_nifti(tmp_path / "a.nii.gz", affine=affine))
+    header = image.header.copy()
+    header.set_sform(affine, code=1)
+    header.set_qform(np.diag([3.0, 3.0, 3.0, 1.0]), code=qform_code)
+    header.set_zooms((5.0, 5.0, 5.0))  # pixdim and sform disagree
+    spoilt = nibabel.Nifti1Image(np.array(image.dataobj), None, header)
+    spoilt.to_filename(tmp_path / "a.nii.gz")
     cases = find_cases(tmp_path)
-    assert read_headers(cases)[0].spacing == (1.5, 1.5, 2.0)
     loaded = LoadImaged("image", ensure_channel_first=True)({"image": list(cases[0].images)})
-    assert tuple(loaded["image"].pixdim.tolist()) == (1.5, 1.5, 2.0)
+    assert read_headers(cases)[0].spacing == tuple(loaded["image"].pixdim.tolist())
 
 
 def test_read_headers_refuses_palettes(tmp_path) -> None:

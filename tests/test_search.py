@@ -6,6 +6,7 @@ from dataclasses import replace
 import pytest
 import torch
 
+from monai_xtiny import search
 from monai_xtiny.data import Sample
 from monai_xtiny.networks import build_network, network_cost, width_ladder
 from monai_xtiny.search import run_search, select_device, table_from_dict, table_to_dict
@@ -28,7 +29,17 @@ def test_run_search_scores_each_width_seed_and_image_as_the_plain_loop(small, sa
             alone = [
                 float(jacobian_sensitivity(network, image[None])) for image in sample_2d.images
             ]
-            assert row == pytest.approx(alone, rel=1e-6)
+            assert row == pytest.approx(alone, rel=1e-5)
+
+
+def test_run_search_scores_the_same_in_batches_and_one_by_one(
+    small, sample_2d, monkeypatch
+) -> None:
+    batched = run_search(sample_2d, small, progress=False)
+    monkeypatch.setattr(search, "BATCH_VOXELS", 1)
+    alone = run_search(sample_2d, small, progress=False)
+    for first, second in zip(batched.ladder, alone.ladder, strict=True):
+        assert first.sensitivity[0] == pytest.approx(second.sensitivity[0], rel=1e-5)
 
 
 def test_run_search_repeats_bit_for_bit_and_leaves_the_generator(small, sample_2d) -> None:
