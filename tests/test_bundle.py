@@ -285,3 +285,24 @@ def test_bundle_says_what_is_missing(emitted, tmp_path) -> None:
         log = run_bundle(emitted, config, "--dataset_dir", empty, cwd=tmp_path, status=1)
         assert "nothing here" in log
         assert "--dataset_dir FOLDER" in log
+
+
+def test_bundle_trains_on_two_processes(emitted, tmp_path) -> None:
+    if emitted.kind != "volumes":
+        pytest.skip("one kind is enough: the configs differ in transforms only")
+    bundle = tmp_path / "copy"
+    shutil.copytree(emitted.bundle, bundle)
+    shutil.rmtree(bundle / "eval", ignore_errors=True)
+    before = (bundle / "models" / "model.pt").read_bytes()
+    files = [str(bundle / "configs" / f"{name}.json") for name in ("train", "multi_gpu_train")]
+    command = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc_per_node=2"]
+    command += ["-m", "monai.bundle", "run", "--config_file", str(files)]
+    command += ["--bundle_root", str(bundle), "--dataset_dir", str(emitted.dataset)]
+    command += ["--epochs", "2", "--val_interval", "1", "--num_workers", "0"]
+    environment = {**os.environ, "OMP_NUM_THREADS": "1"}
+    done = subprocess.run(
+        command, cwd=tmp_path, env=environment, capture_output=True, text=True, check=False
+    )
+    assert done.returncode == 0, done.stderr[-3000:]
+    assert (bundle / "models" / "model.pt").read_bytes() != before
+    assert [path.name for path in (bundle / "models").iterdir()] == ["model.pt"]

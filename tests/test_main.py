@@ -416,3 +416,32 @@ def test_the_module_and_the_console_script_are_the_command_line(tmp_path) -> Non
         assert done.returncode == 2
         assert done.stderr.startswith("error: no images in")
         assert len(done.stderr.strip().splitlines()) == 1
+
+
+@pytest.mark.slow
+def test_search_shows_progress_on_a_terminal(tmp_path, png_folder) -> None:
+    import fcntl
+    import pty
+    import struct
+    import termios
+
+    command = [sys.executable, "-m", "monai_xtiny", "search", "--images", str(png_folder)]
+    main_end, terminal = pty.openpty()
+    fcntl.ioctl(terminal, termios.TIOCSWINSZ, struct.pack("HHHH", 24, 100, 0, 0))
+    with subprocess.Popen(
+        [*command, "--bundle", str(tmp_path / "x_segmentation")], stderr=terminal, stdout=terminal
+    ) as process:
+        os.close(terminal)
+        shown = b""
+        while True:
+            try:
+                part = os.read(main_end, 65536)
+            except OSError:  # the other end was closed
+                break
+            if not part:
+                break
+            shown += part
+    os.close(main_end)
+    assert process.returncode == 0
+    for bar in (b"planning:", b"loading:", b"scoring:"):
+        assert bar in shown

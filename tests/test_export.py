@@ -1,0 +1,178 @@
+from __future__ import annotations
+
+import json
+import os
+import stat
+
+import pytest
+import torch
+
+from monai_xtiny import export
+from monai_xtiny.export import (
+    check_destination,
+    data_kind,
+    export_bundle,
+    read_search,
+    templates_dir,
+    write_search,
+    write_text,
+)
+from monai_xtiny.networks import build_network
+from monai_xtiny.search import Rung, ScoreTable
+from monai_xtiny.selection import Selection
+
+
+@pytest.fixture
+def selection(plan_2d) -> Selection:
+    """A choice of width 8 among six, made of invented scores."""
+    ladder = tuple(
+        Rung(width, (width,) * 4, 100 * width, 101 * width, width / 10, ((2.0, 1.0 + width),))
+        for width in (32, 16, 8, 4, 2, 1)
+    )
+    table = ScoreTable(
+        plan_2d, ladder, (5,), ("a.png", "b.png"), {"load": 1.0, "score": 2.0, "total": 3.0}, {}
+    )
+    return Selection("paper", 8, {8: 1.0}, None, table)
+
+
+def listing(folder) -> list[str]:
+    return sorted(str(path.relative_to(folder)) for path in folder.rglob("*"))
+
+
+def test_export_bundle_holds_the_network_at_its_initialisation(tmp_path, selection) -> None:
+    bundle = export_bundle(selection, tmp_path / "deep" / "x_segmentation")
+    weights = torch.load(bundle / "models" / "model.pt", weights_only=True)
+    expected = build_network(selection.table.plan, 8, seed=5).state_dict()
+    assert weights.keys() == expected.keys()
+    assert all(torch.equal(weights[name], expected[name]) for name in expected)
+
+
+def test_export_bundle_fills_what_the_plan_decides(tmp_path, selection) -> None:
+    bundle = export_bundle(selection, tmp_path / "x_segmentation")
+    plan = selection.table.plan
+    for name in ("train", "inference"):
+        config = json.loads((bundle / "configs" / f"{name}.json").read_text())
+        assert config["network_def"]["filters"] == [8, 8, 8, 8]
+        assert config["patch_size"] == list(plan.patch_size)
+        assert config["num_classes"] == plan.out_channels
+        assert "spacing" not in config  # pictures have none
+        assert config["bundle_root"] == "."
+
+
+def test_export_bundle_gives_the_folder_the_mode_of_a_new_folder(tmp_path, selection) -> None:
+    bundle = export_bundle(selection, tmp_path / "x_segmentation")
+    (tmp_path / "plain").mkdir()
+    assert stat.S_IMODE(bundle.stat().st_mode) == stat.S_IMODE((tmp_path / "plain").stat().st_mode)
+
+
+@pytest.mark.parametrize("stage", ["plot_sensitivity", "build_network", "_metadata"])
+def test_export_bundle_leaves_nothing_when_it_fails(
+    tmp_path, selection, monkeypatch, stage
+) -> None:
+    def fail(*arguments, **options):
+        raise OSError("disk full, on purpose")
+
+    monkeypatch.setattr(export, stage, fail)
+    with pytest.raises(OSError, match="on purpose"):
+        export_bundle(selection, tmp_path / "deep" / "er" / "x_segmentation")
+    assert listing(tmp_path) == []
+
+
+def test_export_bundle_keeps_the_former_bundle_when_it_fails(
+    tmp_path, selection, monkeypatch
+) -> None:
+    bundle = export_bundle(selection, tmp_path / "x_segmentation")
+    (bundle / "models" / "model.pt").write_bytes(b"trained for days")
+    before = listing(tmp_path)
+
+    def fail(*arguments, **options):
+        raise OSError("on purpose")
+
+    monkeypatch.setattr(export, "plot_sensitivity", fail)
+    with pytest.raises(OSError, match="on purpose"):
+        export_bundle(selection, bundle, overwrite=True)
+    assert listing(tmp_path) == before
+    assert (bundle / "models" / "model.pt").read_bytes() == b"trained for days"
+
+
+def test_export_bundle_puts_the_former_bundle_back_when_the_rename_fails(
+    tmp_path, selection, monkeypatch
+) -> None:
+    bundle = export_bundle(selection, tmp_path / "x_segmentation")
+    before = listing(tmp_path)
+    rename = export.Path.rename
+
+    def fail_for_the_new_one(self, target):
+        if self.name.startswith(".x_segmentation.") and not self.name.endswith(".former"):
+            raise OSError("on purpose")
+        return rename(self, target)
+
+    monkeypatch.setattr(export.Path, "rename", fail_for_the_new_one)
+    with pytest.raises(OSError, match="on purpose"):
+        export_bundle(selection, bundle, overwrite=True)
+    assert listing(tmp_path) == before
+
+
+def test_export_bundle_refuses_too_few_names(tmp_path, selection) -> None:
+    with pytest.raises(ValueError, match=r"3 label names \(a, b, c\) for 2 classes"):
+        export_bundle(selection, tmp_path / "x", label_names=["a", "b", "c"])
+    assert listing(tmp_path) == []
+
+
+@pytest.mark.parametrize("name", ["$import os", "@x", "%x", "a#b", "a::b"])
+def test_export_bundle_refuses_names_that_are_code(tmp_path, selection, name) -> None:
+    with pytest.raises(ValueError, match="rename it"):
+        export_bundle(selection, tmp_path / "x", label_names=["background", name])
+    with pytest.raises(ValueError, match="rename it"):
+        export_bundle(selection, tmp_path / name)
+    assert listing(tmp_path) == []
+
+
+def test_check_destination_takes_an_empty_folder(tmp_path) -> None:
+    (tmp_path / "x").mkdir()
+    assert check_destination(tmp_path / "x") == tmp_path / "x"
+
+
+def test_check_destination_refuses_a_file(tmp_path) -> None:
+    (tmp_path / "x").write_text("mine")
+    with pytest.raises(FileExistsError, match="is a file"):
+        check_destination(tmp_path / "x")
+
+
+def test_search_json_is_read_back_as_it_was_written(tmp_path, selection) -> None:
+    write_search(selection, tmp_path / "search.json")
+    assert read_search(tmp_path / "search.json") == selection
+    content = json.loads((tmp_path / "search.json").read_text())
+    assert content["format_version"] == 1
+    assert content["selected"]["max_features"] == 8
+    assert content["ladder"][0]["sensitivity"] == [[2.0, 33.0]]
+
+
+def test_read_search_refuses_another_version(tmp_path) -> None:
+    (tmp_path / "search.json").write_text('{"format_version": 2}')
+    with pytest.raises(ValueError, match="no search.json of format version 1"):
+        read_search(tmp_path / "search.json")
+
+
+def test_write_text_replaces_a_file_but_nothing_else(tmp_path) -> None:
+    write_text(tmp_path / "a", "one")
+    write_text(tmp_path / "a", "two")
+    assert (tmp_path / "a").read_text() == "two"
+    os.mkfifo(tmp_path / "pipe")
+    with pytest.raises(FileExistsError, match="is no file"):
+        write_text(tmp_path / "pipe", "three")
+    assert listing(tmp_path) == ["a", "pipe"]
+
+
+def test_data_kind_tells_volumes_slices_and_images(plan_2d, plan_3d) -> None:
+    from dataclasses import replace
+
+    assert data_kind(plan_3d) == "volumes"
+    assert data_kind(plan_2d) == "images"
+    assert data_kind(replace(plan_2d, slice_axis=2)) == "slices"
+
+
+def test_templates_are_json_with_four_spaces_and_a_final_newline() -> None:
+    for path in templates_dir().glob("*.json"):
+        text = path.read_text(encoding="utf-8")
+        assert text == json.dumps(json.loads(text), indent=4, ensure_ascii=False) + "\n", path.name
