@@ -149,13 +149,23 @@ def test_bundle_metadata_obeys_the_zoos_schema(emitted, tmp_path) -> None:
     assert "+" not in content["pytorch_version"]
 
 
-def test_bundle_network_passes_the_zoos_check_of_shapes(emitted) -> None:
-    verify_net_in_out(
-        net_id="network_def",
-        meta_file=str(emitted.bundle / "configs" / "metadata.json"),
-        config_file=str(emitted.bundle / "configs" / "inference.json"),
-        n=1, p=1, any=1,
-    )  # fmt: skip
+def test_bundle_network_passes_the_zoos_check_of_shapes(emitted, tmp_path) -> None:
+    metadata = emitted.bundle / "configs" / "metadata.json"
+
+    def verify(meta_file: Path) -> None:
+        verify_net_in_out(
+            net_id="network_def",
+            meta_file=str(meta_file),
+            config_file=str(emitted.bundle / "configs" / "inference.json"),
+            n=1, p=1, any=1,
+        )  # fmt: skip
+
+    verify(metadata)
+    content = json.loads(metadata.read_text(encoding="utf-8"))
+    content["network_data_format"]["outputs"]["pred"]["num_channels"] += 1
+    (tmp_path / "metadata.json").write_text(json.dumps(content))
+    with pytest.raises(ValueError, match="output"):
+        verify(tmp_path / "metadata.json")
 
 
 @pytest.mark.parametrize("name, kind", [("train", "train"), ("inference", "infer")])

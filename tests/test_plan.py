@@ -84,7 +84,9 @@ def test_plan_images_equals_nnunet_on_real_data(real_data, dataset, name) -> Non
     plan = plan_images(
         real_data / dataset, spatial_dims=int(name[0]), out_channels=LABELS.get(dataset, 2)
     )
-    check_against_nnunet(plan, GOLDEN[dataset]["configurations"][name], [0, 1, 2])
+    expected = GOLDEN[dataset]["configurations"][name]
+    check_against_nnunet(plan, expected, [0, 1, 2])
+    assert plan.in_channels == len(expected["normalization_schemes"])
 
 
 def test_plan_fingerprint_of_thick_slices_pools_in_plane_first() -> None:
