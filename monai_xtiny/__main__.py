@@ -434,8 +434,11 @@ def _workflow(
     path = Path(config_file) if config_file is not None else configs_dir() / "search.json"
     if not path.is_file():
         raise FileNotFoundError(f"no such file: {str(path)!r}: check --config_file")
+    files = [str(path)]
+    if int(os.environ.get("WORLD_SIZE", "1")) > 1:  # under torchrun
+        files.append(str(configs_dir() / "multi_gpu_search.json"))
     workflow = ConfigWorkflow(
-        config_file=str(path),
+        config_file=files,
         meta_file=str(configs_dir() / "metadata.json"),
         logging_file=False,
         init_id=init_id,

@@ -79,13 +79,15 @@ class ScoreTable:
 
 
 def select_device(device: str = "auto") -> torch.device:
-    """Resolve a device name; ``auto`` takes CUDA where there is one.
+    """Resolve a device name; ``auto`` takes CUDA where there is one, a GPU a rank of a machine.
 
     Raises:
         ValueError: the name is unknown, or the machine has no such device.
     """
     if device == "auto":
-        return torch.device("cuda" if torch.cuda.is_available() else "cpu")
+        if not torch.cuda.is_available():
+            return torch.device("cpu")
+        return torch.device("cuda", idist.get_local_rank() if idist.get_world_size() > 1 else 0)
     try:
         resolved = torch.device(device)
         torch.empty(1, device=resolved).cpu()

@@ -368,6 +368,34 @@ def test_monai_bundle_runs_the_same_config_with_other_transforms(tmp_path, png_f
     assert results["other"] != results["same"]
 
 
+@pytest.mark.slow
+@pytest.mark.parametrize("engine", ["monai_xtiny", "monai.bundle"])
+def test_search_on_two_processes_gives_the_scores_of_one(tmp_path, png_folder, engine) -> None:
+    configs = Path(__file__).parent.parent / "configs"
+    files = [str(configs / "search.json"), str(configs / "multi_gpu_search.json")]
+    environment = {**os.environ, "OMP_NUM_THREADS": "1"}
+    found = []
+    for processes in (1, 2):
+        bundle = tmp_path / f"on{processes}_segmentation"
+        options = ["--images", str(png_folder), "--bundle", str(bundle), "--num_seeds", "2"]
+        start = [sys.executable, "-m"]
+        if processes == 2:
+            start += ["torch.distributed.run", "--standalone", "--nproc_per_node=2", "-m"]
+        if processes == 2 and engine == "monai.bundle":
+            start += ["monai.bundle", "run", "--config_file", str(files)]
+        else:
+            start += ["monai_xtiny", "search"]
+        done = subprocess.run(
+            [*start, *options], cwd=tmp_path, env=environment, capture_output=True, text=True,
+            check=False,
+        )  # fmt: skip
+        assert done.returncode == 0, done.stderr[-3000:]
+        assert done.stdout.count("<- selected") == 1
+        found.append(json.loads((bundle / "docs" / "search.json").read_text()))
+    assert found[0]["ladder"] == found[1]["ladder"]
+    assert found[0]["selected"] == found[1]["selected"]
+
+
 NEVER_OPENS_LABELS = """
 import sys
 def audit(event, arguments):
