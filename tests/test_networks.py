@@ -5,6 +5,7 @@ from dataclasses import replace
 import pytest
 import torch
 from torch import nn
+from torch.utils.flop_counter import FlopCounterMode
 
 from monai_xtiny.networks import (
     build_network,
@@ -185,3 +186,15 @@ def test_network_cost_counts_the_multiplications_of_one_pass(plan_2d) -> None:
     decoder = sum((4 // 4 + 9 * 2 + 9) * v for v in voxels[:-1])
     expected = encoder + decoder + 2 * voxels[0]
     assert network_cost(plan_2d, 1).gmacs * 1e9 == pytest.approx(expected)
+
+
+@pytest.mark.parametrize("width", [1, 8, 64])
+@pytest.mark.parametrize("dims", ["2d", "3d"])
+def test_network_cost_equals_counting_in_the_network_itself(plan_2d, plan_3d, dims, width) -> None:
+    plan = {"2d": plan_2d, "3d": plan_3d}[dims]
+    network = build_network(plan, width).eval()
+    with FlopCounterMode(display=False) as counter, torch.no_grad():
+        network(torch.zeros(1, plan.in_channels, *plan.patch_size))
+    cost = network_cost(plan, width)
+    assert cost.gmacs * 2e9 == pytest.approx(counter.get_total_flops(), rel=1e-12)
+    assert cost.num_parameters == sum(p.numel() for p in network.parameters())
