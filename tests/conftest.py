@@ -100,3 +100,33 @@ def png_folder(tmp_path: Path) -> Path:
     for index in range(6):
         write_png(folder / f"case{index}.png", seed=index)
     return folder
+
+
+def write_dicom_series(
+    folder: Path, slices: int = 5, series: str = "1.2.3", shape: tuple[int, int] = (12, 16)
+) -> Path:
+    """An axial CT series: (rows, columns), 0.5 x 0.75 mm, slices 3 mm apart."""
+    import pydicom
+    from pydicom.dataset import FileDataset, FileMetaDataset
+    from pydicom.uid import CTImageStorage, ExplicitVRLittleEndian
+
+    folder.mkdir(parents=True, exist_ok=True)
+    for index in range(slices):
+        meta = FileMetaDataset()
+        meta.MediaStorageSOPClassUID = CTImageStorage
+        meta.MediaStorageSOPInstanceUID = f"{series}.{index}"
+        meta.TransferSyntaxUID = ExplicitVRLittleEndian
+        item = FileDataset("", {}, file_meta=meta, preamble=b"\0" * 128)
+        item.SOPClassUID, item.SOPInstanceUID = CTImageStorage, f"{series}.{index}"
+        item.SeriesInstanceUID, item.Modality = series, "CT"
+        item.InstanceNumber = index + 1
+        item.ImagePositionPatient = [0, 0, 3 * index]
+        item.ImageOrientationPatient = [1, 0, 0, 0, 1, 0]
+        item.PixelSpacing = [0.75, 0.5]
+        item.Rows, item.Columns, item.SamplesPerPixel = *shape, 1
+        item.BitsAllocated, item.BitsStored, item.HighBit, item.PixelRepresentation = 16, 16, 15, 0
+        item.PhotometricInterpretation = "MONOCHROME2"
+        voxels = np.random.default_rng(index).integers(0, 900, shape, dtype=np.uint16)
+        item.PixelData = voxels.tobytes()
+        pydicom.dcmwrite(folder / f"slice{slices - index}.dcm", item)
+    return folder

@@ -6,11 +6,14 @@ import subprocess
 import sys
 from pathlib import Path
 
+import nibabel
 import numpy as np
 import pytest
+from monai.bundle import ConfigParser
 
 from monai_xtiny.__main__ import main
-from tests.conftest import write_nifti, write_png
+from monai_xtiny.labels import PlainPath
+from tests.conftest import write_dicom_series, write_nifti, write_png
 
 PAYLOAD = "__import__('pathlib').Path('pwned').touch()"
 
@@ -329,6 +332,50 @@ def test_the_stages_one_by_one_give_what_search_gives(capsys, tmp_path, png_fold
     for name in ("train", "inference"):
         theirs, ours = ((b / "configs" / f"{name}.json").read_text() for b in (whole, parts))
         assert ours == theirs
+
+
+def test_search_reads_a_tree_of_dicom_series(tmp_path) -> None:
+    for index in range(2):
+        folder = tmp_path / "tree" / f"patient {index}" / "ct"
+        write_dicom_series(folder, slices=6, series=f"1.2.{index + 3}", shape=(24, 32))
+    bundle = tmp_path / "x_segmentation"
+    command = ("search", "--images", tmp_path / "tree", "--bundle", bundle, "--spatial_dims", 2)
+    assert run_main(*command) == 0
+    search = json.loads((bundle / "docs" / "search.json").read_text())
+    assert search["images"] == ["patient 0/ct", "patient 1/ct"]
+    assert search["plan"]["slice_axis"] == 2
+    assert search["plan"]["spacing"] == [0.5, 0.75]
+
+
+@pytest.mark.parametrize("dims", [2, 3])
+def test_search_config_preprocesses_as_the_method_says(tmp_path, dims) -> None:
+    # Stored (z, x, y), 2 mm slices; the last case is larger and smaller than the patch.
+    affine = np.array([[0, 1.0, 0, 0], [0, 0, 1.0, 0], [2.0, 0, 0, 0], [0, 0, 0, 1]])
+    for index in range(3):
+        write_nifti(tmp_path / f"{index}.nii.gz", (9, 32, 28), seed=index, affine=affine)
+    write_nifti(tmp_path / "3.nii.gz", (7, 20, 36), seed=3, affine=affine)
+    parser = ConfigParser()
+    parser.read_config(str(Path(__file__).parent.parent / "configs" / "search.json"))
+    parser.update({"images": PlainPath(str(tmp_path)), "spatial_dims": dims, "progress": False})
+    plan = parser.get_parsed_content("plan")
+    assert plan.slice_axis == (2 if dims == 2 else None)
+    assert plan.spacing == (1.0, 1.0, 2.0)[:dims]
+    for image, index in zip(parser.get_parsed_content("sample").images, range(4), strict=True):
+        stored = np.asarray(nibabel.load(tmp_path / f"{index}.nii.gz").dataobj)
+        volume = np.moveaxis(stored, 0, 2)  # to (x, y, z)
+        expected = (volume - volume.mean()) / volume.std()
+        if dims == 2:
+            expected = expected[:, :, volume.shape[2] // 2]
+        for axis, size in enumerate(plan.patch_size):
+            extent = expected.shape[axis]
+            if extent > size:
+                start = extent // 2 - size // 2
+                expected = np.take(expected, range(start, start + size), axis=axis)
+            before = max(0, size - extent) // 2
+            pads = [(0, 0)] * dims
+            pads[axis] = (before, max(0, size - extent) - before)
+            expected = np.pad(expected, pads)
+        np.testing.assert_allclose(image[0].numpy(), expected, atol=1e-5)
 
 
 def test_search_takes_nnunets_plan(tmp_path, png_folder) -> None:
