@@ -316,3 +316,26 @@ def test_bundle_trains_on_two_processes(emitted, tmp_path) -> None:
     assert done.returncode == 0, done.stderr[-3000:]
     assert (bundle / "models" / "model.pt").read_bytes() != before
     assert [path.name for path in (bundle / "models").iterdir()] == ["model.pt"]
+
+
+def test_bundle_trains_on_an_msd_datalist(emitted, tmp_path) -> None:
+    if emitted.kind != "slices":
+        pytest.skip("one kind is enough: the configs differ in transforms only")
+    root = tmp_path / "msd"
+    shutil.copytree(emitted.dataset, root)
+    cases = [f"Fall é {index}" for index in range(3)]
+    entries = [
+        {"image": f"./imagesTr/{case}_0000.nii.gz", "label": f"./labelsTr/{case}.nii.gz"}
+        for case in cases
+    ]
+    (root / "dataset.json").write_text(json.dumps({"training": entries}), encoding="utf-8")
+    bundle = tmp_path / "copy"
+    shutil.copytree(emitted.bundle, bundle)
+    shutil.rmtree(bundle / "eval", ignore_errors=True)
+    before = (bundle / "models" / "model.pt").read_bytes()
+    copied = Emitted(emitted.kind, bundle, root)
+    options = ("--datalist", root / "dataset.json", "--epochs", 1, "--val_interval", 1)
+    run_bundle(copied, "train", *options, "--num_workers", 0, cwd=tmp_path)
+    assert (bundle / "models" / "model.pt").read_bytes() != before
+    state = torch.load(bundle / "eval" / "checkpoints" / "training_state.pt", weights_only=True)
+    assert state["cases"] == [f"{case}.nii.gz" for case in cases]
