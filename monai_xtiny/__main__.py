@@ -302,7 +302,10 @@ def check(
                 f"{len(found.problems)} problems with {found.num_cases} labelled cases: "
                 f"{found.problems[0]}"
             )
-        print(f"{found.num_cases} labelled cases fit the bundle")
+        padded = f"; {found.num_padded} are smaller than the patch and padded"
+        print(
+            f"{found.num_cases} labelled cases fit the bundle{padded if found.num_padded else ''}"
+        )
 
     return _Job(run, debug)
 

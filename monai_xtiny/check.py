@@ -25,10 +25,12 @@ class DataCheck:
     Args:
         num_cases: labelled cases that training and validation would use.
         problems: one line a case that does not fit, each with what to do.
+        num_padded: cases smaller than the patch along some axis, which are padded with zeros.
     """
 
     num_cases: int
     problems: tuple[str, ...]
+    num_padded: int = 0
 
 
 def check_bundle(
@@ -47,7 +49,8 @@ def check_bundle(
     Returns:
         The number of cases, and every problem: an image without a label or a label without an
         image, a channel count other than the plan's, a label of another shape than its image, a
-        label value that is no class, weights of another network.
+        label value that is no class, an image of less than half a patch along some axis,
+        weights of another network. Smaller shortfalls are padded, by nnU-Net's rule, and counted.
 
     Raises:
         FileNotFoundError: there is no bundle, or no data.
@@ -65,7 +68,7 @@ def check_bundle(
     parser["dataset_dir"] = PlainPath(os.fspath(data) if data is not None else "")
     if datalist is not None:
         parser["datalist"] = PlainPath(os.fspath(datalist))
-    cases = parser.get_parsed_content("cases")
+    cases = parser.get_parsed_content("cases") + parser.get_parsed_content("listed_val_cases")
     unmatched = parser.get_parsed_content("unmatched_cases")
     if not cases:
         raise ValueError(
@@ -77,13 +80,21 @@ def check_bundle(
         f"label {case!r} has no image with the plan's channels: add imagesTr/{case}_0000, ..."
         for case in unmatched
     ]
-    if data is not None:
-        problems += _unlabelled(parser)
-    in_channels, num_classes = parser["in_channels"], parser["num_classes"]
+    problems += [
+        f"image {name!r} has no label: add labelsTr/CASE, or move the image out of imagesTr"
+        for name in parser.get_parsed_content("unlabelled_images")
+    ]
+    num_padded = 0
     for case in cases:
-        if case.get("label") is not None and Path(case["label"]).stem not in unmatched:
-            problems += _case_problems(case, in_channels, num_classes)
-    return DataCheck(len(cases), tuple(problems))
+        if case.get("label") is None:
+            problems.append(
+                f"case {case['image']!r} has no label: add one, or take it off the list"
+            )
+        elif Path(case["label"]).stem not in unmatched:
+            found, is_padded = _case_problems(case, parser)
+            problems += found
+            num_padded += is_padded
+    return DataCheck(len(cases), tuple(problems), num_padded)
 
 
 def _weight_problems(bundle: Path, parser: ConfigParser) -> list[str]:
@@ -102,38 +113,54 @@ def _weight_problems(bundle: Path, parser: ConfigParser) -> list[str]:
     return []
 
 
-def _unlabelled(parser: ConfigParser) -> list[str]:
-    """Images that no label belongs to."""
-    used = {name for files in parser.get_parsed_content("channel_files").values() for name in files}
-    images = parser.get_parsed_content("image_files").values()
-    return [
-        f"image {name!r} has no label: add labelsTr/CASE, or move the image out of imagesTr"
-        for name in images
-        if name not in used
-    ]
-
-
-def _case_problems(case: Mapping[str, Any], in_channels: int, num_classes: int) -> list[str]:
-    """What is wrong with one labelled case."""
+def _case_problems(case: Mapping[str, Any], parser: ConfigParser) -> tuple[list[str], bool]:
+    """What is wrong with one labelled case, and whether it is smaller than the patch."""
     files = case["image"] if isinstance(case["image"], list) else [case["image"]]
     kind = "nifti" if ".nii" in os.path.basename(files[0]).lower() else "raster"
     name = os.path.basename(files[0])
     try:
         image = read_headers([Case(name, tuple(files), kind)])[0]
+        label = read_headers([Case(os.path.basename(case["label"]), (case["label"],), kind)])[0]
         values = LoadImage(
             reader="NibabelReader" if kind == "nifti" else "PILReader", image_only=True
         )(case["label"]).numpy()
     except Exception as error:
-        return [f"case {name!r}: {root_cause(error)}: repair or leave it out"]
+        return [f"case {name!r}: {root_cause(error)}: repair or leave it out"], False
+    shares = _patch_shares(image, parser)
     return [
-        *_shape_problems(name, image, case["label"], kind, in_channels),
-        *_value_problems(name, values, num_classes),
+        *_shape_problems(name, image, label, parser["in_channels"]),
+        *_value_problems(name, values, parser["num_classes"]),
+        *_size_problems(name, image, parser["patch_size"], shares),
+    ], min(shares, default=1) < 1
+
+
+def _patch_shares(image: Header, parser: ConfigParser) -> list[float]:
+    """Size of the image on the plan's grid, as a share of the patch, along each of its axes."""
+    crop = parser.get_parsed_content("crop_size")
+    spacing = parser.get("spacing") or [-1] * len(crop)
+    if len(crop) != len(image.shape):
+        return [0.0]
+    return [
+        size * (own / planned if planned > 0 else 1) / wanted
+        for size, own, planned, wanted in zip(
+            image.shape, image.spacing, spacing, crop, strict=True
+        )
     ]
 
 
-def _shape_problems(
-    name: str, image: Header, label_file: str, kind: str, in_channels: int
+def _size_problems(
+    name: str, image: Header, patch_size: list[int], shares: list[float]
 ) -> list[str]:
+    """An image that could fill less than half of what the network was planned for."""
+    if min(shares) >= 0.5:
+        return []
+    return [
+        f"case {name!r}: {image.shape} at {image.spacing} mm is less than half of the patch "
+        f"{tuple(patch_size)}: leave it out, or search again on images like it"
+    ]
+
+
+def _shape_problems(name: str, image: Header, label: Header, in_channels: int) -> list[str]:
     """Channels, and the label's grid against the image's."""
     problems = []
     if image.in_channels != in_channels:
@@ -141,7 +168,6 @@ def _shape_problems(
             f"case {name!r}: {image.in_channels} channels, and the bundle takes {in_channels}: "
             "convert the image, or search again on images like it"
         )
-    label = read_headers([Case(os.path.basename(label_file), (label_file,), kind)])[0]
     if label.shape != image.shape:
         problems.append(
             f"case {name!r}: the label has shape {label.shape}, the image {image.shape}: "

@@ -62,6 +62,11 @@ def other_channels(root: Path) -> None:
     write_png(root / "imagesTr" / "c2_0000.png", (20, 24, 3))
 
 
+def tiny_image(root: Path) -> None:
+    write_png(root / "imagesTr" / "c2_0000.png", (8, 24))
+    write_label(root, "c2", np.zeros((8, 24), dtype=np.uint8))
+
+
 def broken_label(root: Path) -> None:
     (root / "labelsTr" / "c2.png").write_bytes(b"nothing")
 
@@ -74,6 +79,7 @@ def broken_label(root: Path) -> None:
         (unknown_value, "the label holds 255, and the classes are 0 to 1"),
         (another_shape, r"the label has shape \(20, 24\), the image \(24, 20\)"),
         (other_channels, "3 channels, and the bundle takes 1"),
+        (tiny_image, r"\(24, 8\) at \(1.0, 1.0\) mm is less than half of the patch"),
         (broken_label, "repair or leave it out"),
     ],
     ids=lambda value: getattr(value, "__name__", ""),
@@ -105,6 +111,27 @@ def test_check_bundle_reads_an_msd_datalist(bundle, labelled) -> None:
     ]
     (labelled / "list.json").write_text(json.dumps({"training": entries}))
     assert check_bundle(bundle, datalist=labelled / "list.json").num_cases == 2
+
+
+def test_check_bundle_reads_the_validation_section_of_a_datalist(bundle, labelled) -> None:
+    entries = [
+        {"image": f"imagesTr/c{i}_0000.png", "label": f"labelsTr/c{i}.png"} for i in range(3)
+    ]
+    unknown_value(labelled)
+    content = {"training": entries[:2], "validation": entries[2:]}
+    (labelled / "list.json").write_text(json.dumps(content))
+    found = check_bundle(bundle, datalist=labelled / "list.json")
+    assert found.num_cases == 3
+    assert len(found.problems) == 1 and "the label holds 255" in found.problems[0]
+
+
+def test_check_bundle_counts_images_that_are_padded(capsys, bundle, labelled) -> None:
+    write_png(labelled / "imagesTr" / "c2_0000.png", (19, 24))
+    write_label(labelled, "c2", np.zeros((19, 24), dtype=np.uint8))
+    found = check_bundle(bundle, data=labelled)
+    assert found.problems == () and found.num_padded >= 1
+    main(["check", "--bundle", str(bundle), "--data", str(labelled)])
+    assert f"{found.num_padded} are smaller than the patch" in capsys.readouterr().out
 
 
 def test_check_bundle_needs_labelled_cases(bundle, tmp_path) -> None:

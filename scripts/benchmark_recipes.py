@@ -1,0 +1,186 @@
+"""Compare training recipes at one width: the table behind the emitted train.json.
+
+usage: python scripts/benchmark_recipes.py --data ROOT/DATASET --search search.json --width 8
+           --epochs 30 [--recipes sgd_poly,adamw_onecycle] [--work DIR] [--threads 1]
+
+Every recipe is the emitted train.json with the overrides below, on the same fold and the same
+number of updates. Each finished training is a line of WORK/recipes.jsonl and is not repeated;
+the table is printed from all its lines.
+"""
+
+from __future__ import annotations
+
+import argparse
+import logging
+import os
+import platform
+import time
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from monai_xtiny.export import read_search
+from monai_xtiny.training import read_journal, train_width, training_from_dict, training_to_line
+
+POLY = "$lambda epoch: (1 - min(epoch / @train#trainer#max_epochs, 1)) ** 0.9"
+NO_CLIP: dict[str, Any] = {"max_grad_norm": 1e9}
+
+
+def adamw(learning_rate: float, weight_decay: float = 3e-5) -> dict[str, Any]:
+    """AdamW with the emitted schedule."""
+    return {"learning_rate": learning_rate, "weight_decay": weight_decay, "lr_factor": POLY}
+
+
+def sgd(learning_rate: float, momentum: float) -> dict[str, Any]:
+    """nnU-Net's optimiser: Nesterov momentum and polynomial decay."""
+    return {
+        "learning_rate": learning_rate,
+        "lr_factor": POLY,
+        "optimizer": {
+            "_target_": "torch.optim.SGD",
+            "params": "$@network.parameters()",
+            "lr": "@learning_rate",
+            "momentum": momentum,
+            "nesterov": True,
+            "weight_decay": "@weight_decay",
+        },
+    }
+
+
+def one_cycle(max_lr: float, weight_decay: float = 1e-2) -> dict[str, Any]:
+    """AdamW under PyTorch's one-cycle schedule, stepped at every update."""
+    return {
+        "learning_rate": max_lr,
+        "weight_decay": weight_decay,
+        "lr_scheduler": {
+            "_target_": "torch.optim.lr_scheduler.OneCycleLR",
+            "optimizer": "@optimizer",
+            "max_lr": max_lr,
+            "epochs": "@epochs",
+            "steps_per_epoch": "$len(@train#dataloader)",
+        },
+        "train#handlers#0#epoch_level": False,
+        "train#handlers#0#print_lr": False,
+    }
+
+
+def ema(momentum: float) -> dict[str, Any]:
+    """Validate and keep an exponential moving average of the weights."""
+    return {
+        "averaged": {
+            "_target_": "ignite.handlers.EMAHandler",
+            "model": "@network",
+            "momentum": momentum,
+            "momentum_warmup": 0.2,
+            "warmup_iters": 100,
+        },
+        "validate#evaluator#network": "$@averaged.ema_model",
+        "weights": "$lambda: {n: v.cpu() for n, v in @averaged.ema_model.state_dict().items()}",
+        "initialize": [
+            "$monai.utils.set_determinism(seed=@seed)",
+            "$@averaged.attach(@train#trainer)",
+        ],
+    }
+
+
+def deep_supervision(levels: int) -> dict[str, Any]:
+    """Losses at the coarser decoder levels too, halved at each."""
+    return {
+        "network_def#deep_supervision": True,
+        "network_def#deep_supr_num": levels,
+        "plain_loss": {
+            "_target_": "DiceCELoss",
+            "include_background": False,
+            "to_onehot_y": True,
+            "softmax": True,
+            "batch": "@batch_dice",
+        },
+        "deep_loss": {"_target_": "monai.losses.DeepSupervisionLoss", "loss": "@plain_loss"},
+        "loss": "$lambda pred, label: @deep_loss(list(torch.unbind(pred, dim=1)), label)",
+        "train#trainer#key_train_metric": None,
+        "train#trainer#postprocessing": None,
+    }
+
+
+RECIPES: dict[str, dict[str, Any]] = {
+    "adamw_poly": adamw(1e-2),
+    "adamw_poly_3e-3": adamw(3e-3),
+    "adamw_poly_3e-2": adamw(3e-2),
+    "adamw_poly_noclip": {**adamw(1e-2), **NO_CLIP},
+    "adamw_poly_clip1": {**adamw(1e-2), "max_grad_norm": 1.0},
+    "adamw_poly_ema": {**adamw(1e-2), **ema(0.005)},
+    "adamw_onecycle": one_cycle(1e-2),
+    "adamw_onecycle_3e-2": one_cycle(3e-2),
+    "adamw_poly_deep": {**adamw(1e-2), **deep_supervision(2)},
+    "sgd_poly": sgd(1e-2, 0.99),
+    "sgd_poly_1e-1": sgd(1e-1, 0.9),
+}
+
+
+def parse_arguments() -> argparse.Namespace:
+    """The command line."""
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser.add_argument("--data", type=Path, required=True, help="nnU-Net data set root")
+    parser.add_argument("--search", type=Path, required=True, help="search.json of the data set")
+    parser.add_argument("--width", type=int, default=8)
+    parser.add_argument("--epochs", type=int, required=True)
+    parser.add_argument("--recipes", default=",".join(RECIPES))
+    parser.add_argument("--work", type=Path, default=Path("recipes"))
+    parser.add_argument("--threads", type=int, default=os.cpu_count())
+    return parser.parse_args()
+
+
+def main() -> None:
+    """Train what the journal lacks, then print the table."""
+    arguments = parse_arguments()
+    torch.set_num_threads(arguments.threads)
+    logging.disable(logging.WARNING)
+    selection = read_search(arguments.search)
+    name = arguments.data.resolve().name
+    arguments.work.mkdir(parents=True, exist_ok=True)
+    journal = arguments.work / "recipes.jsonl"
+
+    def key(line: dict[str, Any]) -> tuple[Any, ...]:
+        return line["set"], line["recipe"], line["max_features"], line["epochs"]
+
+    for recipe in arguments.recipes.split(","):
+        wanted = (name, recipe, arguments.width, arguments.epochs)
+        if wanted in map(key, read_journal(journal)):
+            continue
+        training = train_width(
+            selection,
+            arguments.width,
+            data=arguments.data,
+            bundle_dir=arguments.work / name / f"{recipe}_segmentation",
+            epochs=arguments.epochs,
+            overrides={"num_workers": 0, **RECIPES[recipe]},
+            progress=lambda epoch, dice, recipe=recipe: print(
+                f"{name} {recipe} epoch {epoch}: {dice:.4f}", flush=True
+            ),
+        )
+        with open(journal, "a", encoding="utf-8") as file:
+            file.write(training_to_line(training, set=name, recipe=recipe))
+    print(table(read_journal(journal)))
+
+
+def table(lines: list[dict[str, Any]]) -> str:
+    """Markdown: the best and the last validation of every recipe."""
+    rows = [
+        f"{time.strftime('%Y-%m-%d')}, {os.cpu_count()} cores, {platform.machine()}, "
+        f"torch {torch.__version__.split('+')[0]}, fold 0, seed 0",
+        "",
+        "| data set | width | epochs | recipe | Dice, model.pt | Dice, last epoch | s |",
+        "|---|---:|---:|---|---:|---:|---:|",
+    ]
+    trainings = [(line["set"], line["recipe"], training_from_dict(line)) for line in lines]
+    for name, recipe, training in sorted(trainings, key=lambda item: (item[0], -item[2].mean_dice)):
+        rows.append(
+            f"| {name} | {training.max_features} | {training.epochs} | {recipe} | "
+            f"{training.mean_dice:.4f} | {training.curve[-1][1]:.4f} | {training.seconds:.0f} |"
+        )
+    return "\n".join(rows)
+
+
+if __name__ == "__main__":
+    main()
