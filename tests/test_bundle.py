@@ -6,8 +6,10 @@ import csv
 import json
 import os
 import shutil
+import signal
 import subprocess
 import sys
+import time
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -235,6 +237,13 @@ def test_bundle_trains_resumes_infers_and_evaluates(emitted, tmp_path) -> None:
     trained = (bundle / "models" / "model.pt").read_bytes()
     assert trained != before
     assert [path.name for path in (bundle / "models").iterdir()] == ["model.pt"]
+    assert list((bundle / "eval" / "tensorboard").glob("events.out.tfevents.*"))
+    split = json.loads((bundle / "configs" / "datalist.json").read_text(encoding="utf-8"))
+    sections = [{case["label"] for case in split[key]} for key in ("training", "validation")]
+    assert [len(section) for section in sections] == [4, 1]
+    assert {Path(name).name for name in sections[0] | sections[1]} == {
+        path.name for path in (dataset / "labelsTr").iterdir()
+    }
     log = run_bundle(emitted, "train", *short, "--epochs", 2, cwd=tmp_path)
     assert "Epoch: 2/2" in log and "Epoch: 1/2" not in log
 
@@ -339,3 +348,146 @@ def test_bundle_trains_on_an_msd_datalist(emitted, tmp_path) -> None:
     assert (bundle / "models" / "model.pt").read_bytes() != before
     state = torch.load(bundle / "eval" / "checkpoints" / "training_state.pt", weights_only=True)
     assert state["cases"] == [f"{case}.nii.gz" for case in cases]
+
+
+@pytest.fixture
+def copied(emitted, tmp_path) -> Emitted:
+    """The picture bundle and its data, to be spoilt; one kind is enough where transforms agree."""
+    if emitted.kind != "rgb":
+        pytest.skip("one kind is enough: the configs differ in transforms only")
+    shutil.copytree(emitted.bundle, tmp_path / "copy_segmentation")
+    shutil.rmtree(tmp_path / "copy_segmentation" / "eval", ignore_errors=True)
+    shutil.copytree(emitted.dataset, tmp_path / "data")
+    return Emitted(emitted.kind, tmp_path / "copy_segmentation", tmp_path / "data")
+
+
+def no_label(root: Path) -> None:
+    (root / "labelsTr" / "Fall é 2.png").unlink()
+
+
+def no_image(root: Path) -> None:
+    (root / "imagesTr" / "Fall é 2_0000.png").unlink()
+
+
+def unknown_value(root: Path) -> None:
+    Image.fromarray(np.full((40, 56), 255, np.uint8)).save(root / "labelsTr" / "Fall é 2.png")
+
+
+def another_shape(root: Path) -> None:
+    Image.fromarray(np.zeros((56, 40), np.uint8)).save(root / "labelsTr" / "Fall é 2.png")
+
+
+def other_channels(root: Path) -> None:
+    Image.fromarray(texture((40, 56), 2)).save(root / "imagesTr" / "Fall é 2_0000.png")
+
+
+@pytest.mark.parametrize(
+    "spoil, message",
+    [
+        (no_label, "no label in labelsTr for the images"),
+        (no_image, "need imagesTr/CASE_0000"),
+        (unknown_value, "the label holds [255.0], and the classes are 0 to 1"),
+        (another_shape, "the image has shape (56, 40), the label (40, 56)"),
+        (other_channels, "the image has 1 channels, and the network takes 3"),
+    ],
+    ids=lambda value: getattr(value, "__name__", ""),
+)
+def test_bundle_refuses_data_that_do_not_fit_before_the_first_step(
+    copied, tmp_path, spoil, message
+) -> None:
+    spoil(copied.dataset)
+    before = (copied.bundle / "models" / "model.pt").read_bytes()
+    options = ("--dataset_dir", copied.dataset, "--num_workers", 0, "--epochs", 1)
+    log = run_bundle(copied, "train", *options, cwd=tmp_path, status=1)
+    assert message in log and "Fall é 2" in log
+    assert "Iter: 1/" not in log
+    assert (copied.bundle / "models" / "model.pt").read_bytes() == before
+
+
+def test_bundle_refuses_an_empty_datalist(copied, tmp_path) -> None:
+    datalist = copied.dataset / "dataset.json"
+    datalist.write_text(json.dumps({"training": []}))
+    log = run_bundle(copied, "train", "--datalist", datalist, cwd=tmp_path, status=1)
+    assert f"no labelled image in {datalist}" in log
+
+
+@pytest.mark.parametrize("config", ["inference", "train+evaluate"])
+def test_bundle_refuses_weights_of_another_width(copied, tmp_path, config) -> None:
+    weights = copied.bundle / "models" / "model.pt"
+    state = torch.load(weights, weights_only=True)
+    torch.save({name: value[..., :1] for name, value in state.items()}, weights)
+    log = run_bundle(copied, config, "--dataset_dir", copied.dataset, cwd=tmp_path, status=1)
+    assert "are of another network than network_def" in log and str(weights) in log
+
+
+def test_bundle_refuses_to_resume_the_training_of_another_network(copied, tmp_path) -> None:
+    options = ("--dataset_dir", copied.dataset, "--num_workers", 0, "--val_interval", 1)
+    run_bundle(copied, "train", *options, "--epochs", 1, cwd=tmp_path)
+    state = copied.bundle / "eval" / "checkpoints" / "training_state.pt"
+    content = torch.load(state, weights_only=True)
+    content["network"] = {name: value[..., :1] for name, value in content["network"].items()}
+    torch.save(content, state)
+    log = run_bundle(copied, "train", *options, "--epochs", 2, cwd=tmp_path, status=1)
+    assert "is of another network: pass another --output_dir, or --resume False" in log
+
+
+def test_bundle_takes_the_validation_cases_of_a_datalist(copied, tmp_path) -> None:
+    entries = [
+        {"image": f"imagesTr/Fall é {i}_0000.png", "label": f"labelsTr/Fall é {i}.png"}
+        for i in range(4)
+    ]
+    datalist = copied.bundle / "configs" / "own.json"
+    datalist.write_text(json.dumps({"training": entries[:1], "validation": entries[1:]}))
+    parser = ConfigParser()
+    parser.read_config(str(copied.bundle / "configs" / "train.json"))
+    parser["dataset_dir"], parser["datalist"] = str(copied.dataset), str(datalist)
+    names = [
+        [Path(case["label"]).name for case in parser.get_parsed_content(key)]
+        for key in ("train_cases", "val_cases")
+    ]
+    assert names == [["Fall é 0.png"], [f"Fall é {i}.png" for i in (1, 2, 3)]]
+
+
+def test_bundle_folds_hold_every_case_out_once(copied) -> None:
+    held_out = []
+    for fold in range(5):
+        parser = ConfigParser()
+        parser.read_config(str(copied.bundle / "configs" / "train.json"))
+        parser["dataset_dir"], parser["fold"] = str(copied.dataset), fold
+        train, val = map(parser.get_parsed_content, ("train_cases", "val_cases"))
+        assert len(train) == 4 and val[0] not in train
+        held_out += [case["label"] for case in val]
+    assert len(held_out) == len(set(held_out)) == 5
+
+
+def test_bundle_resumes_after_a_kill_at_any_moment(copied, tmp_path) -> None:
+    configs, state = copied.bundle / "configs", copied.bundle / "eval/checkpoints/training_state.pt"
+    command = [sys.executable, "-m", "monai.bundle", "run"]
+    command += ["--config_file", str(configs / "train.json"), "--bundle_root", str(copied.bundle)]
+    command += ["--dataset_dir", str(copied.dataset), "--num_workers", "0", "--val_interval", "1"]
+    generator = np.random.default_rng(0)
+    epoch, total = 0, 400
+    for delay in generator.uniform(0, 2, 5):
+        process = subprocess.Popen(
+            [*command, "--epochs", str(total)],
+            stdout=subprocess.DEVNULL,
+            stderr=subprocess.DEVNULL,
+            env={**os.environ, "OMP_NUM_THREADS": "1"},
+        )
+        # Killed somewhere among its epochs, not in its imports.
+        former, deadline = state.stat().st_mtime_ns if state.exists() else 0, time.time() + 120
+        while (state.stat().st_mtime_ns if state.exists() else 0) == former:
+            assert process.poll() is None and time.time() < deadline
+            time.sleep(0.01)
+        time.sleep(delay)
+        process.send_signal(signal.SIGKILL)
+        process.wait()
+        trainer = torch.load(state, weights_only=True)["trainer"]
+        assert trainer["iteration"] // trainer["epoch_length"] > epoch
+        epoch = trainer["iteration"] // trainer["epoch_length"]
+        weights = torch.load(copied.bundle / "models" / "model.pt", weights_only=True)
+        assert all(torch.isfinite(value).all() for value in weights.values())
+    options = ("--dataset_dir", copied.dataset, "--num_workers", 0, "--epochs", epoch + 1)
+    log = run_bundle(copied, "train", *options, cwd=tmp_path)
+    assert f"Epoch: {epoch + 1}/{epoch + 1}" in log and f"Epoch: {epoch}/" not in log
+    assert [path.suffix for path in (copied.bundle / "models").glob("*.pt")] == [".pt"]

@@ -1,0 +1,264 @@
+"""Train widths of the ladder by the emitted recipe, and tabulate what each is worth.
+
+usage: python scripts/benchmark_accuracy.py --data ROOT --widths 32,16,8,4,2,1 --folds 0
+           --epochs 20 [--sets Dataset076_DSB2018Fluo,...] [--seeds 0] [--threads N] [--work DIR]
+       python scripts/benchmark_accuracy.py --data ROOT --work DIR --output docs/benchmarks
+
+ROOT holds data sets in nnU-Net's layout. Each set is searched once (seed 369, 16 images); each
+training is the emitted train.json with nothing changed but epochs, fold, seed and width, and each
+finished one is a line of WORK/trainings.jsonl that is not repeated, so that the benchmark can be
+stopped, resumed and grown, by several processes too. With --output the table, the figures and the
+journal are written instead, with the CPU latency of every width measured then and there.
+"""
+
+from __future__ import annotations
+
+import argparse
+import contextlib
+import io
+import logging
+import os
+import platform
+import shutil
+import statistics
+import time
+from collections import defaultdict
+from pathlib import Path
+
+import matplotlib
+import torch
+
+from monai_xtiny.__main__ import main as command_line
+from monai_xtiny.export import read_search, write_text
+from monai_xtiny.networks import build_network
+from monai_xtiny.plan import UNetPlan
+from monai_xtiny.search import Rung
+from monai_xtiny.selection import Selection
+from monai_xtiny.training import (
+    Training,
+    read_journal,
+    train_width,
+    training_from_dict,
+    training_to_line,
+)
+
+matplotlib.use("Agg")
+
+PLATEAU = 0.01
+
+
+def parse_arguments() -> argparse.Namespace:
+    """The command line."""
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser.add_argument("--data", type=Path, required=True, help="folder of nnU-Net data sets")
+    parser.add_argument("--sets", help="names with commas; all in ROOT without")
+    parser.add_argument("--widths", default="32,16,8,4,2,1")
+    parser.add_argument("--folds", default="0")
+    parser.add_argument("--seeds", default="0")
+    parser.add_argument("--epochs", type=int, default=20)
+    parser.add_argument("--val_interval", type=int, default=5)
+    parser.add_argument("--threads", type=int, default=os.cpu_count())
+    parser.add_argument("--work", type=Path, default=Path("accuracy"))
+    parser.add_argument("--output", type=Path, help="folder for table, figures and journal")
+    return parser.parse_args()
+
+
+def main() -> None:
+    """Train what the journal lacks, or write the report."""
+    arguments = parse_arguments()
+    torch.set_num_threads(arguments.threads)
+    logging.disable(logging.WARNING)
+    arguments.work.mkdir(parents=True, exist_ok=True)
+    roots = sorted(path.parent for path in arguments.data.glob("*/dataset.json"))
+    wanted = [root.name for root in roots] if arguments.sets is None else arguments.sets.split(",")
+    roots = [root for root in roots if root.name in wanted]
+    if not roots:
+        raise SystemExit(f"error: no data set in {str(arguments.data)!r}: give --data ROOT")
+    if arguments.output is not None:
+        write_report(arguments, roots)
+        return
+    for root in roots:
+        selection = search(root, arguments.work)
+        for width in map(int, arguments.widths.split(",")):
+            if width in selection.table.widths:
+                for fold in map(int, arguments.folds.split(",")):
+                    for seed in map(int, arguments.seeds.split(",")):
+                        train(arguments, root, selection, width, fold, seed)
+
+
+def search(root: Path, work: Path) -> Selection:
+    """The choice for one data set, made once."""
+    bundle = work / root.name / "search_segmentation"
+    if not (bundle / "docs" / "search.json").is_file():
+        with contextlib.redirect_stdout(io.StringIO()):
+            command_line(["search", "--images", str(root), "--bundle", str(bundle)])
+    return read_search(bundle / "docs" / "search.json")
+
+
+def train(
+    arguments: argparse.Namespace,
+    root: Path,
+    selection: Selection,
+    width: int,
+    fold: int,
+    seed: int,
+) -> None:
+    """One training, unless the journal has it."""
+    journal = arguments.work / "trainings.jsonl"
+    key = (root.name, width, fold, seed, arguments.epochs)
+    fields = ("set", "max_features", "fold", "seed", "epochs")
+    if key in [tuple(line[field] for field in fields) for line in read_journal(journal)]:
+        return
+    name = f"width {width} fold {fold} seed {seed}"
+    training = train_width(
+        selection,
+        width,
+        data=root,
+        bundle_dir=arguments.work / root.name / f"width{width}_{fold}_{seed}_segmentation",
+        epochs=arguments.epochs,
+        val_interval=arguments.val_interval,
+        fold=fold,
+        seed=seed,
+        overrides={"num_workers": 0},
+        progress=lambda epoch, dice: print(
+            f"{root.name} {name} epoch {epoch}: {dice:.4f}", flush=True
+        ),
+    )
+    with open(journal, "a", encoding="utf-8") as file:
+        file.write(training_to_line(training, set=root.name))
+    print(f"{root.name} {name}: {training.mean_dice:.4f} in {training.seconds:.0f} s", flush=True)
+
+
+def write_report(arguments: argparse.Namespace, roots: list[Path]) -> None:
+    """Table, figures and journal, from what has been trained so far."""
+    lines = read_journal(arguments.work / "trainings.jsonl")
+    arguments.output.mkdir(parents=True, exist_ok=True)
+    parts = [
+        f"Latency: {time.strftime('%Y-%m-%d')}, {os.cpu_count()} cores, {platform.machine()}, "
+        f"{arguments.threads} threads, torch {torch.__version__.split('+')[0]}, eager, float32, "
+        "one patch, median of 15 forward passes.",
+    ]
+    for root in roots:
+        trainings = [training_from_dict(line) for line in lines if line["set"] == root.name]
+        if trainings:
+            selection = search(root, arguments.work)
+            figure = arguments.output / "images" / f"accuracy_{root.name}.png"
+            draw(trainings, selection, root.name, figure)
+            parts += section(root.name, trainings, selection, figure.relative_to(arguments.output))
+    write_text(arguments.output / "accuracy_tables.md", "\n".join(parts) + "\n")
+    shutil.copyfile(arguments.work / "trainings.jsonl", arguments.output / "accuracy.jsonl")
+    print(arguments.output / "accuracy_tables.md")
+
+
+def by_width(trainings: list[Training]) -> dict[int, list[Training]]:
+    """Trainings of each width, widest first."""
+    groups: dict[int, list[Training]] = defaultdict(list)
+    for training in sorted(trainings, key=lambda item: -item.max_features):
+        groups[training.max_features].append(training)
+    return dict(groups)
+
+
+def section(name: str, trainings: list[Training], selection: Selection, figure: Path) -> list[str]:
+    """Markdown of one data set."""
+    groups = by_width(trainings)
+    means = {
+        width: statistics.mean(item.mean_dice for item in items) for width, items in groups.items()
+    }
+    best = max(means.values())
+    oracle = min(width for width, mean in means.items() if mean >= best - PLATEAU)
+    first = trainings[0]
+    num_classes = len(first.class_dice)
+    classes = [f"Dice {index + 1}" for index in range(num_classes)]
+    distances = [f"HD95 {index + 1}" for index in range(num_classes)]
+    header = ["width", "parameters", "of full", "GMACs", "latency, ms", "runs", "Dice", *classes]
+    header += [*distances, "last epoch"]
+    rows = [
+        "",
+        f"## {name}",
+        "",
+        f"{len(first.cases)} cases held out of each fold; epochs {numbers(trainings, 'epochs')}; "
+        f"folds {numbers(trainings, 'fold')}; seeds {numbers(trainings, 'seed')}. Selected "
+        f"(`{selection.method}`, seed {selection.table.seeds[0]}): **{selection.max_features}**. "
+        f"Smallest width within {PLATEAU} of the best: **{oracle}**.",
+        "",
+        "| " + " | ".join(header) + " |",
+        "|" + "---:|" * len(header),
+    ]
+    full = selection.table.ladder[0]
+    for rung in selection.table.ladder:
+        if rung.max_features in groups or rung is full:
+            items = groups.get(rung.max_features, [])
+            rows.append(row(rung, full, items, selection.table.plan))
+    return [*rows, "", f"![Dice against width and epochs]({figure.as_posix()})"]
+
+
+def numbers(trainings: list[Training], field: str) -> str:
+    """Distinct values of a field, with commas."""
+    return ", ".join(map(str, sorted({getattr(training, field) for training in trainings})))
+
+
+def row(rung: Rung, full: Rung, items: list[Training], plan: UNetPlan) -> str:
+    """One width: cost, and what its trainings reached."""
+    cells = [
+        f"{rung.max_features}",
+        f"{rung.num_parameters:,}",
+        f"1/{full.num_parameters / rung.num_parameters:,.0f}",
+        f"{rung.gmacs:.3g}",
+        f"{latency(plan, rung.max_features):.1f}",
+        f"{len(items)}",
+    ]
+    if items:
+        dice = [item.mean_dice for item in items]
+        spread = f" ± {statistics.stdev(dice):.3f}" if len(dice) > 1 else ""
+        cells.append(f"{statistics.mean(dice):.4f}{spread}")
+        for columns, form in (("class_dice", ".3f"), ("class_hd95", ".2f")):
+            values = [getattr(item, columns) for item in items]
+            cells += [format(statistics.mean(part), form) for part in zip(*values, strict=True)]
+        cells.append(f"{statistics.mean(item.curve[-1][1] for item in items):.4f}")
+    return "| " + " | ".join(cells) + " |"
+
+
+def latency(plan: UNetPlan, width: int) -> float:
+    """Median milliseconds of a forward pass of one patch."""
+    network = build_network(plan, width, seed=0).eval()
+    image = torch.randn(1, plan.in_channels, *plan.patch_size)
+    times = []
+    with torch.inference_mode():
+        for _ in range(18):
+            start = time.perf_counter()
+            network(image)
+            times.append(time.perf_counter() - start)
+    return 1e3 * statistics.median(times[3:])
+
+
+def draw(trainings: list[Training], selection: Selection, name: str, path: Path) -> None:
+    """Dice against width, and against the epoch for every width."""
+    from matplotlib import pyplot
+
+    path.parent.mkdir(parents=True, exist_ok=True)
+    groups = by_width(trainings)
+    figure, (left, right) = pyplot.subplots(1, 2, figsize=(10, 4), layout="constrained")
+    for width, items in groups.items():
+        left.plot([width] * len(items), [item.mean_dice for item in items], "k.", alpha=0.5)
+        for index, item in enumerate(items):
+            right.plot(
+                *zip(*item.curve, strict=True),
+                color=pyplot.colormaps["viridis"](1 - list(groups).index(width) / len(groups)),
+                label=f"{width}" if index == 0 else None,
+            )
+    means = [statistics.mean(item.mean_dice for item in items) for items in groups.values()]
+    left.plot(list(groups), means, "-", color="tab:blue")
+    left.axvline(selection.max_features, color="tab:orange", ls="--", label="selected")
+    left.axhline(max(means) - PLATEAU, color="gray", lw=0.8, ls=":", label=f"best - {PLATEAU}")
+    left.set(xscale="log", xlabel="width cap", ylabel="Dice on cases held out", title=name)
+    left.set_xscale("log", base=2)
+    left.invert_xaxis()
+    left.legend()
+    right.set(xlabel="epoch", ylabel="Dice on cases held out", title="every width's training")
+    right.legend(title="width cap")
+    figure.savefig(path, dpi=110)
+    pyplot.close(figure)
+
+
+if __name__ == "__main__":
+    main()
