@@ -50,6 +50,7 @@ def search(
     configuration: str = "2d",
     device: str = "auto",
     overwrite: bool = False,
+    unit_test: bool = False,
     config_file: str | None = None,
     debug: bool = False,
 ) -> _Job:
@@ -67,7 +68,8 @@ def search(
         plans: nnU-Net's plans file to take the plan from.
         configuration: of the plans file.
         device: auto, cpu, cuda, cuda:1, ...
-        overwrite: replace a bundle that is there.
+        overwrite: replace a bundle that is there, and its test.
+        unit_test: write the Model Zoo's unit test too, OUT/test_NAME_segmentation.py.
         config_file: a changed copy of configs/search.json.
         debug: show tracebacks.
     """
@@ -86,6 +88,7 @@ def search(
             configuration=configuration,
             device=device,
             overwrite=overwrite,
+            unit_test=unit_test,
         )
         workflow = _workflow(config_file, overrides)
         workflow.run()
@@ -184,6 +187,7 @@ def score(
             configuration=configuration,
             device=device,
             overwrite=False,
+            unit_test=False,
         )
         _check_output(output)
         workflow = _workflow(config_file, overrides, init_id="initialize_scores")
@@ -227,6 +231,7 @@ def export(
     bundle: str,
     label_names: str | None = None,
     overwrite: bool = False,
+    unit_test: bool = False,
     debug: bool = False,
 ) -> _Job:
     """Write the bundle of a choice.
@@ -235,7 +240,8 @@ def export(
         search: what 'select' wrote, or a bundle's docs/search.json.
         bundle: folder to write, OUT/NAME_segmentation.
         label_names: names of the classes with commas, background first.
-        overwrite: replace a bundle that is there.
+        overwrite: replace a bundle that is there, and its test.
+        unit_test: write the Model Zoo's unit test too, OUT/test_NAME_segmentation.py.
         debug: show tracebacks.
     """
 
@@ -249,6 +255,7 @@ def export(
             bundle,
             label_names=names,
             overwrite=_parse_flag("overwrite", overwrite),
+            unit_test=_parse_flag("unit_test", unit_test),
         )
         print(path)
 
@@ -394,6 +401,7 @@ def _search_overrides(
     configuration: str,
     device: str,
     overwrite: bool,
+    unit_test: bool,
 ) -> dict[str, Any]:
     """Arguments as objects that MONAI's config parser takes as they are.
 
@@ -423,6 +431,7 @@ def _search_overrides(
         "configuration": configuration,
         "device": device,
         "overwrite": _parse_flag("overwrite", overwrite),
+        "unit_test": _parse_flag("unit_test", unit_test),
     }
 
 

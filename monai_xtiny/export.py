@@ -26,6 +26,7 @@ from monai_xtiny.selection import (
     selection_from_dict,
     selection_to_dict,
 )
+from monai_xtiny.unit_tests import render_unit_test
 
 # Sections of a config that an overlay changes in part; its other keys it replaces.
 _MERGED_SECTIONS = ("train", "validate")
@@ -50,12 +51,21 @@ def data_kind(plan: UNetPlan) -> str:
     return "images" if plan.slice_axis is None else "slices"
 
 
-def check_destination(bundle_dir: str | os.PathLike[str], *, overwrite: bool = False) -> Path:
+def unit_test_path(bundle_dir: str | os.PathLike[str]) -> Path:
+    """Where the test of a bundle is emitted: beside its folder."""
+    path = Path(os.path.realpath(bundle_dir))
+    return path.with_name(f"test_{path.name}.py")
+
+
+def check_destination(
+    bundle_dir: str | os.PathLike[str], *, overwrite: bool = False, unit_test: bool = False
+) -> Path:
     """Refuse, before any work, a folder that a bundle cannot be written to.
 
     Args:
         bundle_dir: where the bundle shall be.
-        overwrite: whether a bundle that is there may be replaced.
+        overwrite: whether a bundle that is there, and its test, may be replaced.
+        unit_test: whether the bundle's test shall be written beside it.
 
     Returns:
         The absolute path.
@@ -78,6 +88,12 @@ def check_destination(bundle_dir: str | os.PathLike[str], *, overwrite: bool = F
         raise NotADirectoryError(f"{str(parent)!r} is a file: give another --bundle")
     if not os.access(path.parent if path.parent.exists() else parent, os.W_OK | os.X_OK):
         raise PermissionError(f"{str(parent)!r} cannot be written to: give another --bundle")
+    test = unit_test_path(path)
+    if unit_test and test.exists() and not (overwrite and test.is_file()):
+        raise FileExistsError(
+            f"{str(test)!r} exists: give another --bundle or "
+            + ("--overwrite" if test.is_file() else "remove it yourself first")
+        )
     if path.is_dir() and not any(path.iterdir()):
         return path
     if path.exists():
@@ -95,6 +111,7 @@ def export_bundle(
     *,
     label_names: Sequence[str] | None = None,
     overwrite: bool = False,
+    unit_test: bool = False,
 ) -> Path:
     """Write the selected network as a MONAI bundle.
 
@@ -107,7 +124,8 @@ def export_bundle(
         selection: the choice and the table it was made from.
         bundle_dir: folder to make; its name should end in ``_segmentation`` (MONAI Label).
         label_names: of the classes, background first; numbered without.
-        overwrite: replace a bundle that is there.
+        overwrite: replace a bundle that is there, and its test.
+        unit_test: write a test in the Model Zoo's style too, ``test_NAME.py`` beside the folder.
 
     Returns:
         The bundle's absolute path.
@@ -117,7 +135,7 @@ def export_bundle(
         ValueError: the number of names is not that of the classes, or a name or path could not be
             told from code in a MONAI config.
     """
-    target = check_destination(bundle_dir, overwrite=overwrite)
+    target = check_destination(bundle_dir, overwrite=overwrite, unit_test=unit_test)
     plan = selection.table.plan
     names = tuple(label_names) if label_names is not None else _numbered_labels(plan)
     if len(names) != plan.out_channels:
@@ -127,8 +145,19 @@ def export_bundle(
         )
     for name in names:
         check_config_text(name, "label name")
+    test = unit_test_path(target)
     with _written_whole(target) as folder:
         _write_bundle(selection, folder, target.name, names)
+        if unit_test:
+            code = render_unit_test(
+                plan,
+                name=target.name,
+                is_raster=_is_raster(selection),
+                templates=templates_dir(),
+            )
+            (folder / test.name).write_text(code, encoding="utf-8")
+    if unit_test:  # it comes with the bundle, and its place is beside it
+        (target / test.name).replace(test)
     return target
 
 
@@ -259,6 +288,11 @@ def _write_bundle(
     (docs / "README.md").write_text(card, encoding="utf-8")
 
 
+def _is_raster(selection: Selection) -> bool:
+    """Whether the images are pictures, without a physical size."""
+    return selection.table.images[0].lower().endswith(RASTER_SUFFIXES)
+
+
 def _merged(workflow: str, kind: str, templates: Path) -> dict[str, Any]:
     """A template with the overlay of the data's kind laid over it."""
     config = read_json(templates / f"{workflow}.json")
@@ -293,7 +327,7 @@ def _plan_keys(selection: Selection, kind: str) -> dict[str, Any]:
 def _metadata(selection: Selection, name: str, label_names: tuple[str, ...]) -> dict[str, Any]:
     """The metadata that depends on the selection; names are text, never expressions."""
     plan = selection.table.plan
-    raster = selection.table.images[0].lower().endswith(RASTER_SUFFIXES)
+    raster = _is_raster(selection)
     suffix = Path(selection.table.images[0]).suffix.lstrip(".").lower()
     shape = list(plan.patch_size)
     foreground = ", ".join(label_names[1:])

@@ -86,6 +86,7 @@ def emitted(request, tmp_path_factory) -> Emitted:
     labels = "background,grey,white" if kind in NIFTI_KINDS else "background,cell"
     command = ["search", "--images", dataset, "--bundle", bundle, "--label_names", labels]
     command += ["--num_images", 2, *(["--spatial_dims", 2] if kind == "slices" else [])]
+    command += ["--unit_test"]
     main([str(part) for part in command])
     return Emitted(kind, bundle, dataset)
 
@@ -183,6 +184,45 @@ def test_bundle_has_clean_properties(emitted, name, kind) -> None:
     )
     workflow.initialize()
     assert workflow.check_properties() == []
+
+
+def run_unit_test(start: list[str], test: Path, cwd: Path) -> subprocess.CompletedProcess[str]:
+    """Run an emitted unit test in another process."""
+    environment = {**os.environ, "OMP_NUM_THREADS": "1", "PYTHONDONTWRITEBYTECODE": "1"}
+    command = [sys.executable, *start, str(test)]
+    return subprocess.run(
+        command, cwd=cwd, env=environment, capture_output=True, text=True, check=False
+    )
+
+
+def test_bundle_comes_with_a_unit_test_that_passes_and_changes_nothing(emitted, tmp_path) -> None:
+    test = emitted.bundle.with_name("test_tiny_segmentation.py")
+    before = {path: path.stat().st_mtime_ns for path in emitted.bundle.rglob("*")}
+    done = run_unit_test([], test, tmp_path)
+    assert done.returncode == 0, done.stdout[-3000:] + done.stderr[-9000:]
+    assert "Ran 2 tests" in done.stderr
+    assert {path: path.stat().st_mtime_ns for path in emitted.bundle.rglob("*")} == before
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_bundle_unit_test_finds_the_bundle_in_the_zoo_and_can_fail(emitted, tmp_path) -> None:
+    if emitted.kind != "rgb":
+        pytest.skip("one kind is enough: the places are the same for all")
+    folder = tmp_path / "ci" / "unit_tests"
+    folder.mkdir(parents=True)
+    test = Path(shutil.copy(emitted.bundle.with_name("test_tiny_segmentation.py"), folder))
+    bundle = tmp_path / "models" / emitted.bundle.name
+    shutil.copytree(emitted.bundle, bundle)
+    pytest_quietly = ["-m", "pytest", "-q", "-p", "no:cacheprovider"]
+    done = run_unit_test(pytest_quietly, test, tmp_path)
+    assert done.returncode == 0, done.stdout[-9000:]
+    assert "2 passed" in done.stdout
+    config = json.loads((bundle / "configs" / "inference.json").read_text(encoding="utf-8"))
+    config["network_def"]["out_channels"] += 1
+    (bundle / "configs" / "inference.json").write_text(json.dumps(config), encoding="utf-8")
+    done = run_unit_test(pytest_quietly, test, tmp_path)
+    assert done.returncode == 1, "the weights are of another network"
+    assert "1 failed, 1 passed" in done.stdout
 
 
 def test_bundle_weights_load_strictly_and_are_what_search_json_says(emitted) -> None:

@@ -128,6 +128,46 @@ def test_export_bundle_refuses_names_that_are_code(tmp_path, selection, name) ->
     assert listing(tmp_path) == []
 
 
+def test_export_bundle_writes_the_test_beside_the_bundle(tmp_path, selection) -> None:
+    bundle = export_bundle(selection, tmp_path / "x_segmentation", unit_test=True)
+    test = tmp_path / "test_x_segmentation.py"
+    assert sorted(path.name for path in tmp_path.iterdir()) == [test.name, bundle.name]
+    assert not list(bundle.glob("*.py"))
+    assert 'BUNDLE_NAME = "x_segmentation"' in test.read_text()
+
+
+@pytest.mark.parametrize("stage", ["render_unit_test", "_write_bundle"])
+def test_export_bundle_writes_no_test_when_it_fails(
+    tmp_path, selection, monkeypatch, stage
+) -> None:
+    def fail(*arguments, **options):
+        raise OSError("on purpose")
+
+    monkeypatch.setattr(export, stage, fail)
+    with pytest.raises(OSError, match="on purpose"):
+        export_bundle(selection, tmp_path / "deep" / "x_segmentation", unit_test=True)
+    assert listing(tmp_path) == []
+
+
+def test_export_bundle_replaces_a_test_only_with_overwrite(tmp_path, selection) -> None:
+    test = tmp_path / "test_x_segmentation.py"
+    test.write_text("mine")
+    with pytest.raises(FileExistsError, match="test_x_segmentation.py' exists: .* --overwrite"):
+        export_bundle(selection, tmp_path / "x_segmentation", unit_test=True)
+    assert listing(tmp_path) == [test.name]
+    export_bundle(selection, tmp_path / "x_segmentation")  # not asked for: left alone
+    assert test.read_text() == "mine"
+    export_bundle(selection, tmp_path / "x_segmentation", overwrite=True, unit_test=True)
+    assert "BUNDLE_NAME" in test.read_text()
+
+
+def test_export_bundle_replaces_no_folder_by_a_test(tmp_path, selection) -> None:
+    (tmp_path / "test_x_segmentation.py").mkdir()
+    with pytest.raises(FileExistsError, match="exists: .* remove it yourself first"):
+        export_bundle(selection, tmp_path / "x_segmentation", overwrite=True, unit_test=True)
+    assert listing(tmp_path) == ["test_x_segmentation.py"]
+
+
 def test_check_destination_takes_an_empty_folder(tmp_path) -> None:
     (tmp_path / "x").mkdir()
     assert check_destination(tmp_path / "x") == tmp_path / "x"
