@@ -8,14 +8,13 @@ import shutil
 import tempfile
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 
 import torch
 
-from monai_xtiny.data import RASTER_SUFFIXES
 from monai_xtiny.labels import check_config_text
+from monai_xtiny.metadata import bundle_metadata, is_raster
 from monai_xtiny.networks import build_network, network_config
 from monai_xtiny.plan import UNetPlan
 from monai_xtiny.report import model_card, plot_sensitivity
@@ -30,7 +29,6 @@ from monai_xtiny.unit_tests import render_unit_test
 
 # Sections of a config that an overlay changes in part; its other keys it replaces.
 _MERGED_SECTIONS = ("train", "validate")
-_REQUIRED_PACKAGES = ("nibabel", "pytorch-ignite", "scipy", "pillow", "tqdm")
 
 
 def configs_dir() -> Path:
@@ -152,7 +150,7 @@ def export_bundle(
             code = render_unit_test(
                 plan,
                 name=target.name,
-                is_raster=_is_raster(selection),
+                is_raster=is_raster(selection.table),
                 templates=templates_dir(),
             )
             (folder / test.name).write_text(code, encoding="utf-8")
@@ -275,7 +273,7 @@ def _write_bundle(
     for workflow in ("evaluate", "multi_gpu_train"):
         _write_json(configs / f"{workflow}.json", _merged(workflow, kind, templates))
     metadata = read_json(templates / "metadata.json")
-    metadata.update(_metadata(selection, name, label_names))
+    metadata.update(bundle_metadata(selection, name=name, label_names=label_names))
     _write_json(configs / "metadata.json", metadata)
     shutil.copyfile(templates / "logging.conf", configs / "logging.conf")
     shutil.copyfile(templates / "LICENSE", folder / "LICENSE")
@@ -286,11 +284,6 @@ def _write_bundle(
     plot_sensitivity(selection, docs / "sensitivity.png")
     card = model_card(selection, name=name, label_names=label_names, kind=kind, templates=templates)
     (docs / "README.md").write_text(card, encoding="utf-8")
-
-
-def _is_raster(selection: Selection) -> bool:
-    """Whether the images are pictures, without a physical size."""
-    return selection.table.images[0].lower().endswith(RASTER_SUFFIXES)
 
 
 def _merged(workflow: str, kind: str, templates: Path) -> dict[str, Any]:
@@ -322,57 +315,6 @@ def _plan_keys(selection: Selection, kind: str) -> dict[str, Any]:
     if kind == "slices":
         keys["slice_axis"] = plan.slice_axis
     return keys
-
-
-def _metadata(selection: Selection, name: str, label_names: tuple[str, ...]) -> dict[str, Any]:
-    """The metadata that depends on the selection; names are text, never expressions."""
-    plan = selection.table.plan
-    raster = _is_raster(selection)
-    suffix = Path(selection.table.images[0]).suffix.lstrip(".").lower()
-    shape = list(plan.patch_size)
-    foreground = ", ".join(label_names[1:])
-    inputs = {
-        "type": "image",
-        "format": "magnitude" if not raster else ("RGB" if plan.in_channels == 3 else "intensity"),
-        "modality": "any",
-        "num_channels": plan.in_channels,
-        "spatial_shape": shape,
-        "dtype": "float32",
-        "value_range": [-5, 5],
-        "is_patch_data": True,
-        "channel_def": {str(index): f"channel {index}" for index in range(plan.in_channels)},
-    }
-    outputs = {
-        "type": "image",
-        "format": "segmentation",
-        "num_channels": plan.out_channels,
-        "spatial_shape": shape,
-        "dtype": "float32",
-        "value_range": [0, 1],
-        "is_patch_data": True,
-        "channel_def": {str(index): label for index, label in enumerate(label_names)},
-    }
-    return {
-        "name": name,
-        "monai_version": _plain_version("monai"),
-        "pytorch_version": _plain_version("torch"),
-        "numpy_version": _plain_version("numpy"),
-        "required_packages_version": {
-            package: _plain_version(package) for package in _REQUIRED_PACKAGES
-        },
-        "task": f"Segmentation of {foreground}",
-        "description": (
-            f"A U-Net of {selection.rung.num_parameters} parameters (width cap "
-            f"{selection.max_features}) that segments {foreground}"
-        ),
-        "data_type": suffix if raster else "nibabel",
-        "network_data_format": {"inputs": {"image": inputs}, "outputs": {"pred": outputs}},
-    }
-
-
-def _plain_version(package: str) -> str:
-    """A version as PyPI has it, without a build's local part."""
-    return version(package).split("+", 1)[0]
 
 
 def _write_json(path: Path, content: Mapping[str, Any]) -> Path:

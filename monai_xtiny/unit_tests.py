@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import math
 import os
 from typing import Any
 
@@ -69,7 +68,7 @@ def smallest_patch_size(plan: UNetPlan) -> tuple[int, ...]:
 
     Instance norm has nothing to normalise in a last stage of one pixel.
     """
-    return tuple(2 * math.prod(axis) for axis in zip(*plan.strides, strict=True))
+    return tuple(2 * factor for factor in plan.divisor)
 
 
 def _literal(value: Any) -> str:

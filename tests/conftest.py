@@ -12,6 +12,8 @@ from PIL import Image
 
 from monai_xtiny.data import Sample
 from monai_xtiny.plan import UNetPlan
+from monai_xtiny.search import Rung, ScoreTable
+from monai_xtiny.selection import Selection
 
 DATA = Path(__file__).parent / "data"
 
@@ -61,6 +63,19 @@ def sample_2d(plan_2d: UNetPlan) -> Sample:
     shape = (plan_2d.in_channels, *plan_2d.patch_size)
     images = tuple(torch.randn(shape, generator=generator) for _ in range(3))
     return Sample(("a.png", "b.png", "c.png"), images)
+
+
+@pytest.fixture
+def selection(plan_2d) -> Selection:
+    """A choice of width 8 among six, made of invented scores."""
+    ladder = tuple(
+        Rung(width, (width,) * 4, 100 * width, 101 * width, width / 10, ((2.0, 1.0 + width),))
+        for width in (32, 16, 8, 4, 2, 1)
+    )
+    table = ScoreTable(
+        plan_2d, ladder, (5,), ("a.png", "b.png"), {"load": 1.0, "score": 2.0, "total": 3.0}, {}
+    )
+    return Selection("paper", 8, {8: 1.0}, None, table)
 
 
 def texture(shape: tuple[int, ...], seed: int) -> np.ndarray:

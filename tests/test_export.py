@@ -3,6 +3,7 @@ from __future__ import annotations
 import json
 import os
 import stat
+from dataclasses import replace
 
 import pytest
 import torch
@@ -18,21 +19,6 @@ from monai_xtiny.export import (
     write_text,
 )
 from monai_xtiny.networks import build_network
-from monai_xtiny.search import Rung, ScoreTable
-from monai_xtiny.selection import Selection
-
-
-@pytest.fixture
-def selection(plan_2d) -> Selection:
-    """A choice of width 8 among six, made of invented scores."""
-    ladder = tuple(
-        Rung(width, (width,) * 4, 100 * width, 101 * width, width / 10, ((2.0, 1.0 + width),))
-        for width in (32, 16, 8, 4, 2, 1)
-    )
-    table = ScoreTable(
-        plan_2d, ladder, (5,), ("a.png", "b.png"), {"load": 1.0, "score": 2.0, "total": 3.0}, {}
-    )
-    return Selection("paper", 8, {8: 1.0}, None, table)
 
 
 def listing(folder) -> list[str]:
@@ -65,7 +51,7 @@ def test_export_bundle_gives_the_folder_the_mode_of_a_new_folder(tmp_path, selec
     assert stat.S_IMODE(bundle.stat().st_mode) == stat.S_IMODE((tmp_path / "plain").stat().st_mode)
 
 
-@pytest.mark.parametrize("stage", ["plot_sensitivity", "build_network", "_metadata"])
+@pytest.mark.parametrize("stage", ["plot_sensitivity", "build_network", "bundle_metadata"])
 def test_export_bundle_leaves_nothing_when_it_fails(
     tmp_path, selection, monkeypatch, stage
 ) -> None:
@@ -205,8 +191,6 @@ def test_write_text_replaces_a_file_but_nothing_else(tmp_path) -> None:
 
 
 def test_data_kind_tells_volumes_slices_and_images(plan_2d, plan_3d) -> None:
-    from dataclasses import replace
-
     assert data_kind(plan_3d) == "volumes"
     assert data_kind(plan_2d) == "images"
     assert data_kind(replace(plan_2d, slice_axis=2)) == "slices"
