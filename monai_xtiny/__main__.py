@@ -51,6 +51,7 @@ def search(
     device: str = "auto",
     overwrite: bool = False,
     unit_test: bool = False,
+    torchscript: bool = False,
     config_file: str | None = None,
     debug: bool = False,
 ) -> _Job:
@@ -70,6 +71,7 @@ def search(
         device: auto, cpu, cuda, cuda:1, ...
         overwrite: replace a bundle that is there, and its test.
         unit_test: write the Model Zoo's unit test too, OUT/test_NAME_segmentation.py.
+        torchscript: write models/model.ts too; after training, 'package --torchscript' renews it.
         config_file: a changed copy of configs/search.json.
         debug: show tracebacks.
     """
@@ -89,6 +91,7 @@ def search(
             device=device,
             overwrite=overwrite,
             unit_test=unit_test,
+            torchscript=torchscript,
         )
         workflow = _workflow(config_file, overrides)
         workflow.run()
@@ -188,6 +191,7 @@ def score(
             device=device,
             overwrite=False,
             unit_test=False,
+            torchscript=False,
         )
         _check_output(output)
         workflow = _workflow(config_file, overrides, init_id="initialize_scores")
@@ -232,6 +236,7 @@ def export(
     label_names: str | None = None,
     overwrite: bool = False,
     unit_test: bool = False,
+    torchscript: bool = False,
     debug: bool = False,
 ) -> _Job:
     """Write the bundle of a choice.
@@ -242,6 +247,7 @@ def export(
         label_names: names of the classes with commas, background first.
         overwrite: replace a bundle that is there, and its test.
         unit_test: write the Model Zoo's unit test too, OUT/test_NAME_segmentation.py.
+        torchscript: write models/model.ts too; after training, 'package --torchscript' renews it.
         debug: show tracebacks.
     """
 
@@ -256,6 +262,7 @@ def export(
             label_names=names,
             overwrite=_parse_flag("overwrite", overwrite),
             unit_test=_parse_flag("unit_test", unit_test),
+            torchscript=_parse_flag("torchscript", torchscript),
         )
         print(path)
 
@@ -318,12 +325,15 @@ def check(
 
 
 @SetParseFns(bundle=_text, output=_text)
-def package(bundle: str, output: str | None = None, debug: bool = False) -> _Job:
+def package(
+    bundle: str, output: str | None = None, torchscript: bool = False, debug: bool = False
+) -> _Job:
     """Zip a bundle as the Model Zoo distributes it; the same bundle gives the same bytes.
 
     Args:
         bundle: the bundle.
         output: zip to write; NAME_vVERSION.zip beside the bundle without.
+        torchscript: write models/model.ts, the network as TorchScript with its weights, first.
         debug: show tracebacks.
     """
 
@@ -331,7 +341,8 @@ def package(bundle: str, output: str | None = None, debug: bool = False) -> _Job
         from monai_xtiny.zoo import package_bundle
 
         _check_output(output)
-        print(package_bundle(bundle, output))
+        flag = _parse_flag("torchscript", torchscript)
+        print(package_bundle(bundle, output, torchscript=flag))
 
     return _Job(run, debug)
 
@@ -402,6 +413,7 @@ def _search_overrides(
     device: str,
     overwrite: bool,
     unit_test: bool,
+    torchscript: bool,
 ) -> dict[str, Any]:
     """Arguments as objects that MONAI's config parser takes as they are.
 
@@ -432,6 +444,7 @@ def _search_overrides(
         "device": device,
         "overwrite": _parse_flag("overwrite", overwrite),
         "unit_test": _parse_flag("unit_test", unit_test),
+        "torchscript": _parse_flag("torchscript", torchscript),
     }
 
 

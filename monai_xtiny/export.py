@@ -25,6 +25,7 @@ from monai_xtiny.selection import (
     selection_from_dict,
     selection_to_dict,
 )
+from monai_xtiny.torchscript import write_torchscript
 from monai_xtiny.unit_tests import render_unit_test
 
 # Sections of a config that an overlay changes in part; its other keys it replaces.
@@ -110,6 +111,7 @@ def export_bundle(
     label_names: Sequence[str] | None = None,
     overwrite: bool = False,
     unit_test: bool = False,
+    torchscript: bool = False,
 ) -> Path:
     """Write the selected network as a MONAI bundle.
 
@@ -124,6 +126,8 @@ def export_bundle(
         label_names: of the classes, background first; numbered without.
         overwrite: replace a bundle that is there, and its test.
         unit_test: write a test in the Model Zoo's style too, ``test_NAME.py`` beside the folder.
+        torchscript: write ``models/model.ts`` too. Training leaves it as it is:
+            ``monai_xtiny.zoo.package_bundle`` renews it.
 
     Returns:
         The bundle's absolute path.
@@ -146,6 +150,8 @@ def export_bundle(
     test = unit_test_path(target)
     with _written_whole(target) as folder:
         _write_bundle(selection, folder, target.name, names)
+        if torchscript:
+            write_torchscript(folder)
         if unit_test:
             code = render_unit_test(
                 plan,

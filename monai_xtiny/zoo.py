@@ -7,6 +7,7 @@ import zipfile
 from pathlib import Path
 
 from monai_xtiny.export import read_json
+from monai_xtiny.torchscript import check_torchscript, write_torchscript
 
 # What a bundle consists of; results of training and inference in it are left out.
 _PARTS = ("LICENSE", "large_files.yml", "configs", "docs", "models", "scripts")
@@ -14,7 +15,10 @@ _EPOCH = (1980, 1, 1, 0, 0, 0)
 
 
 def package_bundle(
-    bundle_dir: str | os.PathLike[str], output: str | os.PathLike[str] | None = None
+    bundle_dir: str | os.PathLike[str],
+    output: str | os.PathLike[str] | None = None,
+    *,
+    torchscript: bool = False,
 ) -> Path:
     """Zip a bundle so that the same bundle always gives the same bytes.
 
@@ -25,17 +29,24 @@ def package_bundle(
     Args:
         bundle_dir: the bundle.
         output: the zip to write; ``NAME_vVERSION.zip`` beside the bundle without.
+        torchscript: write ``models/model.ts`` from ``models/model.pt`` first.
 
     Returns:
         The zip's path.
 
     Raises:
         FileNotFoundError: a file that the Zoo demands is missing.
+        ValueError: ``models/model.ts`` holds other weights than ``models/model.pt``, or cannot be
+            made.
     """
     bundle = Path(bundle_dir)
     for name in ("LICENSE", "configs/metadata.json", "configs/inference.json", "models/model.pt"):
         if not (bundle / name).is_file():
             raise FileNotFoundError(f"{str(bundle)!r} is no bundle: it has no {name}")
+    if torchscript:
+        write_torchscript(bundle)
+    else:
+        check_torchscript(bundle)
     version = read_json(bundle / "configs" / "metadata.json")["version"]
     name = bundle.resolve().name
     target = (

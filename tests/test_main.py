@@ -144,6 +144,7 @@ def test_search_refuses_bad_images(capsys, tmp_path, make, what, reach) -> None:
         (("--spatial_dims", "2.0"), "--spatial_dims is 2.0"),
         (("--overwrite", "no"), "--overwrite is 'no'"),
         (("--unit_test", "no"), "--unit_test is 'no'"),
+        (("--torchscript", "no"), "--torchscript is 'no'"),
         (("--label_names", "one"), "two or more different ones"),
         (("--plans", "nowhere.json"), "no such file: 'nowhere.json'"),
         (("--config_file", "nowhere.json"), "no such file: 'nowhere.json'"),

@@ -1,11 +1,15 @@
 from __future__ import annotations
 
+import json
 import os
 import shutil
+import subprocess
+import sys
 import zipfile
 from pathlib import Path
 
 import pytest
+import torch
 
 from monai_xtiny.__main__ import main
 from monai_xtiny.zoo import package_bundle
@@ -46,3 +50,43 @@ def test_package_bundle_refuses_an_incomplete_bundle(bundle, name) -> None:
     with pytest.raises(FileNotFoundError, match=f"it has no {name}"):
         package_bundle(bundle)
     assert not list(bundle.parent.glob("*.zip")) and not list(bundle.parent.glob(".*.part"))
+
+
+def test_package_bundle_with_torchscript_gives_the_same_bytes(tmp_path, bundle) -> None:
+    copy = Path(shutil.copytree(bundle, tmp_path / "elsewhere" / bundle.name))
+    first = package_bundle(bundle, tmp_path / "first.zip", torchscript=True)
+    environment = {**os.environ, "PYTHONHASHSEED": "7"}
+    command = [sys.executable, "-m", "monai_xtiny", "package", str(copy), "--torchscript"]
+    done = subprocess.run(
+        command, env=environment, capture_output=True, text=True, check=True, cwd=tmp_path
+    )
+    second = Path(done.stdout.strip())
+    assert first.read_bytes() == second.read_bytes()
+    with zipfile.ZipFile(second) as archive:
+        assert f"{bundle.name}/models/model.ts" in archive.namelist()
+    # What is there is taken as it is.
+    assert package_bundle(bundle, tmp_path / "third.zip").read_bytes() == first.read_bytes()
+
+
+def test_package_bundle_refuses_torchscript_of_other_weights(tmp_path, bundle) -> None:
+    package_bundle(bundle, tmp_path / "first.zip", torchscript=True)
+    weights = torch.load(bundle / "models" / "model.pt", weights_only=True)
+    weights[next(iter(weights))] += 1  # trained since
+    torch.save(weights, bundle / "models" / "model.pt")
+    with pytest.raises(ValueError, match="model.ts' does not hold the weights of model.pt"):
+        package_bundle(bundle, tmp_path / "second.zip")
+    assert not (tmp_path / "second.zip").exists()
+    package_bundle(bundle, tmp_path / "second.zip", torchscript=True)
+    renewed = torch.jit.load(bundle / "models" / "model.ts").state_dict()
+    assert all(torch.equal(renewed[name], weights[name]) for name in weights)
+
+
+def test_package_bundle_leaves_a_bundle_as_it_is_when_scripting_fails(tmp_path, bundle) -> None:
+    path = bundle / "configs" / "inference.json"
+    config = json.loads(path.read_text())
+    config["network_def"]["out_channels"] += 1
+    path.write_text(json.dumps(config))
+    before = sorted(item for item in tmp_path.rglob("*"))
+    with pytest.raises(ValueError, match=r"exported as TorchScript .*: check network_def"):
+        package_bundle(bundle, torchscript=True)
+    assert sorted(item for item in tmp_path.rglob("*")) == before
