@@ -14,6 +14,7 @@ from typing import Any
 import torch
 
 from monai_xtiny.labels import check_config_text
+from monai_xtiny.large_files import write_large_files
 from monai_xtiny.metadata import bundle_metadata, is_raster
 from monai_xtiny.networks import build_network, network_config
 from monai_xtiny.plan import UNetPlan
@@ -118,7 +119,7 @@ def export_bundle(
     The files come from the templates in ``configs/templates``; every ``_target_`` in them is
     MONAI's, PyTorch's or ignite's. ``models/model.pt`` holds the selected network at the
     initialisation of the first seed, until it is trained. Everything is written to a temporary
-    sibling, which is then renamed.
+    sibling, which is then renamed. Weights over 25 MB are listed in ``large_files.yml``.
 
     Args:
         selection: the choice and the table it was made from.
@@ -152,6 +153,7 @@ def export_bundle(
         _write_bundle(selection, folder, target.name, names)
         if torchscript:
             write_torchscript(folder)
+        write_large_files(folder)
         if unit_test:
             code = render_unit_test(
                 plan,

@@ -7,10 +7,12 @@ import zipfile
 from pathlib import Path
 
 from monai_xtiny.export import read_json
+from monai_xtiny.large_files import read_large_files, write_large_files
 from monai_xtiny.torchscript import check_torchscript, write_torchscript
 
-# What a bundle consists of; results of training and inference in it are left out.
-_PARTS = ("LICENSE", "large_files.yml", "configs", "docs", "models", "scripts")
+# What a bundle consists of; results of training and inference in it are left out. So is
+# large_files.yml, as in the Zoo's own zips: the files themselves are in.
+_PARTS = ("LICENSE", "configs", "docs", "models", "scripts")
 _EPOCH = (1980, 1, 1, 0, 0, 0)
 
 
@@ -24,7 +26,7 @@ def package_bundle(
 
     Files are sorted, and carry neither times nor the modes of the machine. The zip holds one
     folder, the bundle's, with ``LICENSE``, ``configs``, ``docs``, ``models`` and, where there are
-    any, ``scripts`` and ``large_files.yml``.
+    any, ``scripts``. The bundle's ``large_files.yml`` is brought up to date.
 
     Args:
         bundle_dir: the bundle.
@@ -35,7 +37,7 @@ def package_bundle(
         The zip's path.
 
     Raises:
-        FileNotFoundError: a file that the Zoo demands is missing.
+        FileNotFoundError: a file that the Zoo demands or ``large_files.yml`` lists is missing.
         ValueError: ``models/model.ts`` holds other weights than ``models/model.pt``, or cannot be
             made.
     """
@@ -47,6 +49,12 @@ def package_bundle(
         write_torchscript(bundle)
     else:
         check_torchscript(bundle)
+    write_large_files(bundle)
+    for listed in read_large_files(bundle):
+        if not (bundle / listed["path"]).is_file():
+            raise FileNotFoundError(
+                f"{str(bundle)!r} has no {listed['path']}, which large_files.yml lists: download it"
+            )
     version = read_json(bundle / "configs" / "metadata.json")["version"]
     name = bundle.resolve().name
     target = (

@@ -11,6 +11,7 @@ from pathlib import Path
 import pytest
 import torch
 
+from monai_xtiny import large_files
 from monai_xtiny.__main__ import main
 from monai_xtiny.zoo import package_bundle
 
@@ -90,3 +91,20 @@ def test_package_bundle_leaves_a_bundle_as_it_is_when_scripting_fails(tmp_path, 
     with pytest.raises(ValueError, match=r"exported as TorchScript .*: check network_def"):
         package_bundle(bundle, torchscript=True)
     assert sorted(item for item in tmp_path.rglob("*")) == before
+
+
+def test_package_bundle_takes_large_files_and_not_their_list(tmp_path, bundle, monkeypatch) -> None:
+    monkeypatch.setattr(large_files, "MAX_BYTES", 1000)
+    target = package_bundle(bundle)
+    with zipfile.ZipFile(target) as archive:
+        names = archive.namelist()
+    assert f"{bundle.name}/models/model.pt" in names
+    assert f"{bundle.name}/large_files.yml" not in names
+    assert "models/model.pt" in (bundle / "large_files.yml").read_text()
+
+
+def test_package_bundle_refuses_a_bundle_whose_large_files_are_elsewhere(bundle) -> None:
+    listed = {"large_files": [{"path": "models/extra.pt", "url": "https://example.com/extra.pt"}]}
+    (bundle / "large_files.yml").write_text(json.dumps(listed))
+    with pytest.raises(FileNotFoundError, match="has no models/extra.pt, which .*: download it"):
+        package_bundle(bundle)
