@@ -66,11 +66,12 @@ def test_wheel_carries_the_configs_and_works_from_any_folder(tmp_path, png_folde
     environment = {**os.environ, "PYTHONPATH": str(site)}
     search = [sys.executable, "-m", "monai_xtiny", "search", "--images", str(png_folder)]
     done = subprocess.run(
-        [*search, "--bundle", "x_segmentation"],
+        [*search, "--bundle", "x_segmentation", "--unit_test"],
         cwd=tmp_path, env=environment, capture_output=True, text=True, check=False,
     )  # fmt: skip
     assert done.returncode == 0, done.stderr
     assert (tmp_path / "x_segmentation" / "configs" / "train.json").is_file()
+    assert (tmp_path / "test_x_segmentation.py").is_file()
     code = "import monai_xtiny.export as e; print(e.configs_dir())"
     where = subprocess.run(
         [sys.executable, "-c", code], cwd=tmp_path, env=environment, capture_output=True, text=True,
