@@ -126,7 +126,10 @@ def train(
     )
     with open(journal, "a", encoding="utf-8") as file:
         file.write(training_to_line(training, set=root.name))
-    print(f"{root.name} {name}: {training.mean_dice:.4f} in {training.seconds:.0f} s", flush=True)
+    print(
+        f"{root.name} {name}: {training.evaluation.mean_dice:.4f} in {training.seconds:.0f} s",
+        flush=True,
+    )
 
 
 def write_report(arguments: argparse.Namespace, roots: list[Path]) -> None:
@@ -162,12 +165,13 @@ def section(name: str, trainings: list[Training], selection: Selection, figure: 
     """Markdown of one data set."""
     groups = by_width(trainings)
     means = {
-        width: statistics.mean(item.mean_dice for item in items) for width, items in groups.items()
+        width: statistics.mean(item.evaluation.mean_dice for item in items)
+        for width, items in groups.items()
     }
     best = max(means.values())
     oracle = min(width for width, mean in means.items() if mean >= best - PLATEAU)
     first = trainings[0]
-    num_classes = len(first.class_dice)
+    num_classes = len(first.evaluation.class_dice)
     classes = [f"Dice {index + 1}" for index in range(num_classes)]
     distances = [f"HD95 {index + 1}" for index in range(num_classes)]
     header = ["width", "parameters", "of full", "GMACs", "latency, ms", "runs", "Dice", *classes]
@@ -176,9 +180,10 @@ def section(name: str, trainings: list[Training], selection: Selection, figure: 
         "",
         f"## {name}",
         "",
-        f"{len(first.cases)} cases held out of each fold; epochs {numbers(trainings, 'epochs')}; "
-        f"folds {numbers(trainings, 'fold')}; seeds {numbers(trainings, 'seed')}. Selected "
-        f"(`{selection.method}`, seed {selection.table.seeds[0]}): **{selection.max_features}**. "
+        f"{len(first.evaluation.cases)} cases held out of each fold; epochs "
+        f"{numbers(trainings, 'epochs')}; folds {numbers(trainings, 'fold')}; seeds "
+        f"{numbers(trainings, 'seed')}. Selected (`{selection.method}`, seed "
+        f"{selection.table.seeds[0]}): **{selection.max_features}**. "
         f"Smallest width within {PLATEAU} of the best: **{oracle}**.",
         "",
         "| " + " | ".join(header) + " |",
@@ -208,11 +213,11 @@ def row(rung: Rung, full: Rung, items: list[Training], plan: UNetPlan) -> str:
         f"{len(items)}",
     ]
     if items:
-        dice = [item.mean_dice for item in items]
+        dice = [item.evaluation.mean_dice for item in items]
         spread = f" ± {statistics.stdev(dice):.3f}" if len(dice) > 1 else ""
         cells.append(f"{statistics.mean(dice):.4f}{spread}")
         for columns, form in (("class_dice", ".3f"), ("class_hd95", ".2f")):
-            values = [getattr(item, columns) for item in items]
+            values = [getattr(item.evaluation, columns) for item in items]
             cells += [format(statistics.mean(part), form) for part in zip(*values, strict=True)]
         cells.append(f"{statistics.mean(item.curve[-1][1] for item in items):.4f}")
     return "| " + " | ".join(cells) + " |"
@@ -239,14 +244,18 @@ def draw(trainings: list[Training], selection: Selection, name: str, path: Path)
     groups = by_width(trainings)
     figure, (left, right) = pyplot.subplots(1, 2, figsize=(10, 4), layout="constrained")
     for width, items in groups.items():
-        left.plot([width] * len(items), [item.mean_dice for item in items], "k.", alpha=0.5)
+        left.plot(
+            [width] * len(items), [item.evaluation.mean_dice for item in items], "k.", alpha=0.5
+        )
         for index, item in enumerate(items):
             right.plot(
                 *zip(*item.curve, strict=True),
                 color=pyplot.colormaps["viridis"](1 - list(groups).index(width) / len(groups)),
                 label=f"{width}" if index == 0 else None,
             )
-    means = [statistics.mean(item.mean_dice for item in items) for items in groups.values()]
+    means = [
+        statistics.mean(item.evaluation.mean_dice for item in items) for items in groups.values()
+    ]
     left.plot(list(groups), means, "-", color="tab:blue")
     left.axvline(selection.max_features, color="tab:orange", ls="--", label="selected")
     left.axhline(max(means) - PLATEAU, color="gray", lw=0.8, ls=":", label=f"best - {PLATEAU}")

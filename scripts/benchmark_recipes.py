@@ -174,10 +174,13 @@ def table(lines: list[dict[str, Any]]) -> str:
         "|---|---:|---:|---|---:|---:|---:|",
     ]
     trainings = [(line["set"], line["recipe"], training_from_dict(line)) for line in lines]
-    for name, recipe, training in sorted(trainings, key=lambda item: (item[0], -item[2].mean_dice)):
+    for name, recipe, training in sorted(
+        trainings, key=lambda item: (item[0], -item[2].evaluation.mean_dice)
+    ):
         rows.append(
             f"| {name} | {training.max_features} | {training.epochs} | {recipe} | "
-            f"{training.mean_dice:.4f} | {training.curve[-1][1]:.4f} | {training.seconds:.0f} |"
+            f"{training.evaluation.mean_dice:.4f} | {training.curve[-1][1]:.4f} | "
+            f"{training.seconds:.0f} |"
         )
     return "\n".join(rows)
 

@@ -1,7 +1,6 @@
 from __future__ import annotations
 
 import json
-import math
 from pathlib import Path
 
 import numpy as np
@@ -10,6 +9,7 @@ import torch
 from PIL import Image
 
 from monai_xtiny.data import Sample
+from monai_xtiny.evaluation import Evaluation
 from monai_xtiny.plan import UNetPlan
 from monai_xtiny.search import run_search
 from monai_xtiny.selection import Selection, select_width
@@ -59,10 +59,11 @@ def test_train_width_trains_the_width_it_is_given(selection, labelled, tmp_path)
         progress=lambda epoch, dice: seen.append(epoch),
     )
     assert [epoch for epoch, _ in training.curve] == seen == [10, 20]
-    assert len(training.cases) == len(training.dice) == len(training.hd95) == 2
-    assert training.mean_dice == pytest.approx(max(dice for _, dice in training.curve), abs=1e-4)
-    assert training.mean_dice > 0.7
-    assert all(0 <= value < 58 for row in training.hd95 for value in row if value is not None)
+    found = training.evaluation
+    assert len(found.cases) == len(found.dice) == len(found.hd95) == 2
+    assert found.mean_dice == pytest.approx(max(dice for _, dice in training.curve), abs=1e-4)
+    assert found.mean_dice > 0.7
+    assert all(0 <= value < 58 for row in found.hd95 for value in row if value is not None)
     weights = torch.load(tmp_path / "out" / "w_segmentation" / "models" / "model.pt")
     rung = next(r for r in selection.table.ladder if r.max_features == width)
     first = weights["input_block.conv1.conv.weight"]
@@ -74,18 +75,10 @@ def test_train_width_refuses_a_width_that_is_not_in_the_ladder(selection, tmp_pa
         train_width(selection, 7, data=tmp_path, bundle_dir=tmp_path / "b", epochs=1)
 
 
-TRAINING = Training(
-    8, 0, 1, 20, ((10, 0.5), (20, 0.7)), ("a", "b"), ((0.6, None), (0.8, 0.5)),
-    ((3.0, None), (None, 2.0)), 1.5,
+EVALUATION = Evaluation(
+    ("a", "b"), ((0.6, None), (0.8, 0.5)), ((3.0, None), (None, 2.0))
 )  # fmt: skip
-
-
-def test_training_averages_over_the_cases_that_have_the_class() -> None:
-    assert TRAINING.class_dice == pytest.approx((0.7, 0.5))
-    assert TRAINING.mean_dice == pytest.approx(0.6)
-    assert TRAINING.class_hd95 == pytest.approx((3.0, 2.0))
-    empty = Training(8, 0, 1, 1, (), ("a",), ((None,),), ((None,),), 0.0)
-    assert math.isnan(empty.mean_dice)
+TRAINING = Training(8, 0, 1, 20, ((10, 0.5), (20, 0.7)), EVALUATION, 1.5)
 
 
 def test_journal_gives_back_what_was_written_and_skips_a_line_cut_off(tmp_path) -> None:
