@@ -324,6 +324,42 @@ def check(
     return _Job(run, debug)
 
 
+@SetParseFns(bundle=_text, data=_text, datalist=_text)
+def evaluate(
+    bundle: str,
+    data: str | None = None,
+    datalist: str | None = None,
+    fold: int = 0,
+    debug: bool = False,
+) -> _Job:
+    """Measure a trained bundle on the cases held out, and write that into its model card.
+
+    Args:
+        bundle: the bundle.
+        data: nnU-Net data set root with imagesTr and labelsTr.
+        datalist: MSD dataset.json; its validation section is evaluated where it has one.
+        fold: of the split by case that it was trained with.
+        debug: show tracebacks.
+    """
+
+    def run() -> None:
+        from monai_xtiny.card import label_names, write_evaluation
+        from monai_xtiny.evaluation import data_options, evaluate_bundle
+        from monai_xtiny.report import Plane
+
+        options = {**data_options(data, datalist), "fold": _parse_int("fold", fold)}
+        planes: list[Plane] = []
+        found = evaluate_bundle(bundle, options, planes=planes)
+        card = write_evaluation(bundle, found, planes)
+        for name, dice, distance in zip(
+            label_names(bundle)[1:], found.class_dice, found.class_hd95, strict=True
+        ):
+            print(f"{name}: Dice {dice:.4f}, HD95 {distance:.2f}")
+        print(f"mean Dice {found.mean_dice:.4f} over {len(found.cases)} cases held out\n{card}")
+
+    return _Job(run, debug)
+
+
 @SetParseFns(bundle=_text, output=_text)
 def package(
     bundle: str, output: str | None = None, torchscript: bool = False, debug: bool = False
@@ -357,6 +393,7 @@ def main(command: list[str] | None = None) -> None:
         "export": export,
         "report": report,
         "check": check,
+        "evaluate": evaluate,
         "package": package,
     }
     job = fire.Fire(commands, command=command, name="monai-xtiny", serialize=_hide_job)

@@ -18,6 +18,7 @@ from monai.metrics import compute_hausdorff_distance
 from monai.transforms import LoadImage, Orientation
 
 from monai_xtiny.labels import PlainPath
+from monai_xtiny.report import Plane
 
 
 @dataclass(frozen=True)
@@ -55,16 +56,6 @@ class Evaluation:
     def case_dice(self) -> tuple[float, ...]:
         """Mean Dice of each case over the classes that it has; NaN where it has none."""
         return tuple(_mean(row) for row in self.dice)
-
-
-@dataclass(frozen=True)
-class Plane:
-    """One slice of a case: image, label and prediction of one shape, (rows, columns[, RGB])."""
-
-    case: str
-    image: np.ndarray
-    label: np.ndarray
-    prediction: np.ndarray
 
 
 def bundle_workflow(

@@ -3,7 +3,10 @@
 from __future__ import annotations
 
 import os
+from collections.abc import Sequence
+from dataclasses import dataclass
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import numpy as np
 from jinja2 import Environment, FileSystemLoader, StrictUndefined
@@ -12,7 +15,20 @@ from matplotlib.ticker import NullFormatter, NullLocator
 
 from monai_xtiny.selection import Selection
 
+if TYPE_CHECKING:
+    from monai_xtiny.evaluation import Evaluation
+
 CARD_TEMPLATE = "README.md.jinja"
+
+
+@dataclass(frozen=True)
+class Plane:
+    """One slice of a case to look at: image, label and prediction, (rows, columns[, RGB])."""
+
+    case: str
+    image: np.ndarray
+    label: np.ndarray
+    prediction: np.ndarray
 
 
 def ladder_table(selection: Selection) -> str:
@@ -106,6 +122,53 @@ def plot_sensitivity(selection: Selection, path: str | os.PathLike[str]) -> Path
     return target
 
 
+def plot_overlay(
+    planes: Sequence[Plane], case_dice: Sequence[float], path: str | os.PathLike[str]
+) -> Path:
+    """Draw the best, the median and the worst case: image, label, prediction.
+
+    Args:
+        planes: one slice of every case.
+        case_dice: mean Dice of every case; NaN where a case has no class, which is not drawn.
+        path: of the PNG; its folder must exist.
+
+    Returns:
+        The path.
+
+    Raises:
+        ValueError: no case has a Dice.
+    """
+    order = [i for i in np.argsort(case_dice)[::-1].tolist() if np.isfinite(case_dice[i])]
+    if not order:
+        raise ValueError("no case has a label: there is nothing to draw")
+    rows = [order[0], order[len(order) // 2], order[-1]]
+    figure = Figure(figsize=(9, 9), layout="constrained")
+    for panels, rank, index in zip(
+        figure.subplots(3, 3), ("best", "median", "worst"), rows, strict=True
+    ):
+        plane = planes[index]
+        titles = (
+            f"{rank}: {plane.case}",
+            "label",
+            f"prediction, Dice of the case {case_dice[index]:.3f}",
+        )
+        layers = (None, plane.label, plane.prediction)
+        for axes, title, layer in zip(panels, titles, layers, strict=True):
+            image = plane.image.astype(np.float64)
+            low, high = image.min(), image.max()
+            axes.imshow((image - low) / (high - low if high > low else 1), cmap="gray")
+            if layer is not None:
+                axes.imshow(
+                    np.ma.masked_equal(layer, 0), cmap="tab10", vmin=0, vmax=9, alpha=0.5,
+                    interpolation="nearest",
+                )  # fmt: skip
+            axes.set_title(title, fontsize=9)
+            axes.set_axis_off()
+    target = Path(path)
+    figure.savefig(target, dpi=90, metadata={"Software": None})
+    return target
+
+
 def model_card(
     selection: Selection,
     *,
@@ -113,6 +176,8 @@ def model_card(
     label_names: tuple[str, ...],
     kind: str,
     templates: str | os.PathLike[str],
+    evaluation: Evaluation | None = None,
+    num_epochs: int | None = None,
 ) -> str:
     """The bundle's README, with the headings that the MONAI Model Zoo asks for.
 
@@ -122,6 +187,8 @@ def model_card(
         label_names: of the classes, background first.
         kind: ``volumes``, ``slices`` or ``images``.
         templates: folder that holds the card's template.
+        evaluation: of the trained network, with ``overlay.png`` beside the card.
+        num_epochs: that it was trained for, where known.
     """
     environment = Environment(
         loader=FileSystemLoader(os.fspath(templates)),
@@ -141,6 +208,8 @@ def model_card(
         full=table.ladder[0],
         plan=table.plan,
         table=table,
+        evaluation=evaluation,
+        num_epochs=num_epochs,
         means={rung.max_features: float(np.mean(rung.sensitivity)) for rung in table.ladder},
     )
 

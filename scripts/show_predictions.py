@@ -12,10 +12,11 @@ from pathlib import Path
 import nibabel
 import numpy as np
 import torch
-from matplotlib.figure import Figure
 from monai.metrics import DiceMetric
 from monai.networks import one_hot
 from PIL import Image
+
+from monai_xtiny.report import Plane, plot_overlay
 
 
 def load(path: Path) -> np.ndarray:
@@ -66,23 +67,12 @@ def main() -> None:
     for index, dice in enumerate(metric.aggregate().nanmean(dim=0).tolist(), start=1):
         print(f"Dice of {classes[str(index)]}: {dice:.3f} ({len(shown)} images)")
 
-    shown.sort(key=lambda item: item[-1])
-    rows = [shown[-1], shown[len(shown) // 2], shown[0]]
-    figure = Figure(figsize=(9, 3 * len(rows)), layout="constrained")
-    panels = figure.subplots(len(rows), 3, squeeze=False)
     is_nifti = any(".nii" in path.name for path in arguments.predictions.iterdir())
-    for row, (case, image, truth, prediction, dice) in zip(panels, rows, strict=True):
-        background = middle(image, is_nifti)
-        titles = (case, "truth", f"prediction, Dice {dice:.3f}")
-        for axes, title, label in zip(row, titles, (None, truth, prediction), strict=True):
-            axes.imshow(background, cmap="gray")
-            if label is not None:
-                plane = middle(label, is_nifti)
-                axes.imshow(np.ma.masked_equal(plane, 0), cmap="tab10", vmin=0, vmax=9,
-                            alpha=0.5, interpolation="nearest")  # fmt: skip
-            axes.set_title(title, fontsize=9)
-            axes.set_axis_off()
-    figure.savefig(arguments.output, dpi=110)
+    planes = [
+        Plane(case, *(middle(part, is_nifti) for part in (image, truth, prediction)))
+        for case, image, truth, prediction, _ in shown
+    ]
+    plot_overlay(planes, [dice for *_, dice in shown], arguments.output)
     print(f"curve: {arguments.bundle / 'docs' / 'sensitivity.png'}")
     print(f"overlay: {arguments.output}")
 
