@@ -1,14 +1,16 @@
 """Train widths of the ladder by the emitted recipe, and tabulate what each is worth.
 
 usage: python scripts/benchmark_accuracy.py --data ROOT --widths 32,16,8,4,2,1 --folds 0
-           --epochs 20 [--sets Dataset076_DSB2018Fluo,...] [--seeds 0] [--threads N] [--work DIR]
+           --epochs 20 [--sets Dataset076_DSB2018Fluo,...] [--num_seeds 5] [--seeds 0]
+           [--threads N] [--work DIR]
        python scripts/benchmark_accuracy.py --data ROOT --work DIR --output docs/benchmarks
 
-ROOT holds data sets in nnU-Net's layout. Each set is searched once (seed 369, 16 images); each
-training is the emitted train.json with nothing changed but epochs, fold, seed and width, and each
-finished one is a line of WORK/trainings.jsonl that is not repeated, so that the benchmark can be
-stopped, resumed and grown, by several processes too. With --output the table, the figures and the
-journal are written instead, with the CPU latency of every width measured then and there.
+ROOT holds data sets in nnU-Net's layout. Each set is searched once (16 images, --num_seeds
+initialisations that vote); each training is the emitted train.json with nothing changed but epochs,
+fold, seed and width, and each finished one is a line of WORK/trainings.jsonl that is not repeated,
+so that the benchmark can be stopped, resumed and grown, by several processes too. With --output the
+tables, the figures and the journal are written instead, with the CPU latency of every width
+measured then and there.
 """
 
 from __future__ import annotations
@@ -57,6 +59,7 @@ def parse_arguments() -> argparse.Namespace:
     parser.add_argument("--seeds", default="0")
     parser.add_argument("--epochs", type=int, default=20)
     parser.add_argument("--val_interval", type=int, default=5)
+    parser.add_argument("--num_seeds", type=int, default=5, help="of the search of each set")
     parser.add_argument("--threads", type=int, default=os.cpu_count())
     parser.add_argument("--work", type=Path, default=Path("accuracy"))
     parser.add_argument("--output", type=Path, help="folder for table, figures and journal")
@@ -78,7 +81,7 @@ def main() -> None:
         write_report(arguments, roots)
         return
     for root in roots:
-        selection = search(root, arguments.work)
+        selection = search(root, arguments)
         for width in map(int, arguments.widths.split(",")):
             if width in selection.table.widths:
                 for fold in map(int, arguments.folds.split(",")):
@@ -86,12 +89,13 @@ def main() -> None:
                         train(arguments, root, selection, width, fold, seed)
 
 
-def search(root: Path, work: Path) -> Selection:
+def search(root: Path, arguments: argparse.Namespace) -> Selection:
     """The choice for one data set, made once."""
-    bundle = work / root.name / "search_segmentation"
+    bundle = arguments.work / root.name / "search_segmentation"
     if not (bundle / "docs" / "search.json").is_file():
+        command = ["search", "--images", str(root), "--bundle", str(bundle)]
         with contextlib.redirect_stdout(io.StringIO()):
-            command_line(["search", "--images", str(root), "--bundle", str(bundle)])
+            command_line([*command, "--num_seeds", str(arguments.num_seeds)])
     return read_search(bundle / "docs" / "search.json")
 
 
@@ -144,7 +148,7 @@ def write_report(arguments: argparse.Namespace, roots: list[Path]) -> None:
     for root in roots:
         trainings = [training_from_dict(line) for line in lines if line["set"] == root.name]
         if trainings:
-            selection = search(root, arguments.work)
+            selection = search(root, arguments)
             figure = arguments.output / "images" / f"accuracy_{root.name}.png"
             draw(trainings, selection, root.name, figure)
             parts += section(root.name, trainings, selection, figure.relative_to(arguments.output))
@@ -182,8 +186,8 @@ def section(name: str, trainings: list[Training], selection: Selection, figure: 
         "",
         f"{len(first.evaluation.cases)} cases held out of each fold; epochs "
         f"{numbers(trainings, 'epochs')}; folds {numbers(trainings, 'fold')}; seeds "
-        f"{numbers(trainings, 'seed')}. Selected (`{selection.method}`, seed "
-        f"{selection.table.seeds[0]}): **{selection.max_features}**. "
+        f"{numbers(trainings, 'seed')}. Selected (`{selection.method}`, "
+        f"{len(selection.table.seeds)} initialisations): **{selection.max_features}**. "
         f"Smallest width within {PLATEAU} of the best: **{oracle}**.",
         "",
         "| " + " | ".join(header) + " |",
