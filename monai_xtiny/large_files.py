@@ -42,7 +42,8 @@ def write_large_files(bundle_dir: str | os.PathLike[str]) -> Path | None:
     former = read_large_files(bundle)
     entries = {entry["path"]: entry for entry in former}
     for file in sorted((bundle / "models").glob("*")):
-        if file.is_file() and not file.name.startswith(".") and file.stat().st_size > MAX_BYTES:
+        is_partial = file.name.startswith(".") or file.suffix == ".part"
+        if file.is_file() and not is_partial and file.stat().st_size > MAX_BYTES:
             path = file.relative_to(bundle).as_posix()
             entries[path] = _renewed(file, path, entries.get(path, {}))
     if not entries:

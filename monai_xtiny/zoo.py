@@ -64,7 +64,9 @@ def package_bundle(
         path
         for part in _PARTS
         for path in [bundle / part, *(bundle / part).rglob("*")]
-        if path.is_file() and not any(piece.startswith((".", "__")) for piece in path.parts[-2:])
+        if path.is_file()
+        and path.suffix != ".part"  # what a killed training was writing
+        and not any(piece.startswith((".", "__")) for piece in path.parts[-2:])
     )
     temporary = target.with_name(f".{target.name}.part")
     try:

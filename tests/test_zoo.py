@@ -32,6 +32,7 @@ def test_package_bundle_gives_the_same_bytes_for_the_same_bundle(tmp_path, bundl
         os.utime(path, (1, 1))
     (copy / "eval").mkdir()
     (copy / "eval" / "result.csv").write_text("not part of the bundle")
+    (copy / "models" / "model.pt.part").write_text("cut off by a kill")
     second = package_bundle(copy, tmp_path / "second.zip")
     assert first.read_bytes() == second.read_bytes()
 
