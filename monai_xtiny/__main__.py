@@ -326,30 +326,21 @@ def check(
 
 @SetParseFns(bundle=_text, data=_text, datalist=_text)
 def evaluate(
-    bundle: str,
-    data: str | None = None,
-    datalist: str | None = None,
-    fold: int = 0,
-    debug: bool = False,
+    bundle: str, data: str | None = None, datalist: str | None = None, debug: bool = False
 ) -> _Job:
     """Measure a trained bundle on the cases held out, and write that into its model card.
 
     Args:
         bundle: the bundle.
         data: nnU-Net data set root with imagesTr and labelsTr.
-        datalist: MSD dataset.json; its validation section is evaluated where it has one.
-        fold: of the split by case that it was trained with.
+        datalist: MSD datalist whose validation section to evaluate; that of training without.
         debug: show tracebacks.
     """
 
     def run() -> None:
-        from monai_xtiny.card import label_names, write_evaluation
-        from monai_xtiny.evaluation import data_options, evaluate_bundle
-        from monai_xtiny.report import Plane
+        from monai_xtiny.card import evaluate_held_out, label_names, write_evaluation
 
-        options = {**data_options(data, datalist), "fold": _parse_int("fold", fold)}
-        planes: list[Plane] = []
-        found = evaluate_bundle(bundle, options, planes=planes)
+        found, planes = evaluate_held_out(bundle, data=data, datalist=datalist)
         card = write_evaluation(bundle, found, planes)
         for name, dice, distance in zip(
             label_names(bundle)[1:], found.class_dice, found.class_hd95, strict=True

@@ -4,23 +4,88 @@ from __future__ import annotations
 
 import json
 import os
+import re
 from collections.abc import Sequence
 from dataclasses import asdict
 from pathlib import Path
 
 import torch
 
-from monai_xtiny.evaluation import Evaluation
+from monai_xtiny.evaluation import (
+    Evaluation,
+    data_options,
+    evaluate_bundle,
+    evaluation_from_dict,
+)
 from monai_xtiny.export import data_kind, read_json, read_search, templates_dir, write_text
+from monai_xtiny.labels import PlainPath
 from monai_xtiny.report import Plane, model_card, plot_overlay
 
 EVALUATION_FILE = "evaluation.json"
+SPLIT_FILE = "datalist.json"
+_PERFORMANCE = "## Performance\n"
+_WEIGHTS = re.compile(r"^(?:\*\*)?`models/model\.pt` holds .*$", re.MULTILINE)
+
+
+def evaluate_held_out(
+    bundle_dir: str | os.PathLike[str],
+    *,
+    data: str | os.PathLike[str] | None = None,
+    datalist: str | os.PathLike[str] | None = None,
+) -> tuple[Evaluation, list[Plane]]:
+    """Evaluate a trained bundle on cases that it was not trained on.
+
+    These are the validation section of ``configs/datalist.json``, which training writes, or of
+    another datalist.
+
+    Args:
+        bundle_dir: the bundle.
+        data: nnU-Net data set root (``imagesTr``, ``labelsTr``).
+        datalist: MSD datalist with a validation section.
+
+    Returns:
+        The evaluation, and one slice of every case.
+
+    Raises:
+        FileNotFoundError: there is no bundle, or no data.
+        ValueError: the bundle was not trained, the datalist has no validation section, or one of
+            its cases was trained on.
+    """
+    bundle = Path(bundle_dir)
+    read_search(bundle / "docs" / "search.json")
+    options = data_options(data, datalist)
+    split_file = bundle / "configs" / SPLIT_FILE
+    split = read_json(split_file) if split_file.is_file() else None
+    if datalist is None:
+        if split is None:
+            raise ValueError(
+                f"{str(bundle)!r} has no configs/{SPLIT_FILE}, which training writes: train it "
+                "first, or give --datalist FILE with a validation section"
+            )
+        options["datalist"] = PlainPath(os.fspath(split_file.absolute()))
+    elif not read_json(datalist).get("validation"):
+        raise ValueError(
+            f"{os.fspath(datalist)!r} has no validation section: add one with the cases to evaluate"
+        )
+    planes: list[Plane] = []
+    evaluation = evaluate_bundle(bundle, options, planes=planes)
+    trained = {os.path.basename(case["label"]) for case in (split or {}).get("training", [])}
+    both = [case for case in evaluation.cases if case in trained]
+    if both:
+        raise ValueError(
+            f"the network was trained on {', '.join(both[:5])}: leave them out of the validation "
+            f"section of {str(datalist or split_file)!r}"
+        )
+    return evaluation, planes
 
 
 def write_evaluation(
     bundle_dir: str | os.PathLike[str], evaluation: Evaluation, planes: Sequence[Plane]
 ) -> Path:
     """Write an evaluation into a bundle: ``docs/evaluation.json``, ``overlay.png``, the card.
+
+    Of the card only the section Performance and the line about the weights change, so that what
+    its owner wrote stays.
 
     Args:
         bundle_dir: the bundle, as the exporter wrote it.
@@ -32,13 +97,14 @@ def write_evaluation(
 
     Raises:
         FileNotFoundError: there is no bundle.
-        ValueError: its search.json is of another version, or no case has a label.
+        ValueError: no case has a label, or the card lost its heading Performance.
     """
     bundle = Path(bundle_dir)
     docs = bundle / "docs"
     selection = read_search(docs / "search.json")
-    plot_overlay(planes, evaluation.case_dice, docs / "overlay.png")
-    write_text(docs / EVALUATION_FILE, json.dumps(asdict(evaluation), indent=1) + "\n")
+    num_epochs = _num_epochs(bundle)
+    content = {**asdict(evaluation), "num_epochs": num_epochs}
+    write_text(docs / EVALUATION_FILE, json.dumps(content, indent=1) + "\n")
     card = model_card(
         selection,
         name=bundle.resolve().name,
@@ -46,9 +112,12 @@ def write_evaluation(
         kind=data_kind(selection.table.plan),
         templates=templates_dir(),
         evaluation=evaluation,
-        num_epochs=_num_epochs(bundle),
+        num_epochs=num_epochs,
     )
-    return write_text(docs / "README.md", card)
+    path = docs / "README.md"
+    text = _with_measurements(path.read_text(encoding="utf-8"), card, path)
+    plot_overlay(planes, evaluation.case_dice, docs / "overlay.png")
+    return write_text(path, text)
 
 
 def read_evaluation(bundle_dir: str | os.PathLike[str]) -> Evaluation:
@@ -57,12 +126,7 @@ def read_evaluation(bundle_dir: str | os.PathLike[str]) -> Evaluation:
     Raises:
         FileNotFoundError: the bundle was never evaluated.
     """
-    content = read_json(Path(bundle_dir) / "docs" / EVALUATION_FILE)
-    return Evaluation(
-        tuple(content["cases"]),
-        tuple(tuple(row) for row in content["dice"]),
-        tuple(tuple(row) for row in content["hd95"]),
-    )
+    return evaluation_from_dict(read_json(Path(bundle_dir) / "docs" / EVALUATION_FILE))
 
 
 def label_names(bundle_dir: str | os.PathLike[str]) -> tuple[str, ...]:
@@ -72,10 +136,23 @@ def label_names(bundle_dir: str | os.PathLike[str]) -> tuple[str, ...]:
     return tuple(definition[str(index)] for index in range(len(definition)))
 
 
+def _with_measurements(text: str, card: str, path: Path) -> str:
+    """The card as it is, with the measured parts of a new one."""
+    if _PERFORMANCE not in text:
+        raise ValueError(f"{str(path)!r} has no heading '## Performance': add it, or export again")
+    before, after = text.split(_PERFORMANCE, 1)
+    rest = after[after.index("\n## ") :] if "\n## " in after else ""
+    measured = card.split(_PERFORMANCE, 1)[1].split("\n## ", 1)[0]
+    found = _WEIGHTS.search(card)
+    line = found.group() if found else ""
+    return _WEIGHTS.sub(lambda _: line, before) + _PERFORMANCE + measured + rest
+
+
 def _num_epochs(bundle: Path) -> int | None:
-    """Epochs of the last training, if it left its state in the usual place."""
+    """Epochs of the last training, from its state or from an earlier evaluation."""
     state = bundle / "eval" / "checkpoints" / "training_state.pt"
-    if not state.is_file():
-        return None
-    trainer = torch.load(state, map_location="cpu", weights_only=True)["trainer"]
-    return int(trainer["iteration"] // trainer["epoch_length"])
+    if state.is_file():
+        trainer = torch.load(state, map_location="cpu", weights_only=True)["trainer"]
+        return int(trainer["iteration"] // trainer["epoch_length"])
+    former = bundle / "docs" / EVALUATION_FILE
+    return read_json(former).get("num_epochs") if former.is_file() else None

@@ -8,14 +8,13 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 import torch
 from monai.bundle import ConfigParser
-from monai.transforms import LoadImage
+from monai.data.utils import affine_to_spacing
+from monai.transforms import Compose, Lambda, Orientation
 
-from monai_xtiny.data import Case, root_cause
-from monai_xtiny.headers import Header, read_headers
-from monai_xtiny.labels import PlainPath
+from monai_xtiny.data import root_cause
+from monai_xtiny.evaluation import data_options
 
 
 @dataclass(frozen=True)
@@ -60,19 +59,15 @@ def check_bundle(
     config_file = bundle / "configs" / "train.json"
     if not config_file.is_file():
         raise FileNotFoundError(f"{str(bundle)!r} is no bundle: it has no configs/train.json")
-    source = data if data is not None else datalist
-    if source is None or not Path(source).exists():
-        raise FileNotFoundError(f"no such data: {source!r}: give --data DIR or --datalist FILE")
+    options = data_options(data, datalist)
     parser = ConfigParser()
     parser.read_config(str(config_file))
-    parser["dataset_dir"] = PlainPath(os.fspath(data) if data is not None else "")
-    if datalist is not None:
-        parser["datalist"] = PlainPath(os.fspath(datalist))
+    parser.update(options)
     cases = parser.get_parsed_content("cases") + parser.get_parsed_content("listed_val_cases")
     unmatched = parser.get_parsed_content("unmatched_cases")
     if not cases:
         raise ValueError(
-            f"no labelled case in {os.fspath(source)!r}: it needs imagesTr/CASE_0000 and "
+            f"no labelled case in {str(datalist or data)!r}: it needs imagesTr/CASE_0000 and "
             "labelsTr/CASE, or an MSD datalist"
         )
     problems = _weight_problems(bundle, parser)
@@ -84,16 +79,21 @@ def check_bundle(
         f"image {name!r} has no label: add labelsTr/CASE, or move the image out of imagesTr"
         for name in parser.get_parsed_content("unlabelled_images")
     ]
+    problems += [
+        f"file {name!r} is of the same case as another: rename or remove it"
+        for name in parser.get_parsed_content("files_with_one_name")
+    ]
+    label_files = parser.get_parsed_content("label_files")
+    without_image = [label_files[case] for case in unmatched]
+    read = _reader(parser)
     num_padded = 0
     for case in cases:
         if case.get("label") is None:
-            problems.append(
-                f"case {case['image']!r} has no label: add one, or take it off the list"
-            )
-        elif Path(case["label"]).stem not in unmatched:
-            found, is_padded = _case_problems(case, parser)
-            problems += found
-            num_padded += is_padded
+            problems.append(f"case {case['image']!r} has no label: add one, or leave it out")
+        elif case["label"] not in without_image:
+            problem, share = _check_case(case, read, parser)
+            problems += [] if problem is None else [problem]
+            num_padded += problem is None and share < 1
     return DataCheck(len(cases), tuple(problems), num_padded)
 
 
@@ -113,76 +113,38 @@ def _weight_problems(bundle: Path, parser: ConfigParser) -> list[str]:
     return []
 
 
-def _case_problems(case: Mapping[str, Any], parser: ConfigParser) -> tuple[list[str], bool]:
-    """What is wrong with one labelled case, and whether it is smaller than the patch."""
-    files = case["image"] if isinstance(case["image"], list) else [case["image"]]
-    kind = "nifti" if ".nii" in os.path.basename(files[0]).lower() else "raster"
-    name = os.path.basename(files[0])
+def _reader(parser: ConfigParser) -> Compose:
+    """The first transforms of training: read, channels first, and the checks that it makes."""
+    transforms = parser.get_parsed_content("train#deterministic_transforms")
+    last = next(i for i, transform in enumerate(transforms) if isinstance(transform, Lambda))
+    return Compose(transforms[: last + 1])
+
+
+def _check_case(
+    case: Mapping[str, Any], read: Compose, parser: ConfigParser
+) -> tuple[str | None, float]:
+    """What is wrong with one labelled case, and its smallest share of the patch."""
+    name = os.path.basename(case["image"][0] if isinstance(case["image"], list) else case["image"])
     try:
-        image = read_headers([Case(name, tuple(files), kind)])[0]
-        label = read_headers([Case(os.path.basename(case["label"]), (case["label"],), kind)])[0]
-        values = LoadImage(
-            reader="NibabelReader" if kind == "nifti" else "PILReader", image_only=True
-        )(case["label"]).numpy()
+        image = read(dict(case))["image"]
     except Exception as error:
-        return [f"case {name!r}: {root_cause(error)}: repair or leave it out"], False
-    shares = _patch_shares(image, parser)
-    return [
-        *_shape_problems(name, image, label, parser["in_channels"]),
-        *_value_problems(name, values, parser["num_classes"]),
-        *_size_problems(name, image, parser["patch_size"], shares),
-    ], min(shares, default=1) < 1
-
-
-def _patch_shares(image: Header, parser: ConfigParser) -> list[float]:
-    """Size of the image on the plan's grid, as a share of the patch, along each of its axes."""
+        text = " ".join(str(root_cause(error)).split())
+        return (text if text.startswith("case ") else f"case {name!r}: {text}: repair it"), 0.0
+    spacing = parser.get("spacing")
+    if spacing is not None:
+        image = Orientation("RAS", labels=None)(image)
+    own = affine_to_spacing(image.affine).tolist()
     crop = parser.get_parsed_content("crop_size")
-    spacing = parser.get("spacing") or [-1] * len(crop)
-    if len(crop) != len(image.shape):
-        return [0.0]
-    return [
-        size * (own / planned if planned > 0 else 1) / wanted
-        for size, own, planned, wanted in zip(
-            image.shape, image.spacing, spacing, crop, strict=True
+    share = min(
+        size * (step / planned if planned > 0 else 1) / wanted
+        for size, step, planned, wanted in zip(
+            image.shape[1:], own, spacing or [-1] * len(crop), crop, strict=False
         )
-    ]
-
-
-def _size_problems(
-    name: str, image: Header, patch_size: list[int], shares: list[float]
-) -> list[str]:
-    """An image that could fill less than half of what the network was planned for."""
-    if min(shares) >= 0.5:
-        return []
-    return [
-        f"case {name!r}: {image.shape} at {image.spacing} mm is less than half of the patch "
-        f"{tuple(patch_size)}: leave it out, or search again on images like it"
-    ]
-
-
-def _shape_problems(name: str, image: Header, label: Header, in_channels: int) -> list[str]:
-    """Channels, and the label's grid against the image's."""
-    problems = []
-    if image.in_channels != in_channels:
-        problems.append(
-            f"case {name!r}: {image.in_channels} channels, and the bundle takes {in_channels}: "
-            "convert the image, or search again on images like it"
-        )
-    if label.shape != image.shape:
-        problems.append(
-            f"case {name!r}: the label has shape {label.shape}, the image {image.shape}: "
-            "resample the label to the image's grid"
-        )
-    return problems
-
-
-def _value_problems(name: str, values: np.ndarray, num_classes: int) -> list[str]:
-    """Label values that are no class."""
-    found = np.unique(values)
-    wrong = [value for value in found.tolist() if value not in range(num_classes)]
-    if not wrong:
-        return []
-    return [
-        f"case {name!r}: the label holds {', '.join(f'{value:g}' for value in wrong[:5])}, and the "
-        f"classes are 0 to {num_classes - 1}: renumber the label"
-    ]
+    )
+    if share >= 0.5:
+        return None, share
+    return (
+        f"case {name!r}: {tuple(image.shape[1:])} voxels are less than half of the patch "
+        f"{tuple(parser['patch_size'])} of the bundle: leave it out, or search again on images "
+        "like it"
+    ), share

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import os
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
@@ -17,7 +18,7 @@ from monai.data.utils import affine_to_spacing
 from monai.metrics import compute_hausdorff_distance
 from monai.transforms import LoadImage, Orientation
 
-from monai_xtiny.labels import PlainPath
+from monai_xtiny.labels import PlainPath, check_config_text
 from monai_xtiny.report import Plane
 
 
@@ -49,7 +50,7 @@ class Evaluation:
 
     @property
     def mean_dice(self) -> float:
-        """Mean of ``class_dice``."""
+        """Mean of ``class_dice`` over the classes that any case has."""
         return _mean(self.class_dice)
 
     @property
@@ -67,7 +68,11 @@ def bundle_workflow(
         bundle: its folder, a path that the exporter would take.
         names: of the configs, without their suffix.
         options: top-level keys, or paths of keys with ``#``; data paths as ``PlainPath``.
+
+    Raises:
+        ValueError: MONAI could not read a path like the bundle's.
     """
+    check_config_text(str(bundle), "bundle path")
     configs = bundle / "configs"
     workflow = ConfigWorkflow(
         config_file=[str(configs / f"{name}.json") for name in names],
@@ -149,6 +154,15 @@ def evaluate_bundle(
     )
 
 
+def evaluation_from_dict(content: Mapping[str, Any]) -> Evaluation:
+    """The evaluation that was written as a dictionary."""
+    return Evaluation(
+        tuple(content["cases"]),
+        tuple(tuple(row) for row in content["dice"]),
+        tuple(tuple(row) for row in content["hd95"]),
+    )
+
+
 def _plane(case: Mapping[str, Any], label: MetaTensor, prediction: MetaTensor) -> Plane:
     """The slice across the last axis that holds most label, as people look at it."""
     files = case["image"] if isinstance(case["image"], list) else [case["image"]]
@@ -181,5 +195,5 @@ def _finite(values: torch.Tensor) -> tuple[float | None, ...]:
 
 def _mean(values: Sequence[float | None]) -> float:
     """Mean over the defined values; NaN where there is none."""
-    defined = [value for value in values if value is not None]
-    return sum(defined) / len(defined) if defined else float("nan")
+    defined = [value for value in values if value is not None and not math.isnan(value)]
+    return sum(defined) / len(defined) if defined else math.nan

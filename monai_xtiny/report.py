@@ -162,7 +162,7 @@ def plot_overlay(
                     np.ma.masked_equal(layer, 0), cmap="tab10", vmin=0, vmax=9, alpha=0.5,
                     interpolation="nearest",
                 )  # fmt: skip
-            axes.set_title(title, fontsize=9)
+            axes.set_title(title, fontsize=9, parse_math=False)
             axes.set_axis_off()
     target = Path(path)
     figure.savefig(target, dpi=90, metadata={"Software": None})
@@ -198,6 +198,7 @@ def model_card(
         keep_trailing_newline=True,
     )
     environment.filters["md"] = _escape_markdown
+    environment.filters["number"] = _format_number
     table = selection.table
     return environment.get_template(CARD_TEMPLATE).render(
         name=name,
@@ -212,6 +213,11 @@ def model_card(
         num_epochs=num_epochs,
         means={rung.max_features: float(np.mean(rung.sensitivity)) for rung in table.ladder},
     )
+
+
+def _format_number(value: float, digits: int) -> str:
+    """A number for a table, which says so where there is none."""
+    return f"{value:.{digits}f}" if np.isfinite(value) else "n/a"
 
 
 def _escape_markdown(text: str) -> str:

@@ -13,7 +13,13 @@ from typing import TYPE_CHECKING, Any
 
 from ignite.engine import Engine, Events
 
-from monai_xtiny.evaluation import Evaluation, bundle_workflow, data_options, evaluate_bundle
+from monai_xtiny.evaluation import (
+    Evaluation,
+    bundle_workflow,
+    data_options,
+    evaluate_bundle,
+    evaluation_from_dict,
+)
 from monai_xtiny.export import export_bundle
 
 if TYPE_CHECKING:
@@ -117,12 +123,7 @@ def training_to_line(training: Training, **keys: Any) -> str:
 def training_from_dict(content: Mapping[str, Any]) -> Training:
     """The training of one line of a journal."""
     fields = {field.name: content[field.name] for field in dataclasses.fields(Training)}
-    found = fields["evaluation"]
-    evaluation = Evaluation(
-        tuple(found["cases"]),
-        tuple(tuple(row) for row in found["dice"]),
-        tuple(tuple(row) for row in found["hd95"]),
-    )
+    evaluation = evaluation_from_dict(fields["evaluation"])
     curve = tuple((epoch, dice) for epoch, dice in fields["curve"])
     return Training(**{**fields, "curve": curve, "evaluation": evaluation})
 

@@ -2,7 +2,8 @@
 # Remakes the bundles in bundle/: search, train by their own train.json, evaluate, state the licence.
 # usage: bash scripts/reference_bundles.sh [DATA] [OUTPUT]
 #   DATA holds Dataset004_Hippocampus and Dataset076_DSB2018Fluo in nnU-Net's layout (default:
-#   $XTINY_DATA); about 1.5 hours on 2 cores; a stopped run goes on where it was
+#   $XTINY_DATA); about 1.5 hours on 2 cores. A stopped run goes on where it was; a bundle that has
+#   been evaluated is left alone: remove it to make it anew
 set -euo pipefail
 cd "$(dirname "$0")/.."
 data=${1:-${XTINY_DATA:-}} output=${2:-bundle}
@@ -20,6 +21,10 @@ output=$(cd "$output" && pwd)
 reference() { # NAME SET EPOCHS LICENCE SEARCH_OPTIONS...
     local bundle=$output/$1 images=$data/$2 epochs=$3 licence=$4
     shift 4
+    if [ -f "$bundle/docs/evaluation.json" ]; then
+        echo "done before: $bundle"
+        return
+    fi
     if [ ! -f "$bundle/docs/search.json" ]; then
         python -m monai_xtiny search --images "$images" --bundle "$bundle" "$@"
     fi
@@ -30,7 +35,7 @@ reference() { # NAME SET EPOCHS LICENCE SEARCH_OPTIONS...
     rm -r "$bundle/eval"
 }
 
-reference hippocampus_mri_xtiny_segmentation Dataset004_Hippocampus 50 \
+reference hippocampus_mri_xtiny_segmentation Dataset004_Hippocampus 30 \
     "The network was trained on Task04_Hippocampus of the Medical Segmentation Decathlon
 (http://medicaldecathlon.com, Vanderbilt University Medical Center; Simpson et al.,
 arXiv:1902.09063), licensed under CC BY-SA 4.0

@@ -287,15 +287,25 @@ def test_bundle_trains_resumes_infers_and_evaluates(emitted, tmp_path) -> None:
     log = run_bundle(emitted, "train", *short, "--epochs", 2, cwd=tmp_path)
     assert "Epoch: 2/2" in log and "Epoch: 1/2" not in log
 
-    # Other cases start anew instead of going on with these.
+    # Settings of the new run count, not those that the state was saved with.
+    options = (*short, "--batch_size", 1, "--learning_rate", 0.005, "--weight_decay", 0.1)
+    log = run_bundle(emitted, "train", *options, "--epochs", 3, cwd=tmp_path)
+    assert "Epoch: 3/3, Iter: 4/4" in log and "Epoch: 2/3" not in log
+    state = torch.load(bundle / "eval" / "checkpoints" / "training_state.pt", weights_only=True)
+    assert state["optimizer"]["param_groups"][0]["initial_lr"] == 0.005
+    assert state["optimizer"]["param_groups"][0]["weight_decay"] == 0.1
+
+    # Other cases, or another split of them, are not mixed with these.
     other = tmp_path / "other"
     shutil.copytree(dataset, other)
     for path in (*other.glob("labelsTr/*4.*"), *other.glob("imagesTr/*4_*")):
         path.unlink()
-    log = run_bundle(
-        emitted, "train", "--dataset_dir", other, *short[2:], "--epochs", 2, cwd=tmp_path
-    )
-    assert "Epoch: 1/2" in log
+    trained = (bundle / "models" / "model.pt").read_bytes()
+    options = ("--dataset_dir", other, *short[2:], "--epochs", 4)
+    log = run_bundle(emitted, "train", *options, cwd=tmp_path, status=1)
+    assert "is of other cases or of another split" in log
+    assert (bundle / "models" / "model.pt").read_bytes() == trained
+    assert json.loads((bundle / "configs" / "datalist.json").read_text(encoding="utf-8")) == split
 
     out = tmp_path / "Ausgabe é"
     images = dataset / "imagesTr"
@@ -426,7 +436,7 @@ def other_channels(root: Path) -> None:
     [
         (no_label, "no label in labelsTr for the images"),
         (no_image, "need imagesTr/CASE_0000"),
-        (unknown_value, "the label holds [255.0], and the classes are 0 to 1"),
+        (unknown_value, "the label holds 255.0, and the classes are 0 to 1"),
         (another_shape, "the image has shape (56, 40), the label (40, 56)"),
         (other_channels, "the image has 1 channels, and the network takes 3"),
     ],
@@ -488,16 +498,77 @@ def test_bundle_takes_the_validation_cases_of_a_datalist(copied, tmp_path) -> No
     assert names == [["Fall é 0.png"], [f"Fall é {i}.png" for i in (1, 2, 3)]]
 
 
-def test_bundle_folds_hold_every_case_out_once(copied) -> None:
+@pytest.mark.parametrize("count", [5, 6, 7, 11])
+def test_bundle_folds_hold_every_case_out_once(copied, tmp_path, count) -> None:
+    for index in range(count):
+        for name in (f"imagesTr/c{index}_0000.png", f"labelsTr/c{index}.png"):
+            (tmp_path / "names" / name).parent.mkdir(parents=True, exist_ok=True)
+            (tmp_path / "names" / name).touch()
     held_out = []
     for fold in range(5):
         parser = ConfigParser()
         parser.read_config(str(copied.bundle / "configs" / "train.json"))
-        parser["dataset_dir"], parser["fold"] = str(copied.dataset), fold
-        train, val = map(parser.get_parsed_content, ("train_cases", "val_cases"))
-        assert len(train) == 4 and val[0] not in train
-        held_out += [case["label"] for case in val]
-    assert len(held_out) == len(set(held_out)) == 5
+        parser["dataset_dir"], parser["fold"] = str(tmp_path / "names"), fold
+        train, val = (
+            [case["label"] for case in parser.get_parsed_content(key)]
+            for key in ("train_cases", "val_cases")
+        )
+        assert len(train) + len(val) == count and not set(train) & set(val)
+        held_out += val
+    assert len(held_out) == len(set(held_out)) == count
+
+
+def test_bundle_refuses_a_fold_that_holds_out_nothing(copied, tmp_path) -> None:
+    options = ("--dataset_dir", copied.dataset, "--fold", 5, "--num_workers", 0)
+    log = run_bundle(copied, "train", *options, cwd=tmp_path, status=1)
+    assert "fold 5 holds out none of the 5 cases: give --fold from 0 to 4" in log
+
+
+def test_bundle_does_not_resume_the_training_of_another_fold(copied, tmp_path) -> None:
+    options = ("--dataset_dir", copied.dataset, "--num_workers", 0, "--epochs", 1)
+    run_bundle(copied, "train", *options, cwd=tmp_path)
+    split = (copied.bundle / "configs" / "datalist.json").read_bytes()
+    log = run_bundle(copied, "train", *options, "--fold", 1, cwd=tmp_path, status=1)
+    assert "is of other cases or of another split: pass another --output_dir" in log
+    assert (copied.bundle / "configs" / "datalist.json").read_bytes() == split
+    run_bundle(copied, "train", *options, "--fold", 1, "--resume", "False", cwd=tmp_path)
+    assert (copied.bundle / "configs" / "datalist.json").read_bytes() != split
+
+
+def not_finite(image: nibabel.Nifti1Image) -> nibabel.Nifti1Image:
+    values = np.asarray(image.dataobj).copy()
+    values[3, 4, 5] = np.nan
+    return nibabel.Nifti1Image(values, image.affine)
+
+
+def moved(image: nibabel.Nifti1Image) -> nibabel.Nifti1Image:
+    affine = image.affine.copy()
+    affine[0, 3] += 3
+    return nibabel.Nifti1Image(np.asarray(image.dataobj), affine)
+
+
+@pytest.mark.parametrize(
+    "file, spoil, message",
+    [
+        ("imagesTr/Fall é 2_0000.nii.gz", not_finite, "holds voxels that are not finite"),
+        ("labelsTr/Fall é 2.nii.gz", moved, "the label lies 3.0 voxels away from its image"),
+    ],
+    ids=["not_finite", "moved"],
+)
+def test_bundle_refuses_volumes_that_would_spoil_the_weights(
+    emitted, tmp_path, file, spoil, message
+) -> None:
+    if emitted.kind != "volumes":
+        pytest.skip("one kind is enough: the configs differ in transforms only")
+    dataset = tmp_path / "data"
+    shutil.copytree(emitted.dataset, dataset)
+    nibabel.save(spoil(nibabel.load(dataset / file)), tmp_path / "spoilt.nii.gz")
+    shutil.move(tmp_path / "spoilt.nii.gz", dataset / file)
+    before = (emitted.bundle / "models" / "model.pt").read_bytes()
+    options = ("--dataset_dir", dataset, "--num_workers", 0, "--output_dir", tmp_path / "out")
+    log = run_bundle(emitted, "train", *options, cwd=tmp_path, status=1)
+    assert message in log and "case Fall é 2.nii.gz" in log
+    assert (emitted.bundle / "models" / "model.pt").read_bytes() == before
 
 
 def test_bundle_resumes_after_a_kill_at_any_moment(copied, tmp_path) -> None:
@@ -530,4 +601,4 @@ def test_bundle_resumes_after_a_kill_at_any_moment(copied, tmp_path) -> None:
     options = ("--dataset_dir", copied.dataset, "--num_workers", 0, "--epochs", epoch + 1)
     log = run_bundle(copied, "train", *options, cwd=tmp_path)
     assert f"Epoch: {epoch + 1}/{epoch + 1}" in log and f"Epoch: {epoch}/" not in log
-    assert [path.suffix for path in (copied.bundle / "models").glob("*.pt")] == [".pt"]
+    assert [path.name for path in (copied.bundle / "models").iterdir()] == ["model.pt"]

@@ -62,6 +62,14 @@ def other_channels(root: Path) -> None:
     write_png(root / "imagesTr" / "c2_0000.png", (20, 24, 3))
 
 
+def label_of_colours(root: Path) -> None:
+    write_label(root, "c2", np.zeros((20, 24, 3), dtype=np.uint8))
+
+
+def twice(root: Path) -> None:
+    write_png(root / "imagesTr" / "c2_0000.bmp", (20, 24))
+
+
 def tiny_image(root: Path) -> None:
     write_png(root / "imagesTr" / "c2_0000.png", (8, 24))
     write_label(root, "c2", np.zeros((8, 24), dtype=np.uint8))
@@ -76,11 +84,13 @@ def broken_label(root: Path) -> None:
     [
         (no_label, "has no label"),
         (no_image, "label 'c2' has no image"),
-        (unknown_value, "the label holds 255, and the classes are 0 to 1"),
-        (another_shape, r"the label has shape \(20, 24\), the image \(24, 20\)"),
-        (other_channels, "3 channels, and the bundle takes 1"),
-        (tiny_image, r"\(24, 8\) at \(1.0, 1.0\) mm is less than half of the patch"),
-        (broken_label, "repair or leave it out"),
+        (unknown_value, "the label holds 255.0, and the classes are 0 to 1"),
+        (another_shape, r"the image has shape \(24, 20\), the label \(20, 24\)"),
+        (other_channels, "the image has 3 channels, and the network takes 1"),
+        (label_of_colours, "the label has 3 channels: save class indices as one"),
+        (twice, "is of the same case as another"),
+        (tiny_image, r"\(24, 8\) voxels are less than half of the patch"),
+        (broken_label, "repair it"),
     ],
     ids=lambda value: getattr(value, "__name__", ""),
 )
@@ -122,7 +132,7 @@ def test_check_bundle_reads_the_validation_section_of_a_datalist(bundle, labelle
     (labelled / "list.json").write_text(json.dumps(content))
     found = check_bundle(bundle, datalist=labelled / "list.json")
     assert found.num_cases == 3
-    assert len(found.problems) == 1 and "the label holds 255" in found.problems[0]
+    assert len(found.problems) == 1 and "the label holds 255.0" in found.problems[0]
 
 
 def test_check_bundle_counts_images_that_are_padded(capsys, bundle, labelled) -> None:
@@ -147,15 +157,59 @@ def test_check_bundle_needs_a_bundle_and_data(bundle, tmp_path) -> None:
         check_bundle(bundle, data=tmp_path / "nowhere")
 
 
-def test_check_bundle_checks_volumes(tmp_path) -> None:
-    root = tmp_path / "volumes"
-    for index in range(2):
-        write_nifti(root / "imagesTr" / f"v{index}_0000.nii.gz", seed=index)
+@pytest.fixture
+def volumes(tmp_path) -> tuple[Path, Path]:
+    """Volumes of two channels, and the bundle searched on them."""
+    root, bundle = tmp_path / "volumes", tmp_path / "v_segmentation"
+    for index in range(3):
+        for channel in range(2):
+            write_nifti(root / "imagesTr" / f"v{index}_000{channel}.nii.gz", seed=2 * index)
         label = np.zeros((20, 24, 18), dtype=np.uint8)
-        label[0, 0, 0] = 3 * index
         write_nifti(root / "labelsTr" / f"v{index}.nii.gz", values=label)
-    bundle = tmp_path / "v_segmentation"
     main(["search", "--images", str(root), "--bundle", str(bundle)])
+    assert check_bundle(bundle, data=root).problems == ()
+    return root, bundle
+
+
+def no_channel(root: Path) -> None:
+    (root / "imagesTr" / "v2_0001.nii.gz").unlink()
+
+
+def no_channels(root: Path) -> None:
+    no_channel(root)
+    (root / "imagesTr" / "v2_0000.nii.gz").unlink()
+
+
+def unknown_class(root: Path) -> None:
+    write_nifti(root / "labelsTr" / "v2.nii.gz", values=np.full((20, 24, 18), 3, np.uint8))
+
+
+def label_elsewhere(root: Path) -> None:
+    affine = np.diag([-1.0, 1.0, 1.0, 1.0])
+    label = np.zeros((20, 24, 18), np.uint8)
+    write_nifti(root / "labelsTr" / "v2.nii.gz", values=label, affine=affine)
+
+
+def not_finite(root: Path) -> None:
+    values = np.ones((20, 24, 18), np.float32)
+    values[0, 0, 0] = np.inf
+    write_nifti(root / "imagesTr" / "v2_0001.nii.gz", values=values)
+
+
+@pytest.mark.parametrize(
+    "spoil, message",
+    [
+        (no_channel, "the image has 1 channels, and the network takes 2"),
+        (no_channels, "label 'v2' has no image with the plan's channels"),
+        (unknown_class, "the label holds 3.0"),
+        (label_elsewhere, "the label lies 38.0 voxels away from its image"),
+        (not_finite, "voxels that are not finite"),
+    ],
+    ids=lambda value: getattr(value, "__name__", ""),
+)
+def test_check_bundle_names_the_volume_and_the_remedy(volumes, spoil, message) -> None:
+    root, bundle = volumes
+    spoil(root)
     found = check_bundle(bundle, data=root)
-    assert found.num_cases == 2
-    assert len(found.problems) == 1 and "the label holds 3" in found.problems[0]
+    assert len(found.problems) == 1
+    assert message in found.problems[0] and "v2" in found.problems[0]

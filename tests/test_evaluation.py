@@ -3,6 +3,7 @@ from __future__ import annotations
 import csv
 import json
 import math
+import shutil
 from pathlib import Path
 
 import numpy as np
@@ -10,7 +11,12 @@ import pytest
 
 from monai_xtiny.__main__ import main
 from monai_xtiny.card import label_names, read_evaluation, write_evaluation
-from monai_xtiny.evaluation import Evaluation, data_options, evaluate_bundle
+from monai_xtiny.evaluation import (
+    Evaluation,
+    bundle_workflow,
+    data_options,
+    evaluate_bundle,
+)
 from monai_xtiny.report import Plane, plot_overlay
 from tests.conftest import texture, write_nifti
 
@@ -33,7 +39,10 @@ def labelled_bundle(root: Path, spacing: float) -> tuple[Path, Path]:
 
 @pytest.fixture(scope="module")
 def volumes(tmp_path_factory) -> tuple[Path, Path]:
-    return labelled_bundle(tmp_path_factory.mktemp("one"), 1.0)
+    bundle, data = labelled_bundle(tmp_path_factory.mktemp("one"), 1.0)
+    options = {**data_options(data, None), "num_workers": 0, "epochs": 1, "split_seed": 3}
+    bundle_workflow(bundle, ("train",), options).run()
+    return bundle, data
 
 
 def test_evaluate_bundle_measures_what_evaluate_json_writes(volumes) -> None:
@@ -57,6 +66,7 @@ def test_evaluate_bundle_gives_distances_in_mm(volumes, tmp_path) -> None:
     twice, twice_data = labelled_bundle(tmp_path, 2.0)
     options = {"num_workers": 0}
     one = evaluate_bundle(bundle, {**data_options(data, None), **options})
+    shutil.copyfile(bundle / "models" / "model.pt", twice / "models" / "model.pt")
     two = evaluate_bundle(twice, {**data_options(twice_data, None), **options})
     assert one.cases == two.cases
     for first, second in zip(one.hd95[0], two.hd95[0], strict=True):
@@ -67,19 +77,54 @@ def test_evaluate_bundle_gives_distances_in_mm(volumes, tmp_path) -> None:
 
 def test_evaluate_command_writes_the_model_card(volumes, capsys) -> None:
     bundle, data = volumes
-    assert "Not measured yet" in (bundle / "docs" / "README.md").read_text(encoding="utf-8")
+    path = bundle / "docs" / "README.md"
+    text = path.read_text(encoding="utf-8")
+    assert "Not measured yet" in text and "at its initialisation until it is trained" in text
+    path.write_text(text.replace("The owners of this bundle.", "We did."), encoding="utf-8")
     main(["evaluate", "--bundle", str(bundle), "--data", str(data)])
     out = capsys.readouterr().out
     found = read_evaluation(bundle)
-    card = (bundle / "docs" / "README.md").read_text(encoding="utf-8")
+    card = path.read_text(encoding="utf-8")
     assert f"mean Dice {found.mean_dice:.4f} over 1 cases held out" in out
     assert f"| grey matter | {found.class_dice[0]:.4f} |" in card
     assert "Not measured yet" not in card and "![The best" in card
+    assert (
+        "holds the trained network, after 1 epochs" in card and "initialisation until" not in card
+    )
+    assert "We did." in card
     assert (bundle / "docs" / "overlay.png").read_bytes().startswith(b"\x89PNG")
     assert label_names(bundle) == ("background", "grey matter", "white")
-    assert [line for line in card.splitlines() if line.startswith("## ")][:6] == [
-        "## Authors", "## Tags", "## Model Description", "## Data", "## Performance", "## Usage",
-    ]  # fmt: skip
+
+    def headings(card: str) -> list[str]:
+        return [line for line in card.splitlines() if line.startswith("#")]
+
+    assert headings(card) == headings(text)
+    # Those that the split of training held out, not those of the default split.
+    split = json.loads((bundle / "configs" / "datalist.json").read_text(encoding="utf-8"))
+    assert [Path(case["label"]).name for case in split["validation"]] == list(found.cases)
+
+
+def test_evaluate_command_refuses_cases_that_were_trained_on(volumes, capsys, tmp_path) -> None:
+    bundle, data = volumes
+    split = json.loads((bundle / "configs" / "datalist.json").read_text(encoding="utf-8"))
+    wrong = {"training": split["validation"], "validation": split["training"][:1]}
+    (tmp_path / "list.json").write_text(json.dumps(wrong))
+    command = ["evaluate", "--bundle", str(bundle), "--data", str(data)]
+    with pytest.raises(SystemExit) as stop:
+        main([*command, "--datalist", str(tmp_path / "list.json")])
+    assert stop.value.code == 2
+    name = Path(split["training"][0]["label"]).name
+    assert f"the network was trained on {name}" in capsys.readouterr().err
+
+
+def test_evaluate_command_needs_a_trained_bundle(volumes, capsys, tmp_path) -> None:
+    bundle, data = volumes
+    shutil.copytree(bundle, tmp_path / "copy_segmentation")
+    (tmp_path / "copy_segmentation" / "configs" / "datalist.json").unlink()
+    with pytest.raises(SystemExit) as stop:
+        main(["evaluate", "--bundle", str(tmp_path / "copy_segmentation"), "--data", str(data)])
+    assert stop.value.code == 2
+    assert "has no configs/datalist.json, which training writes" in capsys.readouterr().err
 
 
 @pytest.mark.parametrize(
@@ -110,6 +155,8 @@ EVALUATION = Evaluation(
 def test_evaluation_averages_over_the_cases_that_have_the_class() -> None:
     assert EVALUATION.class_dice == pytest.approx((0.7, 0.5))
     assert EVALUATION.mean_dice == pytest.approx(0.6)
+    absent = Evaluation(("a",), ((0.6, None),), ((3.0, None),))
+    assert math.isnan(absent.class_dice[1]) and absent.mean_dice == pytest.approx(0.6)
     assert EVALUATION.class_hd95 == pytest.approx((2.0, 1.5))
     assert EVALUATION.case_dice[:2] == pytest.approx((0.6, 0.65))
     assert math.isnan(EVALUATION.case_dice[2])
@@ -117,7 +164,8 @@ def test_evaluation_averages_over_the_cases_that_have_the_class() -> None:
 
 def test_read_evaluation_gives_back_what_was_written(volumes) -> None:
     bundle, _ = volumes
-    planes = [Plane(name, *(np.eye(4) for _ in range(3))) for name in EVALUATION.cases]
+    # A name that Matplotlib would take for a formula.
+    planes = [Plane(f"{name} $1_{{ $", *(np.eye(4) for _ in range(3))) for name in EVALUATION.cases]
     write_evaluation(bundle, EVALUATION, planes)
     assert read_evaluation(bundle) == EVALUATION
     text = (bundle / "docs" / "evaluation.json").read_text(encoding="utf-8")
