@@ -109,6 +109,8 @@ RECIPES: dict[str, dict[str, Any]] = {
     "adamw_poly_3e-2": adamw(3e-2),
     "adamw_poly_noclip": {**adamw(1e-2), **NO_CLIP},
     "adamw_poly_clip1": {**adamw(1e-2), "max_grad_norm": 1.0},
+    "adamw_poly_mirror": {**adamw(1e-2), "mirror_prob": 0.5},
+    "adamw_poly_nomirror": {**adamw(1e-2), "mirror_prob": 0.0},
     "adamw_poly_ema": {**adamw(1e-2), **ema(0.005)},
     "adamw_onecycle": one_cycle(1e-2),
     "adamw_onecycle_3e-2": one_cycle(3e-2),
@@ -170,17 +172,17 @@ def table(lines: list[dict[str, Any]]) -> str:
         f"{time.strftime('%Y-%m-%d')}, {os.cpu_count()} cores, {platform.machine()}, "
         f"torch {torch.__version__.split('+')[0]}, fold 0, seed 0",
         "",
-        "| data set | width | epochs | recipe | Dice, model.pt | Dice, last epoch | s |",
+        "| data set | width | epochs | recipe | best Dice | last Dice | s |",
         "|---|---:|---:|---|---:|---:|---:|",
     ]
     trainings = [(line["set"], line["recipe"], training_from_dict(line)) for line in lines]
     for name, recipe, training in sorted(
-        trainings, key=lambda item: (item[0], -item[2].evaluation.mean_dice)
+        trainings, key=lambda item: (item[0], -max(dice for _, dice in item[2].curve))
     ):
+        scores = [dice for _, dice in training.curve]
         rows.append(
             f"| {name} | {training.max_features} | {training.epochs} | {recipe} | "
-            f"{training.evaluation.mean_dice:.4f} | {training.curve[-1][1]:.4f} | "
-            f"{training.seconds:.0f} |"
+            f"{max(scores):.4f} | {scores[-1]:.4f} | {training.seconds:.0f} |"
         )
     return "\n".join(rows)
 
