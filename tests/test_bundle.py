@@ -397,7 +397,10 @@ def test_bundle_trains_on_an_msd_datalist(emitted, tmp_path) -> None:
     run_bundle(copied, "train", *options, "--num_workers", 0, cwd=tmp_path)
     assert (bundle / "models" / "model.pt").read_bytes() != before
     state = torch.load(bundle / "eval" / "checkpoints" / "training_state.pt", weights_only=True)
-    assert state["cases"] == [f"{case}.nii.gz" for case in cases]
+    assert sorted(sum(state["split"], [])) == [f"{case}.nii.gz" for case in cases]
+    split = json.loads((bundle / "configs" / "datalist.json").read_text(encoding="utf-8"))
+    assert len(split["training"]) == 2 and len(split["validation"]) == 1
+    assert split["validation"][0]["label"] in [entry["label"][2:] for entry in entries]
 
 
 @pytest.fixture
