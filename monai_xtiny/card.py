@@ -104,7 +104,7 @@ def write_evaluation(
     selection = read_search(docs / "search.json")
     num_epochs = _num_epochs(bundle)
     content = {**asdict(evaluation), "num_epochs": num_epochs}
-    write_text(docs / EVALUATION_FILE, json.dumps(content, indent=1) + "\n")
+    write_text(docs / EVALUATION_FILE, json.dumps(content, indent=4) + "\n")
     card = model_card(
         selection,
         name=bundle.resolve().name,
