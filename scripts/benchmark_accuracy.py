@@ -8,9 +8,9 @@ usage: python scripts/benchmark_accuracy.py --data ROOT --widths 32,16,8,4,2,1 -
 ROOT holds data sets in nnU-Net's layout. Each set is searched once (16 images, --num_seeds
 initialisations that vote); each training is the emitted train.json with nothing changed but epochs,
 fold, seed and width, and each finished one is a line of WORK/trainings.jsonl that is not repeated,
-so that the benchmark can be stopped, resumed and grown, by several processes too. With --output the
-tables, the figures and the journal are written instead, with the CPU latency of every width
-measured then and there.
+so that the benchmark can be stopped, resumed and grown, by several processes on different sets too.
+With --output the tables, the figures and the journal are written instead, with the CPU latency of
+every width measured then and there.
 """
 
 from __future__ import annotations
@@ -32,6 +32,7 @@ import torch
 
 from monai_xtiny.__main__ import main as command_line
 from monai_xtiny.export import read_search, write_text
+from monai_xtiny.labels import read_label_names
 from monai_xtiny.networks import build_network
 from monai_xtiny.plan import UNetPlan
 from monai_xtiny.search import Rung
@@ -151,7 +152,7 @@ def write_report(arguments: argparse.Namespace, roots: list[Path]) -> None:
             selection = search(root, arguments)
             figure = arguments.output / "images" / f"accuracy_{root.name}.png"
             draw(trainings, selection, root.name, figure)
-            parts += section(root.name, trainings, selection, figure.relative_to(arguments.output))
+            parts += section(root, trainings, selection, figure.relative_to(arguments.output))
     write_text(arguments.output / "accuracy_tables.md", "\n".join(parts) + "\n")
     shutil.copyfile(arguments.work / "trainings.jsonl", arguments.output / "accuracy.jsonl")
     print(arguments.output / "accuracy_tables.md")
@@ -165,8 +166,9 @@ def by_width(trainings: list[Training]) -> dict[int, list[Training]]:
     return dict(groups)
 
 
-def section(name: str, trainings: list[Training], selection: Selection, figure: Path) -> list[str]:
+def section(root: Path, trainings: list[Training], selection: Selection, figure: Path) -> list[str]:
     """Markdown of one data set."""
+    labels = read_label_names(str(root), None)
     groups = by_width(trainings)
     means = {
         width: statistics.mean(item.evaluation.mean_dice for item in items)
@@ -175,19 +177,18 @@ def section(name: str, trainings: list[Training], selection: Selection, figure: 
     best = max(means.values())
     oracle = min(width for width, mean in means.items() if mean >= best - PLATEAU)
     first = trainings[0]
-    num_classes = len(first.evaluation.class_dice)
-    classes = [f"Dice {index + 1}" for index in range(num_classes)]
-    distances = [f"HD95 {index + 1}" for index in range(num_classes)]
+    classes = [f"Dice, {label}" for label in labels[1:]]
+    distances = [f"HD95, {label}" for label in labels[1:]]
     header = ["width", "parameters", "of full", "GMACs", "latency, ms", "runs", "Dice", *classes]
     header += [*distances, "last epoch"]
     rows = [
         "",
-        f"## {name}",
+        f"## {root.name}",
         "",
         f"{len(first.evaluation.cases)} cases held out of each fold; epochs "
         f"{numbers(trainings, 'epochs')}; folds {numbers(trainings, 'fold')}; seeds "
         f"{numbers(trainings, 'seed')}. Selected (`{selection.method}`, "
-        f"{len(selection.table.seeds)} initialisations): **{selection.max_features}**. "
+        f"initialisations: {len(selection.table.seeds)}): **{selection.max_features}**. "
         f"Smallest width within {PLATEAU} of the best: **{oracle}**.",
         "",
         "| " + " | ".join(header) + " |",
@@ -197,7 +198,9 @@ def section(name: str, trainings: list[Training], selection: Selection, figure: 
     for rung in selection.table.ladder:
         if rung.max_features in groups or rung is full:
             items = groups.get(rung.max_features, [])
-            rows.append(row(rung, full, items, selection.table.plan))
+            cells = row(rung, full, items, selection.table.plan)
+            cells += ["-"] * (len(header) - len(cells))
+            rows.append("| " + " | ".join(cells) + " |")
     return [*rows, "", f"![Dice against width and epochs]({figure.as_posix()})"]
 
 
@@ -206,12 +209,12 @@ def numbers(trainings: list[Training], field: str) -> str:
     return ", ".join(map(str, sorted({getattr(training, field) for training in trainings})))
 
 
-def row(rung: Rung, full: Rung, items: list[Training], plan: UNetPlan) -> str:
+def row(rung: Rung, full: Rung, items: list[Training], plan: UNetPlan) -> list[str]:
     """One width: cost, and what its trainings reached."""
     cells = [
         f"{rung.max_features}",
         f"{rung.num_parameters:,}",
-        f"1/{full.num_parameters / rung.num_parameters:,.0f}",
+        "1" if rung is full else f"1/{full.num_parameters / rung.num_parameters:,.0f}",
         f"{rung.gmacs:.3g}",
         f"{latency(plan, rung.max_features):.1f}",
         f"{len(items)}",
@@ -224,7 +227,7 @@ def row(rung: Rung, full: Rung, items: list[Training], plan: UNetPlan) -> str:
             values = [getattr(item.evaluation, columns) for item in items]
             cells += [format(statistics.mean(part), form) for part in zip(*values, strict=True)]
         cells.append(f"{statistics.mean(item.curve[-1][1] for item in items):.4f}")
-    return "| " + " | ".join(cells) + " |"
+    return cells
 
 
 def latency(plan: UNetPlan, width: int) -> float:
