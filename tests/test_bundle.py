@@ -25,6 +25,10 @@ from tests.conftest import DATA, texture
 
 NIFTI_KINDS = ("volumes", "slices", "flat")
 pytestmark = pytest.mark.slow
+# One kind of bundle is enough where the configs differ in transforms only.
+PICTURES = pytest.mark.parametrize("emitted", ["rgb"], indirect=True)
+VOLUMES = pytest.mark.parametrize("emitted", ["volumes"], indirect=True)
+SLICES = pytest.mark.parametrize("emitted", ["slices"], indirect=True)
 
 
 @dataclass(frozen=True)
@@ -205,9 +209,8 @@ def test_bundle_comes_with_a_unit_test_that_passes_and_changes_nothing(emitted, 
     assert list(tmp_path.iterdir()) == []
 
 
+@PICTURES
 def test_bundle_unit_test_finds_the_bundle_in_the_zoo_and_can_fail(emitted, tmp_path) -> None:
-    if emitted.kind != "rgb":
-        pytest.skip("one kind is enough: the places are the same for all")
     folder = tmp_path / "ci" / "unit_tests"
     folder.mkdir(parents=True)
     test = Path(shutil.copy(emitted.bundle.with_name("test_tiny_segmentation.py"), folder))
@@ -356,9 +359,8 @@ def test_bundle_says_what_is_missing(emitted, tmp_path) -> None:
         assert "--dataset_dir FOLDER" in log
 
 
+@VOLUMES
 def test_bundle_trains_on_two_processes(emitted, tmp_path) -> None:
-    if emitted.kind != "volumes":
-        pytest.skip("one kind is enough: the configs differ in transforms only")
     bundle = tmp_path / "copy"
     shutil.copytree(emitted.bundle, bundle)
     shutil.rmtree(bundle / "eval", ignore_errors=True)
@@ -377,9 +379,8 @@ def test_bundle_trains_on_two_processes(emitted, tmp_path) -> None:
     assert [path.name for path in (bundle / "models").iterdir()] == ["model.pt"]
 
 
+@SLICES
 def test_bundle_trains_on_an_msd_datalist(emitted, tmp_path) -> None:
-    if emitted.kind != "slices":
-        pytest.skip("one kind is enough: the configs differ in transforms only")
     root = tmp_path / "msd"
     shutil.copytree(emitted.dataset, root)
     cases = [f"Fall é {index}" for index in range(3)]
@@ -405,9 +406,7 @@ def test_bundle_trains_on_an_msd_datalist(emitted, tmp_path) -> None:
 
 @pytest.fixture
 def copied(emitted, tmp_path) -> Emitted:
-    """The picture bundle and its data, to be spoilt; one kind is enough where transforms agree."""
-    if emitted.kind != "rgb":
-        pytest.skip("one kind is enough: the configs differ in transforms only")
+    """A copy of the bundle and its data, to be spoilt."""
     shutil.copytree(emitted.bundle, tmp_path / "copy_segmentation")
     shutil.rmtree(tmp_path / "copy_segmentation" / "eval", ignore_errors=True)
     shutil.copytree(emitted.dataset, tmp_path / "data")
@@ -434,6 +433,7 @@ def other_channels(root: Path) -> None:
     Image.fromarray(texture((40, 56), 2)).save(root / "imagesTr" / "Fall é 2_0000.png")
 
 
+@PICTURES
 @pytest.mark.parametrize(
     "spoil, message",
     [
@@ -457,6 +457,7 @@ def test_bundle_refuses_data_that_do_not_fit_before_the_first_step(
     assert (copied.bundle / "models" / "model.pt").read_bytes() == before
 
 
+@PICTURES
 def test_bundle_refuses_an_empty_datalist(copied, tmp_path) -> None:
     datalist = copied.dataset / "dataset.json"
     datalist.write_text(json.dumps({"training": []}))
@@ -464,6 +465,7 @@ def test_bundle_refuses_an_empty_datalist(copied, tmp_path) -> None:
     assert f"no labelled image in {datalist}" in log
 
 
+@PICTURES
 @pytest.mark.parametrize("config", ["inference", "train+evaluate"])
 def test_bundle_refuses_weights_of_another_width(copied, tmp_path, config) -> None:
     weights = copied.bundle / "models" / "model.pt"
@@ -473,6 +475,7 @@ def test_bundle_refuses_weights_of_another_width(copied, tmp_path, config) -> No
     assert "are of another network than network_def" in log and str(weights) in log
 
 
+@PICTURES
 def test_bundle_refuses_to_resume_the_training_of_another_network(copied, tmp_path) -> None:
     options = ("--dataset_dir", copied.dataset, "--num_workers", 0, "--val_interval", 1)
     run_bundle(copied, "train", *options, "--epochs", 1, cwd=tmp_path)
@@ -484,6 +487,7 @@ def test_bundle_refuses_to_resume_the_training_of_another_network(copied, tmp_pa
     assert "is of another network: pass another --output_dir, or --resume False" in log
 
 
+@PICTURES
 def test_bundle_takes_the_validation_cases_of_a_datalist(copied, tmp_path) -> None:
     entries = [
         {"image": f"imagesTr/Fall é {i}_0000.png", "label": f"labelsTr/Fall é {i}.png"}
@@ -501,6 +505,7 @@ def test_bundle_takes_the_validation_cases_of_a_datalist(copied, tmp_path) -> No
     assert names == [["Fall é 0.png"], [f"Fall é {i}.png" for i in (1, 2, 3)]]
 
 
+@PICTURES
 @pytest.mark.parametrize("count", [5, 6, 7, 11])
 def test_bundle_folds_hold_every_case_out_once(copied, tmp_path, count) -> None:
     for index in range(count):
@@ -521,12 +526,14 @@ def test_bundle_folds_hold_every_case_out_once(copied, tmp_path, count) -> None:
     assert len(held_out) == len(set(held_out)) == count
 
 
+@PICTURES
 def test_bundle_refuses_a_fold_that_holds_out_nothing(copied, tmp_path) -> None:
     options = ("--dataset_dir", copied.dataset, "--fold", 5, "--num_workers", 0)
     log = run_bundle(copied, "train", *options, cwd=tmp_path, status=1)
     assert "fold 5 holds out none of the 5 cases: give --fold from 0 to 4" in log
 
 
+@PICTURES
 def test_bundle_does_not_resume_the_training_of_another_fold(copied, tmp_path) -> None:
     options = ("--dataset_dir", copied.dataset, "--num_workers", 0, "--epochs", 1)
     run_bundle(copied, "train", *options, cwd=tmp_path)
@@ -550,6 +557,7 @@ def moved(image: nibabel.Nifti1Image) -> nibabel.Nifti1Image:
     return nibabel.Nifti1Image(np.asarray(image.dataobj), affine)
 
 
+@VOLUMES
 @pytest.mark.parametrize(
     "file, spoil, message",
     [
@@ -561,8 +569,6 @@ def moved(image: nibabel.Nifti1Image) -> nibabel.Nifti1Image:
 def test_bundle_refuses_volumes_that_would_spoil_the_weights(
     emitted, tmp_path, file, spoil, message
 ) -> None:
-    if emitted.kind != "volumes":
-        pytest.skip("one kind is enough: the configs differ in transforms only")
     dataset = tmp_path / "data"
     shutil.copytree(emitted.dataset, dataset)
     nibabel.save(spoil(nibabel.load(dataset / file)), tmp_path / "spoilt.nii.gz")
@@ -574,6 +580,7 @@ def test_bundle_refuses_volumes_that_would_spoil_the_weights(
     assert (emitted.bundle / "models" / "model.pt").read_bytes() == before
 
 
+@PICTURES
 def test_bundle_resumes_after_a_kill_at_any_moment(copied, tmp_path) -> None:
     configs, state = copied.bundle / "configs", copied.bundle / "eval/checkpoints/training_state.pt"
     command = [sys.executable, "-m", "monai.bundle", "run"]
