@@ -19,6 +19,7 @@ import argparse
 import contextlib
 import io
 import logging
+import math
 import os
 import platform
 import shutil
@@ -225,7 +226,8 @@ def row(rung: Rung, full: Rung, items: list[Training], plan: UNetPlan) -> list[s
         cells.append(f"{statistics.mean(dice):.4f}{spread}")
         for columns, form in (("class_dice", ".3f"), ("class_hd95", ".2f")):
             values = [getattr(item.evaluation, columns) for item in items]
-            cells += [format(statistics.mean(part), form) for part in zip(*values, strict=True)]
+            means = [statistics.mean(part) for part in zip(*values, strict=True)]
+            cells += [format(mean, form) if math.isfinite(mean) else "n/a" for mean in means]
         cells.append(f"{statistics.mean(item.curve[-1][1] for item in items):.4f}")
     return cells
 
