@@ -169,6 +169,17 @@ def plot_overlay(
     return target
 
 
+def template_environment(templates: str | os.PathLike[str]) -> Environment:
+    """Jinja as the templates of text want it: an unknown name is an error, tags leave no lines."""
+    return Environment(
+        loader=FileSystemLoader(os.fspath(templates)),
+        undefined=StrictUndefined,
+        trim_blocks=True,
+        lstrip_blocks=True,
+        keep_trailing_newline=True,
+    )
+
+
 def model_card(
     selection: Selection,
     *,
@@ -190,13 +201,7 @@ def model_card(
         evaluation: of the trained network, with ``overlay.png`` beside the card.
         num_epochs: that it was trained for, where known.
     """
-    environment = Environment(
-        loader=FileSystemLoader(os.fspath(templates)),
-        undefined=StrictUndefined,
-        trim_blocks=True,
-        lstrip_blocks=True,
-        keep_trailing_newline=True,
-    )
+    environment = template_environment(templates)
     environment.filters["md"] = _escape_markdown
     environment.filters["number"] = _format_number
     table = selection.table

@@ -5,9 +5,8 @@ from __future__ import annotations
 import os
 from typing import Any
 
-from jinja2 import Environment, FileSystemLoader, StrictUndefined
-
 from monai_xtiny.plan import UNetPlan
+from monai_xtiny.report import template_environment
 
 UNIT_TEST_TEMPLATE = "unit_test.py.jinja"
 # Pixels that the images have more than the patch, one entry an axis: windows must slide and pad.
@@ -42,13 +41,7 @@ def render_unit_test(
         image_shape.insert(plan.slice_axis, _NUM_SLICES)
         spacing.insert(plan.slice_axis, _SLICE_SPACING)
     spacing += [1.0] * (3 - len(spacing))  # NIfTI's affine has three axes
-    environment = Environment(
-        loader=FileSystemLoader(os.fspath(templates)),
-        undefined=StrictUndefined,
-        trim_blocks=True,
-        lstrip_blocks=True,
-        keep_trailing_newline=True,
-    )
+    environment = template_environment(templates)
     environment.filters["literal"] = _literal
     return environment.get_template(UNIT_TEST_TEMPLATE).render(
         name=name,
