@@ -16,6 +16,7 @@ from monai_xtiny.evaluation import (
     data_options,
     evaluate_bundle,
     evaluation_from_dict,
+    find_bundle,
 )
 from monai_xtiny.export import data_kind, read_json, read_search, templates_dir, write_text
 from monai_xtiny.labels import PlainPath
@@ -51,7 +52,7 @@ def evaluate_held_out(
         ValueError: the bundle was not trained, the datalist has no validation section, or one of
             its cases was trained on.
     """
-    bundle = Path(bundle_dir)
+    bundle = find_bundle(bundle_dir)
     read_search(bundle / "docs" / "search.json")
     options = data_options(data, datalist)
     split_file = bundle / "configs" / SPLIT_FILE

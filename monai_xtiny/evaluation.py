@@ -107,6 +107,18 @@ def data_options(
     return options
 
 
+def find_bundle(bundle_dir: str | os.PathLike[str]) -> Path:
+    """The absolute path of a bundle that can be evaluated.
+
+    Raises:
+        FileNotFoundError: there is no such bundle.
+    """
+    bundle = Path(os.path.realpath(bundle_dir))
+    if not (bundle / "configs" / "evaluate.json").is_file():
+        raise FileNotFoundError(f"{str(bundle)!r} is no bundle: it has no configs/evaluate.json")
+    return bundle
+
+
 def evaluate_bundle(
     bundle_dir: str | os.PathLike[str],
     options: Mapping[str, Any],
@@ -123,9 +135,7 @@ def evaluate_bundle(
     Raises:
         FileNotFoundError: there is no bundle.
     """
-    bundle = Path(os.path.realpath(bundle_dir))
-    if not (bundle / "configs" / "evaluate.json").is_file():
-        raise FileNotFoundError(f"{str(bundle)!r} is no bundle: it has no configs/evaluate.json")
+    bundle = find_bundle(bundle_dir)
     workflow = bundle_workflow(bundle, ("train", "evaluate"), options)
     evaluator = workflow.parser.get_parsed_content("validate#evaluator")
     cases = workflow.parser.get_parsed_content("validate#dataset#data")

@@ -10,7 +10,7 @@ import numpy as np
 import pytest
 
 from monai_xtiny.__main__ import main
-from monai_xtiny.card import label_names, read_evaluation, write_evaluation
+from monai_xtiny.card import evaluate_held_out, label_names, read_evaluation, write_evaluation
 from monai_xtiny.evaluation import (
     Evaluation,
     bundle_workflow,
@@ -145,6 +145,8 @@ def test_evaluate_command_needs_data(volumes, capsys, options, message) -> None:
 def test_evaluate_bundle_needs_a_bundle(tmp_path) -> None:
     with pytest.raises(FileNotFoundError, match="is no bundle"):
         evaluate_bundle(tmp_path, {})
+    with pytest.raises(FileNotFoundError, match="is no bundle"):
+        evaluate_held_out(tmp_path, data=tmp_path)
 
 
 EVALUATION = Evaluation(
