@@ -1,17 +1,19 @@
-"""The score as an ignite handler, written as MONAI writes its own."""
+"""The scores as ignite handlers, written as MONAI writes its own."""
 
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
-from typing import Any
+from typing import Any, cast
 
 import torch
 from ignite.engine import Engine, Events
 from monai.config import KeysCollection
 from monai.data import MetaTensor
+from monai.networks.nets import DynUNet
 from monai.utils import ensure_tuple, evenly_divisible_all_gather, string_list_all_gather
 from torch import nn
 
+from monai_xtiny.representation import ReferenceFeatures, linear_alignment, sampled_features
 from monai_xtiny.sensitivity import jacobian_sensitivity
 
 
@@ -94,8 +96,7 @@ class SensitivityHandler:
         parameter = next(self.network.parameters(), None)
         if parameter is not None:
             images = images.to(parameter.device, parameter.dtype)
-        values = jacobian_sensitivity(self.network, images)
-        self._values.append(values.detach().cpu().double())
+        self._values.append(self._measure(images).detach().cpu().double())
 
     def compute(self, engine: Engine) -> None:
         """Put the results of the epoch into the engine's state."""
@@ -120,6 +121,10 @@ class SensitivityHandler:
                 f"{', '.join(bad[:5])}{', ...' if len(bad) > 5 else ''}: check their intensities"
             )
 
+    def _measure(self, images: torch.Tensor) -> torch.Tensor:
+        """One value an image, shape (B,)."""
+        return jacobian_sensitivity(self.network, images)
+
     def _images(self, batch: Any) -> torch.Tensor:
         """Images of a batch, (B, C, *spatial)."""
         if self.batch_transform is not None:
@@ -138,6 +143,52 @@ class SensitivityHandler:
                 "give keys or batch_transform"
             )
         return batch
+
+
+class AlignmentHandler(SensitivityHandler):
+    """Measure how far a network's last decoder features agree with those of wide ones.
+
+    :func:`monai_xtiny.representation.linear_alignment` on every image; the images come in the order
+    of their references, and the results are in the engine's state as those of
+    :class:`SensitivityHandler` are.
+
+    Args:
+        network: the DynUNet to measure.
+        references: one an image, in the order in which the engine sees them.
+        keys: key of the images in a dictionary batch; of several, the first.
+        name: under which the results appear in the engine's state.
+        batch_transform: takes ``engine.state.batch`` and returns the images.
+        gather: collect the values of all ranks through ``ignite.distributed`` at the end.
+
+    Raises:
+        ValueError: as :class:`SensitivityHandler`, or there are more images than references.
+    """
+
+    def __init__(
+        self,
+        network: DynUNet,
+        references: Sequence[ReferenceFeatures],
+        keys: KeysCollection = "image",
+        name: str = "alignment",
+        *,
+        batch_transform: Callable[[Any], Any] | None = None,
+        gather: bool = True,
+    ) -> None:
+        super().__init__(network, keys, name, batch_transform=batch_transform, gather=gather)
+        self.references = tuple(references)
+
+    def _measure(self, images: torch.Tensor) -> torch.Tensor:
+        """One value an image, shape (B,), float64."""
+        first = sum(len(values) for values in self._values)
+        references = self.references[first : first + len(images)]
+        if len(references) < len(images):
+            raise ValueError(
+                f"{first + len(images)} images and {len(self.references)} references: give one each"
+            )
+        network = cast(DynUNet, self.network)
+        features = sampled_features(network, images, [item.voxels for item in references])
+        pairs = zip(features, references, strict=True)
+        return torch.stack([linear_alignment(item, reference) for item, reference in pairs])
 
 
 def _case_names(images: torch.Tensor, first: int) -> list[str]:

@@ -3,22 +3,26 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 import numpy as np
 from jinja2 import Environment, FileSystemLoader, StrictUndefined
+from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from matplotlib.ticker import NullFormatter, NullLocator
 
+from monai_xtiny.ensemble import THRESHOLD
 from monai_xtiny.selection import Selection
 
 if TYPE_CHECKING:
     from monai_xtiny.evaluation import Evaluation
 
 CARD_TEMPLATE = "README.md.jinja"
+# Confidence under which the user is told what to do.
+LOW_CONFIDENCE = 0.8
 
 
 @dataclass(frozen=True)
@@ -32,26 +36,46 @@ class Plane:
 
 
 def ladder_table(selection: Selection) -> str:
-    """The ladder as text: width, parameters, GMACs, mean sensitivity, votes, the choice."""
-    rows = [("width", "parameters", "GMACs", "sensitivity", "votes", "")]
+    """The ladder as text: width, parameters, GMACs, scores, votes, the choice."""
+    is_aligned = any(rung.alignment for rung in selection.table.ladder)
+    header = ["width", "parameters", "GMACs", "sensitivity", "votes", ""]
+    if is_aligned:
+        header[4:4] = ["alignment", "seeds"]
+    rows = [header]
     for rung in selection.table.ladder:
         share = selection.votes.get(rung.max_features, 0.0)
-        rows.append(
-            (
-                str(rung.max_features),
-                f"{rung.num_parameters:,}",
-                f"{rung.gmacs:.3f}",
-                f"{np.mean(rung.sensitivity):.4g}",
-                f"{share:.0%}" if share else "",
-                "<- selected" if rung.max_features == selection.max_features else "",
-            )
-        )
-    sizes = [max(len(row[column]) for row in rows) for column in range(5)]
+        row = [
+            str(rung.max_features),
+            f"{rung.num_parameters:,}",
+            f"{rung.gmacs:.3f}",
+            f"{np.mean(rung.sensitivity):.4g}",
+            f"{share:.0%}" if share else "",
+            "<- selected" if rung.max_features == selection.max_features else "",
+        ]
+        if is_aligned:
+            value = f"{np.mean(rung.alignment):.3f}" if rung.alignment else ""
+            row[4:4] = [value, str(len(rung.sensitivity))]
+        rows.append(row)
+    sizes = [max(len(row[column]) for row in rows) for column in range(len(header) - 1)]
     return "\n".join(
         "  ".join(
-            [*(cell.rjust(size) for cell, size in zip(row[:5], sizes, strict=True)), row[-1]]
+            [*(cell.rjust(size) for cell, size in zip(row, sizes, strict=False)), row[-1]]
         ).rstrip()
         for row in rows
+    )
+
+
+def advice(selection: Selection) -> str:
+    """What to do about a choice of low confidence; empty where there is nothing to do."""
+    if selection.confidence is None or selection.confidence >= LOW_CONFIDENCE:
+        return ""
+    widths = selection.table.widths
+    index = widths.index(selection.max_features)
+    wider = f"take the next wider width, {widths[index - 1]}; " if index else ""
+    return (
+        f"The confidence is under {LOW_CONFIDENCE:.0%}: score more initialisations (--num_seeds) "
+        f"or images (--num_images); {wider}or train the neighbours briefly on labelled cases: "
+        "python -m monai_xtiny verify BUNDLE --data DIR"
     )
 
 
@@ -60,18 +84,20 @@ def search_summary(selection: Selection, bundle: str | os.PathLike[str]) -> str:
     rung, full, table = selection.rung, selection.table.ladder[0], selection.table
     sure = "" if selection.confidence is None else f", confidence {selection.confidence:.0%}"
     seconds = table.seconds
-    return (
+    lines = [
         f"selected width {rung.max_features}: {rung.num_parameters:,} parameters, "
         f"{full.num_parameters / rung.num_parameters:.0f} times fewer than the full network's "
-        f"{full.num_parameters:,} (method {selection.method}{sure})\n"
+        f"{full.num_parameters:,} (method {selection.method}{sure})",
+        advice(selection),
         f"{len(table.images)} images: loaded in {seconds['load']:.1f} s, "
-        f"scored in {seconds['score']:.1f} s\n"
-        f"bundle: {os.path.abspath(bundle)}"
-    )
+        f"scored in {seconds['score']:.1f} s",
+        f"bundle: {os.path.abspath(bundle)}",
+    ]
+    return "\n".join(line for line in lines if line)
 
 
 def plot_sensitivity(selection: Selection, path: str | os.PathLike[str]) -> Path:
-    """Draw mean sensitivity against width, with the spread over initialisations and the choice.
+    """Draw the scores against width, with their spread over initialisations, votes and the choice.
 
     Args:
         selection: the choice and the table it was made from.
@@ -81,22 +107,30 @@ def plot_sensitivity(selection: Selection, path: str | os.PathLike[str]) -> Path
         The path.
     """
     table = selection.table
-    widths = table.widths
-    curves = np.asarray([table.curve(index) for index in range(len(table.seeds))])
-    figure = Figure(figsize=(7, 4.2), layout="constrained")
-    axes = figure.subplots()
-    # A constant curve of zeros has no logarithm.
-    curves = np.maximum(curves, np.finfo(float).tiny)
-    centre = np.exp(np.log(curves).mean(axis=0))
-    if len(curves) > 1:
-        axes.fill_between(
-            widths, curves.min(axis=0), curves.max(axis=0), alpha=0.2, label="range over seeds"
-        )
-    label = "sensitivity" if len(curves) == 1 else f"geometric mean of {len(curves)} seeds"
-    axes.plot(widths, centre, "o-", label=label)
+    is_aligned = any(rung.alignment for rung in table.ladder)
+    figure = Figure(figsize=(7, 7 if is_aligned else 4.2), layout="constrained")
+    panels = figure.subplots(2 if is_aligned else 1, sharex=True, squeeze=False)[:, 0]
+    sensitivities = {rung.max_features: np.mean(rung.sensitivity, axis=1) for rung in table.ladder}
+    _draw_band(panels[-1], sensitivities)
+    panels[-1].set_yscale("log")
+    panels[-1].yaxis.set_minor_formatter(NullFormatter())
+    panels[-1].set_ylabel("Jacobian sensitivity at initialisation")
+    if is_aligned:
+        alignments = {
+            rung.max_features: np.mean(rung.alignment, axis=1)
+            for rung in table.ladder
+            if rung.alignment
+        }
+        _draw_band(panels[0], alignments)
+        panels[0].axhline(THRESHOLD, color="gray", linestyle=":", label=f"threshold {THRESHOLD}")
+        panels[0].set_ylabel("alignment with wide networks")
+        panels[0].set_ylim(bottom=0)
     rung = selection.rung
-    axes.axvline(rung.max_features, color="tab:red", linestyle="--", linewidth=1)
-    axes.annotate(
+    for axes in panels:
+        axes.axvline(rung.max_features, color="tab:red", linestyle="--", linewidth=1)
+        axes.grid(alpha=0.3)
+        axes.legend(loc="best")
+    panels[0].annotate(
         f"selected: {rung.max_features}\n{rung.num_parameters:,} parameters",
         (rung.max_features, 0.97),
         xycoords=("data", "axes fraction"),
@@ -106,20 +140,39 @@ def plot_sensitivity(selection: Selection, path: str | os.PathLike[str]) -> Path
         va="top",
         bbox={"facecolor": "white", "edgecolor": "none", "alpha": 0.8, "pad": 1},
     )
+    axes = panels[-1]
     axes.set_xscale("log", base=2)
-    axes.set_yscale("log")
-    axes.set_xticks(widths, [str(width) for width in widths])
+    labels = [
+        f"{width}\n{selection.votes[width]:.0%}" if width in selection.votes else str(width)
+        for width in table.widths
+    ]
+    axes.set_xticks(table.widths, labels)
     axes.xaxis.set_minor_locator(NullLocator())
-    axes.yaxis.set_minor_formatter(NullFormatter())
     axes.invert_xaxis()
-    axes.set_xlabel("width cap (features a stage at most)")
-    axes.set_ylabel("Jacobian sensitivity at initialisation")
-    axes.set_title(f"{len(table.images)} images, method {selection.method}")
-    axes.grid(alpha=0.3)
-    axes.legend(loc="best")
+    axes.set_xlabel("width cap (features a stage at most), and its share of the votes")
+    sure = "" if selection.confidence is None else f", confidence {selection.confidence:.0%}"
+    panels[0].set_title(f"{len(table.images)} images, method {selection.method}{sure}")
     target = Path(path)
     figure.savefig(target, dpi=120, metadata={"Software": None})
     return target
+
+
+def _draw_band(axes: Axes, values: Mapping[int, np.ndarray]) -> None:
+    """Geometric mean over initialisations of each width, and the range of 80 % of them."""
+    # A constant curve of zeros has no logarithm.
+    logs = [np.log(np.maximum(array, np.finfo(float).tiny)) for array in values.values()]
+    widths = list(values)
+    if max(len(array) for array in logs) > 1:
+        low, high = (np.exp([np.quantile(array, q) for array in logs]) for q in (0.1, 0.9))
+        axes.fill_between(widths, low, high, alpha=0.2, label="80 % of initialisations")
+    centre = np.exp([array.mean() for array in logs])
+    counts = sorted({len(array) for array in logs})
+    if counts == [1]:
+        label = "one initialisation"
+    else:
+        numbers = " to ".join(str(count) for count in dict.fromkeys((counts[0], counts[-1])))
+        label = f"geometric mean of {numbers} initialisations"
+    axes.plot(widths, centre, "o-", label=label)
 
 
 def plot_overlay(
@@ -217,6 +270,12 @@ def model_card(
         evaluation=evaluation,
         num_epochs=num_epochs,
         means={rung.max_features: float(np.mean(rung.sensitivity)) for rung in table.ladder},
+        alignments={
+            rung.max_features: float(np.mean(rung.alignment))
+            for rung in table.ladder
+            if rung.alignment
+        },
+        advice=advice(selection),
     )
 
 

@@ -1,29 +1,27 @@
-"""The (width, seed) units of a search, each scored through an ignite engine."""
+"""The (width, seed) units of a search, shared out and written down, and the table they make."""
 
 from __future__ import annotations
 
-import platform
+import os
 import time
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict, dataclass
-from importlib.metadata import version
+from math import prod
 from typing import Any, cast
 
 import ignite.distributed as idist
 import torch
-from ignite.engine import Engine
 from tqdm import tqdm
 
-import monai_xtiny
 from monai_xtiny.data import Sample
-from monai_xtiny.handlers import SensitivityHandler
-from monai_xtiny.networks import build_network, cap_features, network_cost, width_ladder
+from monai_xtiny.journal import Journal, Unit, UnitScore
+from monai_xtiny.networks import cap_features, network_cost, width_ladder
 from monai_xtiny.plan import UNetPlan
+from monai_xtiny.scoring import Scorer, describe_environment
 
 MIN_LADDER = 5
-# Images of one batch do not act on each other, so batches change the time only: small images share
-# the overhead of a call, while from 128 x 128 on batches leave the cache and take longer.
-BATCH_VOXELS = 128 * 128
+# Time besides arithmetic, measured on CPU: a network of width 1 takes what 8 GMACs a megavoxel do.
+OVERHEAD_GMACS_A_MEGAVOXEL = 8.0
 
 
 @dataclass(frozen=True)
@@ -36,7 +34,9 @@ class Rung:
         num_parameters: of the DynUNet.
         num_parameters_nnunet: of nnU-Net's network of these widths, biases included.
         gmacs: multiply-accumulates of one forward pass on one patch, in 1e9.
-        sensitivity: one row a seed, one value an image.
+        sensitivity: one row an initialisation, one value an image; the rows are those of the
+            table's first seeds.
+        alignment: likewise; no rows where it was not measured.
     """
 
     max_features: int
@@ -45,6 +45,7 @@ class Rung:
     num_parameters_nnunet: int
     gmacs: float
     sensitivity: tuple[tuple[float, ...], ...]
+    alignment: tuple[tuple[float, ...], ...] = ()
 
 
 @dataclass(frozen=True)
@@ -54,7 +55,8 @@ class ScoreTable:
     Args:
         plan: of the full network.
         ladder: one rung a width, widest first.
-        seeds: of the initialisations, in the order of the rungs' rows.
+        seeds: of the initialisations, in the order of the rungs' rows; narrow widths may have been
+            scored with more of them than wide ones.
         images: names of the images, in the order of the rows' values.
         seconds: wall time of loading, scoring and both.
         environment: versions, and the device that computed the scores.
@@ -72,8 +74,13 @@ class ScoreTable:
         """Width caps, widest first."""
         return tuple(rung.max_features for rung in self.ladder)
 
+    @property
+    def num_curves(self) -> int:
+        """Initialisations that every width was scored with."""
+        return min(len(rung.sensitivity) for rung in self.ladder)
+
     def curve(self, seed_index: int) -> tuple[float, ...]:
-        """Mean sensitivity over the images at each width, for one initialisation."""
+        """Mean sensitivity over the images at each width, for one of ``num_curves``."""
         rows = [rung.sensitivity[seed_index] for rung in self.ladder]
         return tuple(sum(row) / len(row) for row in rows)
 
@@ -103,20 +110,29 @@ def run_search(
     plan: UNetPlan,
     *,
     seeds: Sequence[int] = (369,),
+    refine: Callable[[ScoreTable], Mapping[int, int]] | None = None,
+    align: bool = False,
     device: str = "auto",
+    journal: str | os.PathLike[str] | None = None,
     progress: bool = True,
 ) -> ScoreTable:
     """Score every width of the plan's ladder at initialisation.
 
     A unit is one width with one seed, reset before each width as published; its network sees the
-    images through an ignite engine. Under ``torchrun`` the units are shared out over
-    the ranks, and every rank returns the whole table.
+    images through an ignite engine. Under ``torchrun`` the units are shared out over the ranks by
+    their cost, and every rank returns the whole table.
 
     Args:
         sample: preprocessed images, each of shape (in_channels, *patch_size).
         plan: of the full network.
-        seeds: of the initialisations.
+        seeds: of the initialisations that every width is scored with.
+        refine: asked after each round of scoring how many initialisations a width should have;
+            seeds after the given ones count on from the last. It ends the search by asking for no
+            more than there are.
+        align: also measure the alignment of widths up to ``max_aligned_width`` with wide networks.
         device: ``auto``, ``cpu``, ``cuda``, ``cuda:1``, ...
+        journal: file to which every finished unit is appended, and from which an interrupted search
+            goes on; see :class:`monai_xtiny.journal.Journal`.
         progress: show a bar on stderr.
 
     Returns:
@@ -124,42 +140,48 @@ def run_search(
 
     Raises:
         ValueError: there are no images or seeds, an image does not fit the plan, the ladder has
-            fewer than 5 widths, the device is unknown, or a score is not finite.
+            fewer than 5 widths, the device is unknown, a score is not finite, or the journal is of
+            another search.
     """
     check_ladder(plan)
     _check_sample(sample, plan, seeds)
     target = select_device(device)
     start = time.perf_counter()
-    widths = width_ladder(plan)
-    units = [(width, seed) for width in widths for seed in seeds]
-    mine = units[idist.get_rank() :: idist.get_world_size()]
-    batches = _make_batches(sample.images)
-    scored: dict[tuple[int, int], tuple[float, ...]] = {}
-    show = progress and idist.get_rank() == 0
-    for width, seed in tqdm(
-        mine, desc="scoring", unit="network", disable=None if show else True, leave=False
-    ):
-        scored[width, seed] = _score_unit(batches, plan, width, seed, target, sample.names)
-    if idist.get_world_size() > 1:
-        parts = cast(list[dict[tuple[int, int], tuple[float, ...]]], idist.all_gather(scored))
-        for part in parts:
-            scored.update(part)
-    ladder = tuple(
-        _make_rung(plan, width, tuple(scored[width, seed] for seed in seeds)) for width in widths
-    )
-    seconds = time.perf_counter() - start
-    return ScoreTable(
-        plan=plan,
-        ladder=ladder,
-        seeds=tuple(seeds),
-        images=sample.names,
-        seconds={
-            "load": sample.seconds,
-            "score": seconds,
-            "total": sample.seconds + seconds,
-        },
-        environment=_environment(target),
-    )
+    scorer = Scorer(sample, plan, seeds[0], target, align=align)
+    done = _open_journal(journal, scorer)
+    all_seeds = list(seeds)
+    counts = {width: len(seeds) for width in width_ladder(plan)}
+    while True:
+        all_seeds += range(
+            all_seeds[-1] + 1, all_seeds[-1] + 1 + max(counts.values()) - len(all_seeds)
+        )
+        units = [(width, seed) for width, count in counts.items() for seed in all_seeds[:count]]
+        try:
+            scores = _score_units(scorer, units, done, progress=progress)
+        except ValueError:  # bad input: nothing to go on from
+            if done is not None:
+                done.discard()
+            raise
+        # One clock, so that all ranks decide alike.
+        seconds = sample.seconds + time.perf_counter() - start
+        if idist.get_world_size() > 1:
+            seconds = float(cast(float, idist.broadcast(seconds, src=0)))
+        table = ScoreTable(
+            plan=plan,
+            ladder=tuple(
+                _make_rung(plan, width, [scores[width, seed] for seed in all_seeds[:count]])
+                for width, count in counts.items()
+            ),
+            seeds=tuple(all_seeds),
+            images=sample.names,
+            seconds={"load": sample.seconds, "score": seconds - sample.seconds, "total": seconds},
+            environment=describe_environment(target),
+        )
+        wanted = {} if refine is None else refine(table)
+        more = {width: max(count, wanted.get(width, 0)) for width, count in counts.items()}
+        if more == counts:
+            return table
+        counts = more
 
 
 def check_ladder(plan: UNetPlan) -> None:
@@ -182,10 +204,18 @@ def table_to_dict(table: ScoreTable) -> dict[str, Any]:
         "plan": asdict(table.plan),
         "images": list(table.images),
         "seeds": list(table.seeds),
-        "ladder": [asdict(rung) for rung in table.ladder],
+        "ladder": [_rung_to_dict(rung) for rung in table.ladder],
         "seconds": dict(table.seconds),
         "environment": dict(table.environment),
     }
+
+
+def _rung_to_dict(rung: Rung) -> dict[str, Any]:
+    """A rung in JSON's types; alignment only where it was measured."""
+    content = asdict(rung)
+    if not rung.alignment:
+        del content["alignment"]
+    return content
 
 
 def table_from_dict(content: Mapping[str, Any]) -> ScoreTable:
@@ -203,6 +233,7 @@ def table_from_dict(content: Mapping[str, Any]) -> ScoreTable:
                 num_parameters_nnunet=int(row["num_parameters_nnunet"]),
                 gmacs=float(row["gmacs"]),
                 sensitivity=tuple(tuple(map(float, values)) for values in row["sensitivity"]),
+                alignment=tuple(tuple(map(float, values)) for values in row.get("alignment", ())),
             )
             for row in content["ladder"]
         )
@@ -218,26 +249,17 @@ def table_from_dict(content: Mapping[str, Any]) -> ScoreTable:
         raise ValueError(
             f"no table of scores ({error}): write it with monai_xtiny score"
         ) from error
-    shape = (len(table.seeds), len(table.images))
-    for rung in table.ladder:
-        if [len(row) for row in rung.sensitivity] != [shape[1]] * shape[0] or 0 in shape:
+    num_seeds, num_images = len(table.seeds), len(table.images)
+    rows = [(rung.max_features, rung.sensitivity, rung.alignment) for rung in table.ladder]
+    for width, sensitivity, alignment in rows:
+        sizes = {len(row) for row in (*sensitivity, *alignment)}
+        if sizes != {num_images} or not 0 < len(sensitivity) <= num_seeds or 0 in sizes:
             raise ValueError(
-                f"width {rung.max_features} lacks scores: expected {shape[0]} seeds of "
-                f"{shape[1]} images"
+                f"width {width} lacks scores: expected {num_seeds} seeds of {num_images} images"
             )
+    if max((len(sensitivity) for _, sensitivity, _ in rows), default=0) != num_seeds:
+        raise ValueError(f"no width has scores of {num_seeds} seeds: write the table again")
     return table
-
-
-def _make_batches(images: Sequence[torch.Tensor]) -> list[dict[str, torch.Tensor]]:
-    """Images in batches of at most ``BATCH_VOXELS`` voxels, or one by one if they are larger.
-
-    A list and no DataLoader, which would draw its seed from the global generator.
-    """
-    size = max(1, BATCH_VOXELS // images[0][0].numel())
-    return [
-        {"image": torch.stack(list(images[start : start + size]))}
-        for start in range(0, len(images), size)
-    ]
 
 
 def _check_sample(sample: Sample, plan: UNetPlan, seeds: Sequence[int]) -> None:
@@ -255,35 +277,76 @@ def _check_sample(sample: Sample, plan: UNetPlan, seeds: Sequence[int]) -> None:
             )
 
 
-def _score_unit(
-    batches: Sequence[Mapping[str, torch.Tensor]],
-    plan: UNetPlan,
-    width: int,
-    seed: int,
-    device: torch.device,
-    names: Sequence[str],
-) -> tuple[float, ...]:
-    """Sensitivity of one initialised network on each image."""
-    network = build_network(plan, width, seed=seed, device=device)
-    engine = Engine(lambda engine, batch: None)
-    # Ranks score different networks: nothing to gather inside a unit.
-    handler = SensitivityHandler(network, gather=False)
-    handler.attach(engine)
-    try:
-        state = engine.run(batches)
-    except ValueError as error:
-        values = getattr(engine.state, handler.name, None)
-        if values is None:
-            raise
-        bad = [name for name, value in zip(names, values, strict=True) if not torch.isfinite(value)]
-        raise ValueError(
-            f"width {width}, seed {seed}: the sensitivity is not finite on {', '.join(bad)}: "
-            "check the intensities"
-        ) from error
-    return tuple(getattr(state, handler.name).tolist())
+def _open_journal(path: str | os.PathLike[str] | None, scorer: Scorer) -> Journal | None:
+    """The journal of this process, with what all ranks have finished."""
+    if path is None:
+        return None
+    journal = Journal(path, scorer.subject(), rank=idist.get_rank())
+    # Nobody writes before everybody has read the same.
+    if idist.get_world_size() > 1:
+        idist.barrier()
+    return journal
 
 
-def _make_rung(plan: UNetPlan, width: int, sensitivity: tuple[tuple[float, ...], ...]) -> Rung:
+def _score_units(
+    scorer: Scorer,
+    units: Sequence[Unit],
+    journal: Journal | None,
+    *,
+    progress: bool,
+) -> dict[Unit, UnitScore]:
+    """Score what is not yet known, shared out over the ranks; everything is returned."""
+    scores = journal.scores if journal is not None else scorer.known
+    missing = [unit for unit in units if unit not in scores]
+    mine = share_out(missing, scorer.plan, idist.get_world_size())[idist.get_rank()]
+    show = progress and idist.get_rank() == 0
+    fresh: dict[Unit, UnitScore] = {}
+    for unit in tqdm(
+        mine, desc="scoring", unit="network", disable=None if show else True, leave=False
+    ):
+        fresh[unit] = scorer.score(*unit)
+        if journal is not None:
+            journal.add(unit, fresh[unit])
+    if idist.get_world_size() > 1:
+        for part in cast(list[dict[Unit, UnitScore]], idist.all_gather(fresh)):
+            fresh.update(part)
+    scores.update(fresh)
+    return scores
+
+
+def share_out(units: Sequence[Unit], plan: UNetPlan, num_ranks: int) -> list[list[Unit]]:
+    """Deal units to ranks so that all take about the same time, the costly ones first.
+
+    The cost of a unit is its arithmetic plus a constant for calling its kernels.
+
+    Args:
+        units: (width, seed) each.
+        plan: of the full network.
+        num_ranks: processes.
+
+    Returns:
+        The units of each rank, costly ones first.
+    """
+    costs = unit_costs(plan)
+    loads = [0.0] * num_ranks
+    shares: list[list[Unit]] = [[] for _ in range(num_ranks)]
+    for unit in sorted(units, key=lambda item: -costs[item[0]]):
+        rank = min(range(num_ranks), key=lambda index: loads[index])
+        shares[rank].append(unit)
+        loads[rank] += costs[unit[0]]
+    return shares
+
+
+def unit_costs(plan: UNetPlan) -> dict[int, float]:
+    """Relative time that each width of the ladder takes for one initialisation and image.
+
+    The arithmetic, and what narrow networks spend besides: on memory and on calls.
+    """
+    overhead = OVERHEAD_GMACS_A_MEGAVOXEL * prod(plan.patch_size) / 1e6
+    return {width: network_cost(plan, width).gmacs + overhead for width in width_ladder(plan)}
+
+
+def _make_rung(plan: UNetPlan, width: int, scores: Sequence[UnitScore]) -> Rung:
     """Join scores and costs of a width."""
     cost = network_cost(plan, width)
     return Rung(
@@ -292,19 +355,6 @@ def _make_rung(plan: UNetPlan, width: int, sensitivity: tuple[tuple[float, ...],
         num_parameters=cost.num_parameters,
         num_parameters_nnunet=cost.num_parameters_nnunet,
         gmacs=cost.gmacs,
-        sensitivity=sensitivity,
+        sensitivity=tuple(score.sensitivity for score in scores),
+        alignment=tuple(score.alignment for score in scores if score.alignment),
     )
-
-
-def _environment(device: torch.device) -> dict[str, str]:
-    """Versions and device that the scores depend on."""
-    packages = {
-        name: version(name) for name in ("torch", "monai", "pytorch-ignite", "nibabel", "numpy")
-    }
-    name = torch.cuda.get_device_name(device) if device.type == "cuda" else device.type
-    return {
-        "monai_xtiny": monai_xtiny.__version__,
-        **packages,
-        "python": platform.python_version(),
-        "device": name,
-    }

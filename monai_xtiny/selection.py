@@ -9,10 +9,12 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
+from monai_xtiny.ensemble import alignment_values, bootstrap_votes, select_alignment
+
 if TYPE_CHECKING:
     from monai_xtiny.search import Rung, ScoreTable
 
-METHODS = ("paper",)
+METHODS = ("paper", "alignment")
 MIN_WIDTHS = 5
 FORMAT_VERSION = 1
 
@@ -24,8 +26,10 @@ class Selection:
     Args:
         method: the rule that chose.
         max_features: the chosen width cap.
-        votes: share of the initialisations that chose each width, summing to 1.
-        confidence: in [0, 1]; ``None`` where one initialisation alone cannot tell.
+        votes: share of the initialisations (``paper``) or of bootstrap resamples of initialisations
+            and images (``alignment``) that chose each width, summing to 1.
+        confidence: share that chose this one, in [0, 1]; ``None`` where one initialisation alone
+            cannot tell.
         table: the scores that the choice was made from.
     """
 
@@ -139,29 +143,42 @@ def check_method(method: str) -> str:
     return method
 
 
+def suited_method(table: ScoreTable) -> str:
+    """The rule that a table was scored for."""
+    return "alignment" if any(rung.alignment for rung in table.ladder) else "paper"
+
+
 def select_width(table: ScoreTable, method: str = "paper") -> Selection:
     """Choose a width from a table of scores.
 
-    ``paper`` applies :func:`select_paper` to each initialisation's mean curve and takes the width
-    with the most votes, the wider on a tie; with one initialisation it is the published rule.
+    ``alignment`` applies :func:`monai_xtiny.ensemble.select_alignment` to the mean over all
+    initialisations and images; bootstrap resamples of both vote. ``paper`` applies
+    :func:`select_paper` to each initialisation's mean curve and takes the width with the most
+    votes, the wider on a tie; with one initialisation it is the published rule.
 
     Args:
         table: scores of every width and initialisation.
         method: name of the rule.
 
     Raises:
-        ValueError: the method is unknown, or the rule finds too few widths.
+        ValueError: the method is unknown, or the table lacks what it needs.
     """
     check_method(method)
-    widths = table.widths
-    curves = [table.curve(index) for index in range(len(table.seeds))]
-    counts = Counter(select_paper(widths, curve) for curve in curves)
-    chosen = max(counts, key=lambda width: (counts[width], width))
-    votes = {width: counts[width] / len(curves) for width in sorted(counts, reverse=True)}
+    if method == "alignment":
+        values = alignment_values(table)
+        chosen = select_alignment(list(values), [array.mean() for array in values.values()])
+        votes = bootstrap_votes(values)
+        is_sure = min(len(array) for array in values.values()) > 1
+    else:
+        curves = [table.curve(index) for index in range(table.num_curves)]
+        counts = Counter(select_paper(table.widths, curve) for curve in curves)
+        chosen = max(counts, key=lambda width: (counts[width], width))
+        votes = {width: counts[width] / len(curves) for width in sorted(counts, reverse=True)}
+        is_sure = len(curves) > 1
     return Selection(
         method=method,
         max_features=chosen,
         votes=votes,
-        confidence=votes[chosen] if len(curves) > 1 else None,
+        confidence=votes.get(chosen, 0.0) if is_sure else None,
         table=table,
     )

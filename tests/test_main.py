@@ -2,8 +2,10 @@ from __future__ import annotations
 
 import json
 import os
+import random
 import subprocess
 import sys
+import time
 from pathlib import Path
 
 import nibabel
@@ -443,6 +445,69 @@ def test_search_on_two_processes_gives_the_scores_of_one(tmp_path, png_folder, e
         found.append(json.loads((bundle / "docs" / "search.json").read_text()))
     assert found[0]["ladder"] == found[1]["ladder"]
     assert found[0]["selected"] == found[1]["selected"]
+
+
+def finished_units(journal: Path) -> int:
+    """Whole lines of a journal, its head apart."""
+    return max(journal.read_bytes().count(b"\n") - 1, 0) if journal.is_file() else 0
+
+
+@pytest.mark.slow
+def test_search_killed_at_random_moments_goes_on_and_ends_with_the_same_bytes(tmp_path) -> None:
+    folder = tmp_path / "images"
+    for index in range(4):
+        write_png(folder / f"case{index}.png", (192, 192), seed=index)
+    results = []
+    for name, num_kills in (("whole", 0), ("killed", 20)):
+        parent = tmp_path / name
+        parent.mkdir()
+        bundle = parent / "x_segmentation"
+        journal = parent / ".x_segmentation.search.jsonl"
+        command = [sys.executable, "-m", "monai_xtiny", "search", "--images", str(folder)]
+        command += ["--bundle", str(bundle)]
+        moments = random.Random(num_kills)
+        finished = 0
+        for number in range(num_kills):
+            with subprocess.Popen(
+                command, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL
+            ) as process:
+                # Half of them while it scores, the others at any moment from the start.
+                deadline = time.monotonic() + 60
+                while number % 2 and process.poll() is None and time.monotonic() < deadline:
+                    if finished_units(journal) > finished:
+                        break
+                    time.sleep(0.01)
+                time.sleep(moments.uniform(0, 0.3 if number % 2 else 4))
+                process.kill()
+            assert finished_units(journal) >= finished or bundle.exists()
+            finished = finished_units(journal)
+        if num_kills:
+            assert finished > 0
+            assert not bundle.exists()
+        done = subprocess.run(command, capture_output=True, text=True, check=False)
+        assert done.returncode == 0, done.stderr
+        assert [path.name for path in parent.iterdir()] == ["x_segmentation"]
+        content = json.loads((bundle / "docs" / "search.json").read_text())
+        del content["seconds"]
+        results.append(json.dumps(content))
+    assert results[0] == results[1]
+
+
+@pytest.mark.slow
+def test_search_refuses_to_go_on_with_other_images(capsys, tmp_path, png_folder) -> None:
+    bundle = tmp_path / "x_segmentation"
+    journal = tmp_path / ".x_segmentation.search.jsonl"
+    command = [sys.executable, "-m", "monai_xtiny", "search", "--images", str(png_folder)]
+    with subprocess.Popen([*command, "--bundle", str(bundle)]) as process:
+        while process.poll() is None and finished_units(journal) < 1:
+            time.sleep(0.01)
+        process.kill()
+    before = journal.read_bytes()
+    write_png(png_folder / "case3.png", seed=99)
+    line = refused(capsys, "search", "--images", png_folder, "--bundle", bundle)
+    assert "journal of an interrupted search that differs in its images" in line
+    assert journal.read_bytes() == before
+    assert not bundle.exists()
 
 
 NEVER_OPENS_LABELS = """

@@ -6,7 +6,7 @@ from dataclasses import replace
 import pytest
 import torch
 
-from monai_xtiny import search
+from monai_xtiny import scoring, search
 from monai_xtiny.data import Sample
 from monai_xtiny.networks import build_network, network_cost, width_ladder
 from monai_xtiny.search import run_search, select_device, table_from_dict, table_to_dict
@@ -36,7 +36,7 @@ def test_run_search_scores_the_same_in_batches_and_one_by_one(
     small, sample_2d, monkeypatch
 ) -> None:
     batched = run_search(sample_2d, small, progress=False)
-    monkeypatch.setattr(search, "BATCH_VOXELS", 1)
+    monkeypatch.setattr(scoring, "BATCH_VOXELS", 1)
     alone = run_search(sample_2d, small, progress=False)
     for first, second in zip(batched.ladder, alone.ladder, strict=True):
         assert first.sensitivity[0] == pytest.approx(second.sensitivity[0], rel=1e-5)
@@ -93,6 +93,95 @@ def test_run_search_names_width_seed_and_image_of_a_non_finite_score(small, samp
     sample = replace(sample_2d, images=(sample_2d.images[0], bad, sample_2d.images[2]))
     with pytest.raises(ValueError, match="width 32, seed 369: .* not finite on b.png"):
         run_search(sample, small, progress=False)
+
+
+def test_run_search_goes_on_from_its_journal_and_ends_with_the_same_scores(
+    small, sample_2d, tmp_path, monkeypatch
+) -> None:
+    whole = run_search(sample_2d, small, seeds=(1, 2), align=True, progress=False)
+    path = tmp_path / "out" / "j.jsonl"
+    score, scored = scoring.Scorer.score, []
+
+    def dying(self, width, seed):
+        if len(scored) == 5:
+            raise KeyboardInterrupt
+        scored.append((width, seed))
+        return score(self, width, seed)
+
+    monkeypatch.setattr(scoring.Scorer, "score", dying)
+    with pytest.raises(KeyboardInterrupt):
+        run_search(sample_2d, small, seeds=(1, 2), align=True, journal=path, progress=False)
+    first, scored[:] = list(scored), []
+    monkeypatch.setattr(scoring.Scorer, "score", lambda *unit: scored.append(unit) or score(*unit))
+    resumed = run_search(sample_2d, small, seeds=(1, 2), align=True, journal=path, progress=False)
+    assert resumed.ladder == whole.ladder
+    assert not set(first) & {unit[1:] for unit in scored}
+    assert len(first) + len(scored) == 2 * len(whole.widths)
+
+
+@pytest.mark.parametrize("changed", ["images", "plan", "first seed", "alignment"])
+def test_run_search_refuses_the_journal_of_another_search(
+    small, sample_2d, tmp_path, changed
+) -> None:
+    path = tmp_path / "j.jsonl"
+    run_search(sample_2d, small, journal=path, progress=False)
+    before = path.read_bytes()
+    options = {"seeds": (370,)} if changed == "first seed" else {"align": changed == "alignment"}
+    sample = sample_2d
+    if changed == "images":
+        sample = replace(sample, images=(*sample.images[:2], sample.images[2] + 1e-6))
+    plan = replace(small, out_channels=3) if changed == "plan" else small
+    with pytest.raises(ValueError, match=f"j.jsonl.* differs in its {changed}"):
+        run_search(sample, plan, journal=path, progress=False, **options)
+    assert path.read_bytes() == before
+
+
+def test_run_search_leaves_no_journal_where_the_input_is_bad(small, sample_2d, tmp_path) -> None:
+    bad = sample_2d.images[1].clone()
+    bad[0, 0, 0] = float("nan")
+    sample = replace(sample_2d, images=(sample_2d.images[0], bad, sample_2d.images[2]))
+    with pytest.raises(ValueError, match="not finite on b.png"):
+        run_search(sample, small, journal=tmp_path / "new" / "j.jsonl", progress=False)
+    assert not list(tmp_path.iterdir())
+
+
+def test_run_search_gives_a_width_the_seeds_that_refine_asks_for(small, sample_2d) -> None:
+    asked = []
+
+    def refine(table):
+        asked.append({rung.max_features: len(rung.sensitivity) for rung in table.ladder})
+        return {1: 3, 8: 2} if len(asked) == 1 else {}
+
+    table = run_search(sample_2d, small, seeds=(5,), refine=refine, align=True, progress=False)
+    rows = {rung.max_features: len(rung.sensitivity) for rung in table.ladder}
+    assert rows == {32: 1, 16: 1, 8: 2, 4: 1, 2: 1, 1: 3}
+    assert table.seeds == (5, 6, 7)
+    assert asked[1] == rows
+    each = run_search(sample_2d, small, seeds=(5, 6, 7), align=True, progress=False)
+    for rung, full in zip(table.ladder, each.ladder, strict=True):
+        assert rung.sensitivity == full.sensitivity[: len(rung.sensitivity)]
+        assert rung.alignment == full.alignment[: len(rung.sensitivity)]
+    assert table_from_dict(json.loads(json.dumps(table_to_dict(table)))) == table
+
+
+def test_run_search_aligns_widths_up_to_the_features_at_full_resolution(plan_2d, sample_2d) -> None:
+    table = run_search(sample_2d, plan_2d, align=True, progress=False)
+    assert [rung.max_features for rung in table.ladder if rung.alignment] == [32, 16, 8, 4, 2, 1]
+    assert all(0 <= value <= 1 for rung in table.ladder for row in rung.alignment for value in row)
+    means = [sum(rung.alignment[0]) for rung in table.ladder if rung.alignment]
+    assert means[0] > means[-1]
+
+
+def test_share_out_balances_costs_and_gives_each_unit_once(plan_2d) -> None:
+    units = [(width, seed) for width in width_ladder(plan_2d) for seed in range(5)]
+    costs = search.unit_costs(plan_2d)
+    shares = search.share_out(units, plan_2d, 3)
+    assert sorted(unit for share in shares for unit in share) == sorted(units)
+    loads = [sum(costs[width] for width, _ in share) for share in shares]
+    assert max(loads) - min(loads) <= max(costs.values())
+    assert search.share_out(units, plan_2d, 1) == [
+        sorted(units, key=lambda unit: -costs[unit[0]])
+    ]  # fmt: skip
 
 
 @pytest.mark.parametrize("name", ["gpu", "cuda:99", "$import os", ""])

@@ -1,0 +1,133 @@
+"""What a search has finished, written down unit by unit, so that it can be killed and go on.
+
+One file a process, ``PATH`` for the first and ``PATH.1``, ``PATH.2``, ... for the other ranks; all
+are read. The first line says what was searched, each further line is one finished unit. A last line
+that a kill cut off is left out.
+"""
+
+from __future__ import annotations
+
+import glob
+import json
+import os
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+
+Unit = tuple[int, int]
+
+
+@dataclass(frozen=True)
+class UnitScore:
+    """What one initialised network scored.
+
+    Args:
+        sensitivity: one value an image.
+        alignment: one value an image; empty where it was not measured.
+    """
+
+    sensitivity: tuple[float, ...]
+    alignment: tuple[float, ...] = ()
+
+
+class Journal:
+    """Scores of finished units, by (width, seed), in a file.
+
+    Args:
+        path: of the first rank's file; its folder is made.
+        subject: what the scores depend on (images, plan, versions, device). A journal of another
+            subject is refused.
+        rank: of this process.
+
+    Raises:
+        ValueError: the journal that is there is of another search, or no journal.
+    """
+
+    def __init__(
+        self, path: str | os.PathLike[str], subject: Mapping[str, str], *, rank: int = 0
+    ) -> None:
+        self.path = Path(path)
+        self.subject = dict(subject)
+        self._own = self.path if rank == 0 else Path(f"{self.path}.{rank}")
+        self._made: list[Path] = []
+        self.scores: dict[Unit, UnitScore] = {}
+        for file in _files(self.path):
+            self._read(file)
+
+    def add(self, unit: Unit, score: UnitScore) -> None:
+        """Write a finished unit down, through to the disk."""
+        self.scores[unit] = score
+        line = {
+            "max_features": unit[0],
+            "seed": unit[1],
+            "sensitivity": score.sensitivity,
+            "alignment": score.alignment,
+        }
+        missing = [folder for folder in self._own.parents if not folder.exists()]
+        self._own.parent.mkdir(parents=True, exist_ok=True)
+        self._made += missing
+        is_new = not self._own.is_file() or self._own.stat().st_size == 0
+        with open(self._own, "a", encoding="utf-8") as file:
+            if is_new:
+                file.write(json.dumps(self.subject) + "\n")
+            file.write(json.dumps(line) + "\n")
+            file.flush()
+            os.fsync(file.fileno())
+
+    def discard(self) -> None:
+        """Delete the files of all ranks and the folders that were made for them."""
+        remove_journal(self.path)
+        for folder in self._made:
+            if folder.is_dir() and not any(folder.iterdir()):
+                folder.rmdir()
+
+    def _read(self, path: Path) -> None:
+        """Take up the finished units of one file; cut off what a kill left half written."""
+        content = path.read_bytes()
+        whole = content[: content.rfind(b"\n") + 1]
+        if len(whole) < len(content) and path == self._own:
+            os.truncate(path, len(whole))
+        lines = whole.decode("utf-8", errors="replace").splitlines()
+        if not lines:
+            return
+        try:
+            found, *units = [json.loads(line) for line in lines]
+            scores = {
+                (int(unit["max_features"]), int(unit["seed"])): UnitScore(
+                    tuple(map(float, unit["sensitivity"])), tuple(map(float, unit["alignment"]))
+                )
+                for unit in units
+            }
+        except (ValueError, KeyError, TypeError) as error:
+            raise ValueError(f"{str(path)!r} is no journal of a search: delete it") from error
+        for name, value in self.subject.items():
+            if not isinstance(found, dict) or found.get(name) != value:
+                former = found.get(name) if isinstance(found, dict) else None
+                raise ValueError(
+                    f"{str(path)!r} is the journal of an interrupted search that differs in its "
+                    f"{name} ({former}, now {value}): finish that one as it was, or delete the file"
+                )
+        self.scores.update(scores)
+
+
+def journal_path(bundle_dir: str | os.PathLike[str]) -> Path:
+    """Where the journal of a search is, until its bundle is written: hidden, beside the bundle.
+
+    >>> journal_path("out/x_segmentation").name
+    '.x_segmentation.search.jsonl'
+    """
+    path = Path(os.path.realpath(bundle_dir))
+    return path.with_name(f".{path.name}.search.jsonl")
+
+
+def remove_journal(path: str | os.PathLike[str]) -> None:
+    """Delete the files of all ranks, once what they led to is written."""
+    for file in _files(Path(path)):
+        file.unlink(missing_ok=True)
+
+
+def _files(path: Path) -> list[Path]:
+    """The files of all ranks that exist."""
+    others = glob.glob(f"{glob.escape(str(path))}.*")
+    ranks = sorted(Path(name) for name in others if name.rsplit(".", 1)[1].isdigit())
+    return [file for file in (path, *ranks) if file.is_file()]

@@ -1,0 +1,163 @@
+"""Tensor mathematics of representations at initialisation: what a narrow network shares with wide.
+
+Kornblith et al. 2019, *Similarity of Neural Network Representations Revisited*, arXiv:1905.00414,
+for the alignment. Features are matrices of samples (voxels) by channels, (N, C); arithmetic is
+float64. No engine, no files.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import torch
+from monai.networks.nets import DynUNet
+
+_TINY = 1e-300
+
+
+@dataclass(frozen=True)
+class ReferenceFeatures:
+    """Features of wide networks on one image, that those of narrow ones are compared with.
+
+    Args:
+        voxels: indices of the sampled voxels of the image, flat, shape (N,).
+        features: of all wide networks side by side, centred over the voxels, (N, Q), float64.
+        norm: ``||Y^T Y||_F`` of these features ``Y``.
+    """
+
+    voxels: torch.Tensor
+    features: torch.Tensor
+    norm: torch.Tensor
+
+
+def decoder_features(network: DynUNet, images: torch.Tensor) -> torch.Tensor:
+    """What the segmentation head of a network sees: the features of its last decoder stage.
+
+    The network is evaluated in evaluation mode and without gradients, and left as it was.
+
+    Args:
+        network: maps (B, C, *spatial) to logits.
+        images: batch of shape (B, C, *spatial), on the network's device.
+
+    Returns:
+        Shape (B, F, *spatial), with the F channels of the first stage's width.
+    """
+    modes = [(module, module.training) for module in network.modules()]
+    try:
+        network.eval()
+        with torch.no_grad():
+            return network.skip_layers(images.as_subclass(torch.Tensor))
+    finally:
+        for module, mode in modes:
+            module.training = mode
+
+
+def sample_voxels(num_voxels: int, num_samples: int, *, seed: int) -> torch.Tensor:
+    """Draw voxels of an image without replacement, in ascending order, shape (num_samples,).
+
+    Fewer than ``num_samples`` are all taken. The global generator is left as it was.
+    """
+    generator = torch.Generator().manual_seed(seed)
+    return torch.randperm(num_voxels, generator=generator)[:num_samples].sort().values
+
+
+def reference_features(
+    networks: Sequence[DynUNet], image: torch.Tensor, voxels: torch.Tensor
+) -> ReferenceFeatures:
+    """Collect the features of wide networks at some voxels of one image.
+
+    Args:
+        networks: initialised wide networks; many stand for the limit of infinite width.
+        image: shape (C, *spatial).
+        voxels: flat indices, shape (N,).
+    """
+    columns = [sampled_features(network, image[None], [voxels])[0] for network in networks]
+    features = _centred(torch.cat(columns, dim=1))
+    return ReferenceFeatures(voxels, features, torch.linalg.matrix_norm(features.mT @ features))
+
+
+def sampled_features(
+    network: DynUNet, images: torch.Tensor, voxels: Sequence[torch.Tensor]
+) -> list[torch.Tensor]:
+    """Last decoder features at some voxels of each image of a batch, (N, F) float64 each."""
+    flat = decoder_features(network, images).flatten(2)
+    return [
+        item[:, index.to(item.device)].mT.double() for item, index in zip(flat, voxels, strict=True)
+    ]
+
+
+def linear_alignment(features: torch.Tensor, reference: ReferenceFeatures) -> torch.Tensor:
+    r"""Linear centred kernel alignment of a network's features with those of wide ones.
+
+    .. math:: \mathrm{CKA}(X, Y) = \frac{\|X^T Y\|_F^2}{\|X^T X\|_F \, \|Y^T Y\|_F}
+
+    with columns centred over the voxels (Kornblith et al. 2019, arXiv:1905.00414). It is 1 for
+    features that agree up to rotation and scale, and near 0 for unrelated ones.
+
+    Args:
+        features: ``X``, shape (N, P), at the reference's voxels.
+        reference: ``Y``.
+
+    Returns:
+        A scalar in [0, 1], float64; 0 where a set of features is constant.
+
+    >>> y = torch.eye(4, dtype=torch.float64) - 0.25
+    >>> reference = ReferenceFeatures(torch.arange(4), y, torch.linalg.matrix_norm(y.mT @ y))
+    >>> round(float(linear_alignment(3 * y.flip(1) + 1, reference)), 6)
+    1.0
+    """
+    x = _centred(features)
+    shared = (x.mT @ reference.features).square().sum()
+    return shared / (torch.linalg.matrix_norm(x.mT @ x) * reference.norm).clamp_min(_TINY)
+
+
+def explained_variance(
+    features: torch.Tensor, targets: torch.Tensor, *, ridge: float = 1e-3
+) -> torch.Tensor:
+    r"""Share of the targets' variance that a ridge regression on features explains.
+
+    .. math:: R^2 = 1 - \frac{\|Y - X W\|_F^2}{\|Y\|_F^2}, \quad
+        W = \Big(X^T X + \lambda \frac{\mathrm{tr}\, X^T X}{P} I\Big)^{-1} X^T Y
+
+    Args:
+        features: ``X``, shape (N, P), with N well above P.
+        targets: ``Y``, shape (N, Q); each column counts by its variance.
+        ridge: the penalty ``lambda``.
+
+    Returns:
+        A scalar, at most 1; 0 where either is constant.
+    """
+    x, y = _centred(features), _centred(targets)
+    gram, cross = x.mT @ x, x.mT @ y
+    penalty = ridge * gram.diagonal().mean() + _TINY
+    eye = torch.eye(len(gram), dtype=gram.dtype, device=gram.device)
+    weights = torch.linalg.solve(gram + penalty * eye, cross)
+    explained = 2 * (weights * cross).sum() - (weights * (gram @ weights)).sum()
+    return explained / y.square().sum().clamp_min(_TINY)
+
+
+def effective_rank(features: torch.Tensor) -> torch.Tensor:
+    r"""Number of directions that features use: the participation ratio of their covariance.
+
+    .. math:: \frac{(\sum_i \lambda_i)^2}{\sum_i \lambda_i^2}
+
+    Args:
+        features: shape (N, P).
+
+    Returns:
+        A scalar from 1 to P; 0 where the features are constant.
+
+    >>> x = torch.tensor([[1.0, 0.0], [-1.0, 0.0], [0.0, 1.0], [0.0, -1.0]])
+    >>> round(float(effective_rank(x)), 6)
+    2.0
+    """
+    x = _centred(features)
+    gram = x.mT @ x
+    return gram.trace() ** 2 / gram.square().sum().clamp_min(_TINY)
+
+
+def _centred(features: torch.Tensor) -> torch.Tensor:
+    """Columns of mean 0, in float64."""
+    values = features.double()
+    return values - values.mean(dim=0, keepdim=True)

@@ -1,0 +1,425 @@
+"""Ground truth for the choice of width: train the ladder on many tasks, then compare the rules.
+
+usage: python scripts/benchmark_selection.py train --work DIR [--data ROOT] [--jobs 2]
+           [--tasks blobs,...] [--seeds 0,1,2] [--widths 32,16,8,4,2,1] [--device cpu]
+       python scripts/benchmark_selection.py score --work DIR [--data ROOT] [--runs 20]
+       python scripts/benchmark_selection.py tables --work DIR --output docs/benchmarks
+       python scripts/report_selection.py --output docs/benchmarks
+
+The tasks are the synthetic ones of make_synthetic_data.py and, with --data, the real sets: two of
+microscopy, and hippocampus MRI slice by slice and in 3D. 'train' trains every width by the emitted
+recipe; each finished training is a line of DIR/trainings.jsonl and is not repeated, so that the
+benchmark can be stopped, resumed and grown, on another machine too. 'score' searches each task
+again and again, every run with its own images and initialisations, and measures what else untrained
+networks show: a file a run in DIR/scores. 'tables' writes both as CSV, and report_selection.py
+makes every table and figure from the CSV alone.
+"""
+
+from __future__ import annotations
+
+import argparse
+import contextlib
+import io
+import logging
+import multiprocessing
+import os
+import subprocess
+import sys
+import time
+from collections.abc import Iterator
+from concurrent.futures import ProcessPoolExecutor, as_completed
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+SCRIPTS = Path(__file__).parent
+
+
+@dataclass(frozen=True)
+class Task:
+    """One data set as the benchmark trains it.
+
+    Args:
+        folder: of the data set, below the synthetic or the real root.
+        epochs: of each training; about 500 updates of the recipe.
+        is_real: needs --data.
+        search: further options of the search that plans.
+        overrides: keys of train.json that reduce the cost.
+    """
+
+    folder: str
+    epochs: int
+    is_real: bool = False
+    search: tuple[str, ...] = ()
+    overrides: dict[str, Any] = field(default_factory=dict)
+
+
+SYNTHETIC = (
+    "blobs", "lesions", "vessels", "shapes4", "textures2", "textures4", "textures8", "textures12",
+    "textures8in1",
+)  # fmt: skip
+CROP = {"crop_size": [128, 128], "batch_size": 4}
+TASKS = {
+    **{name: Task(name, epochs=30) for name in SYNTHETIC},
+    "fluorescence": Task("Dataset076_DSB2018Fluo", 10, is_real=True, overrides=CROP),
+    "stain": Task("Dataset077_DSB2018Stain", 22, is_real=True, overrides=CROP),
+    "hippocampus_slices": Task(
+        "Dataset004_Hippocampus", 5, is_real=True, search=("--spatial_dims", "2")
+    ),
+    "hippocampus_3d": Task("Dataset004_Hippocampus", 8, is_real=True),
+}
+
+
+# Of each search; and initialisations of each width for the further statistics.
+NUM_IMAGES = 8
+NUM_REPRESENTED = 8
+STATISTICS = ("explained", "bottleneck", "rank", "targets")
+
+
+@dataclass(frozen=True)
+class Unit:
+    """One training of the benchmark."""
+
+    task: str
+    max_features: int
+    seed: int
+
+    @property
+    def key(self) -> tuple[str, int, int]:
+        """What the journal knows it by."""
+        return self.task, self.max_features, self.seed
+
+
+def main() -> None:
+    """The command line."""
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser.add_argument("stage", choices=("train", "score", "tables"))
+    parser.add_argument("--work", type=Path, default=Path("selection"))
+    parser.add_argument("--data", type=Path, help="folder of the real data sets")
+    parser.add_argument("--tasks", help="names with commas; all without")
+    parser.add_argument("--widths", default="32,16,8,4,2,1")
+    parser.add_argument("--seeds", default="0,1,2")
+    parser.add_argument("--wide_seeds", type=int, default=1, help="seeds of widths over 8")
+    parser.add_argument("--runs", type=int, default=20, help="searches of each task")
+    parser.add_argument("--jobs", type=int, default=2, help="trainings or searches at a time")
+    parser.add_argument("--device", default="cpu")
+    parser.add_argument("--output", type=Path, default=Path("docs/benchmarks"))
+    arguments = parser.parse_args()
+    stages = {"train": train_all, "score": score_all, "tables": write_tables}
+    stages[arguments.stage](arguments)
+
+
+def wanted_tasks(arguments: argparse.Namespace) -> list[str]:
+    """Tasks that can be run with the data at hand."""
+    names = list(TASKS) if arguments.tasks is None else arguments.tasks.split(",")
+    for name in names:
+        if name not in TASKS:
+            raise SystemExit(f"error: no task {name!r}: give some of {', '.join(TASKS)}")
+    missing = [name for name in names if TASKS[name].is_real and arguments.data is None]
+    if missing:
+        print(f"skipped without --data ROOT: {', '.join(missing)}", flush=True)
+    return [name for name in names if name not in missing]
+
+
+def task_root(arguments: argparse.Namespace, name: str) -> Path:
+    """Folder of a task's data set; synthetic ones are drawn when they are first needed."""
+    task = TASKS[name]
+    if task.is_real:
+        return arguments.data / task.folder
+    root = arguments.work / "data"
+    if not (root / name / "dataset.json").is_file():
+        command = [sys.executable, str(SCRIPTS / "make_synthetic_data.py"), "--output", str(root)]
+        subprocess.run([*command, "--tasks", name], check=True)
+    return root / task.folder
+
+
+@contextlib.contextmanager
+def quiet() -> Iterator[None]:
+    """Neither logs nor prints."""
+    logging.disable(logging.CRITICAL)
+    with contextlib.redirect_stdout(io.StringIO()), contextlib.redirect_stderr(io.StringIO()):
+        yield
+
+
+def plan_task(arguments: argparse.Namespace, name: str) -> Path:
+    """The search.json of a task, of which the trainings take the plan; made once."""
+    bundle = arguments.work / "plans" / f"{name}_segmentation"
+    if not (bundle / "docs" / "search.json").is_file():
+        from monai_xtiny.__main__ import main as command_line
+
+        root = task_root(arguments, name)
+        command = ["search", "--images", str(root), "--bundle", str(bundle), "--method", "paper"]
+        with quiet():
+            command_line([*command, "--num_images", "4", *TASKS[name].search])
+    return bundle / "docs" / "search.json"
+
+
+def train_all(arguments: argparse.Namespace) -> None:
+    """Train what the journal lacks: first one seed of everything, then the others."""
+    from monai_xtiny.training import read_journal
+
+    arguments.work.mkdir(parents=True, exist_ok=True)
+    journal = arguments.work / "trainings.jsonl"
+    done = {(line["task"], line["max_features"], line["seed"]) for line in read_journal(journal)}
+    seeds = [int(seed) for seed in arguments.seeds.split(",")]
+    widths = [int(width) for width in arguments.widths.split(",")]
+    units = [
+        Unit(task, width, seed)
+        for index, seed in enumerate(seeds)
+        for task in wanted_tasks(arguments)
+        for width in widths
+        if width <= 8 or index < arguments.wide_seeds
+    ]
+    units = [unit for unit in units if unit.key not in done]
+    jobs = {
+        unit: (plan_task(arguments, unit.task), task_root(arguments, unit.task)) for unit in units
+    }
+    threads = max(1, (os.cpu_count() or 1) // arguments.jobs)
+    context = multiprocessing.get_context("spawn")
+    with ProcessPoolExecutor(arguments.jobs, mp_context=context) as pool:
+        futures = [
+            pool.submit(train_unit, unit, *jobs[unit], arguments.work, threads, arguments.device)
+            for unit in units
+        ]
+        for future in as_completed(futures):
+            line, summary = future.result()
+            with open(journal, "a", encoding="utf-8") as file:
+                file.write(line)
+            print(time.strftime("%H:%M:%S"), summary, flush=True)
+
+
+def train_unit(
+    unit: Unit, search: Path, root: Path, work: Path, threads: int, device: str
+) -> tuple[str, str]:
+    """One training in a process of its own: its line of the journal, and a word about it."""
+    import torch
+
+    from monai_xtiny.export import read_search
+    from monai_xtiny.training import train_width, training_to_line
+
+    torch.set_num_threads(threads)
+    task = TASKS[unit.task]
+    bundle = f"{unit.task}_{unit.max_features}_{unit.seed}_segmentation"
+    with quiet():
+        training = train_width(
+            read_search(search),
+            unit.max_features,
+            data=root,
+            bundle_dir=work / "bundles" / bundle,
+            epochs=task.epochs,
+            val_interval=max(1, task.epochs // 4),
+            seed=unit.seed,
+            overrides={
+                "num_workers": 0, "tensorboard": False, "device": f"$torch.device('{device}')",
+                **task.overrides,
+            },
+        )  # fmt: skip
+    summary = f"{unit.task} {unit.max_features} seed {unit.seed}: "
+    summary += f"{training.evaluation.mean_dice:.4f} in {training.seconds:.0f} s"
+    return training_to_line(training, task=unit.task), summary
+
+
+def score_all(arguments: argparse.Namespace) -> None:
+    """Search every task with fresh images and initialisations; finished runs are not repeated."""
+    folder = arguments.work / "scores"
+    folder.mkdir(parents=True, exist_ok=True)
+    jobs = []
+    for run in range(arguments.runs):
+        for name in wanted_tasks(arguments):
+            target = folder / f"{name}_{run}.json"
+            if not target.is_file():
+                jobs.append((plan_task(arguments, name), task_root(arguments, name), run, target))
+    threads = max(1, (os.cpu_count() or 1) // arguments.jobs)
+    context = multiprocessing.get_context("spawn")
+    with ProcessPoolExecutor(arguments.jobs, mp_context=context) as pool:
+        futures = [pool.submit(score_run, *job, threads, arguments.device) for job in jobs]
+        for future in as_completed(futures):
+            print(time.strftime("%H:%M:%S"), future.result(), flush=True)
+
+
+def score_run(search: Path, root: Path, run: int, target: Path, threads: int, device: str) -> str:
+    """One search with the first round's initialisations, and further statistics of its networks."""
+    import json
+
+    import torch
+    from monai.bundle import ConfigParser
+
+    from monai_xtiny.ensemble import first_seeds
+    from monai_xtiny.export import configs_dir, read_search, write_text
+    from monai_xtiny.labels import PlainPath
+    from monai_xtiny.scoring import max_aligned_width
+    from monai_xtiny.search import ScoreTable, run_search, table_to_dict
+
+    torch.set_num_threads(threads)
+    plan = read_search(search).table.plan
+    parser = ConfigParser(ConfigParser.load_config_files([str(configs_dir() / "search.json")]))
+    seed = 1000 * run + 369
+    parser.update(
+        {"images": PlainPath(str(root)), "plan": plan, "spatial_dims": plan.spatial_dims,
+         "num_images": NUM_IMAGES, "seed": seed, "progress": False}
+    )  # fmt: skip
+
+    def first_round(table: ScoreTable) -> dict[int, int]:
+        widths = [width for width in table.widths if width <= max_aligned_width(plan)]
+        return {width: first_seeds(width) for width in widths}
+
+    with quiet():
+        sample = parser.get_parsed_content("sample")
+        table = run_search(
+            sample, plan, seeds=(seed,), refine=first_round, align=True, device=device,
+            progress=False,
+        )  # fmt: skip
+        statistics = measure_representations(sample.images, plan, seed, device)
+    write_text(target, json.dumps({**table_to_dict(table), "statistics": statistics}))
+    return f"{target.stem}: {table.seconds['total']:.0f} s"
+
+
+def measure_representations(
+    images: Any, plan: Any, seed: int, device: str
+) -> dict[str, dict[int, list[float]]]:
+    """Mean over the images of further label-free statistics, one value an initialisation.
+
+    ``explained``: share of wide networks' features explained; ``bottleneck``: alignment at the
+    bottleneck; ``rank``: effective rank; ``targets``: share explained of targets made from the
+    image: differences of Gaussians, local standard deviation and gradient at three scales.
+    """
+    import torch
+
+    from monai_xtiny.networks import build_network, width_ladder
+    from monai_xtiny.representation import (
+        effective_rank,
+        explained_variance,
+        linear_alignment,
+        reference_features,
+        sample_voxels,
+        sampled_features,
+    )
+    from monai_xtiny.scoring import NUM_VOXELS, max_aligned_width, reference_seeds
+
+    images = [image.to(device) for image in images]
+    voxels = [
+        sample_voxels(image[0].numel(), NUM_VOXELS, seed=seed + index)
+        for index, image in enumerate(images)
+    ]
+    targets = [image_targets(image, index) for image, index in zip(images, voxels, strict=True)]
+    wide = [build_network(plan, 32, seed=item, device=device) for item in reference_seeds(seed)]
+    references = [
+        reference_features(wide, image, index) for image, index in zip(images, voxels, strict=True)
+    ]
+    deep = [bottleneck_reference(wide, image) for image in images]
+    widths = [width for width in width_ladder(plan) if width <= max_aligned_width(plan)]
+    found: dict[str, dict[int, list[float]]] = {
+        name: {width: [] for width in widths} for name in STATISTICS
+    }
+    for width in widths:
+        for number in range(NUM_REPRESENTED):
+            network = build_network(plan, width, seed=seed + number, device=device)
+            rows: dict[str, list[torch.Tensor]] = {name: [] for name in STATISTICS}
+            for index, image in enumerate(images):
+                (features,) = sampled_features(network, image[None], [voxels[index]])
+                rows["explained"].append(explained_variance(features, references[index].features))
+                rows["rank"].append(effective_rank(features))
+                rows["targets"].append(explained_variance(features, targets[index]))
+                rows["bottleneck"].append(
+                    linear_alignment(bottleneck_features(network, image), deep[index])
+                )
+            for name, values in rows.items():
+                found[name][width].append(float(torch.stack(values).mean()))
+    return found
+
+
+def bottleneck_features(network: Any, image: Any) -> Any:
+    """Features of the deepest stage at all its voxels, (N, C)."""
+    import torch
+
+    kept: list[torch.Tensor] = []
+    hook = network.bottleneck.register_forward_hook(lambda module, args, out: kept.append(out))
+    try:
+        with torch.no_grad():
+            network.eval()(image[None])
+    finally:
+        hook.remove()
+    return kept[0][0].flatten(1).mT.double()
+
+
+def bottleneck_reference(networks: Any, image: Any) -> Any:
+    """Bottleneck features of wide networks side by side."""
+    import torch
+
+    from monai_xtiny.representation import ReferenceFeatures
+
+    features = torch.cat([bottleneck_features(network, image) for network in networks], dim=1)
+    features = features - features.mean(dim=0)
+    return ReferenceFeatures(
+        torch.arange(len(features)), features, torch.linalg.matrix_norm(features.mT @ features)
+    )
+
+
+def image_targets(image: Any, voxels: Any) -> Any:
+    """Targets that any image has, standardised, at the sampled voxels: (N, 9 a channel)."""
+    import numpy as np
+    import torch
+    from scipy import ndimage
+
+    columns = []
+    for channel in image.cpu().numpy().astype(np.float64):
+        for sigma in (1, 2, 4):
+            smooth = ndimage.gaussian_filter(channel, sigma)
+            square = ndimage.gaussian_filter(channel**2, sigma)
+            columns += [
+                smooth - ndimage.gaussian_filter(channel, 2 * sigma),
+                np.sqrt(np.maximum(square - smooth**2, 0)),
+                ndimage.gaussian_gradient_magnitude(channel, sigma),
+            ]
+    targets = torch.as_tensor(np.stack([column.ravel() for column in columns], axis=1))[voxels]
+    return ((targets - targets.mean(dim=0)) / targets.std(dim=0).clamp_min(1e-12)).to(image.device)
+
+
+def write_tables(arguments: argparse.Namespace) -> None:
+    """Journal and scores as CSV."""
+    import csv
+    import json
+
+    import numpy as np
+
+    from monai_xtiny.export import read_search
+    from monai_xtiny.training import read_journal, training_from_dict
+
+    arguments.output.mkdir(parents=True, exist_ok=True)
+    with open(arguments.output / "selection_trainings.csv", "w", newline="") as file:
+        rows = csv.writer(file, lineterminator="\n")
+        rows.writerow(
+            ["task", "max_features", "num_parameters", "seed", "epochs", "dice", "seconds"]
+        )
+        for line in read_journal(arguments.work / "trainings.jsonl"):
+            training = training_from_dict(line)
+            ladder = read_search(plan_task(arguments, line["task"])).table.ladder
+            size = {rung.max_features: rung.num_parameters for rung in ladder}
+            rows.writerow(
+                [line["task"], training.max_features, size[training.max_features], training.seed,
+                 training.epochs, f"{training.evaluation.mean_dice:.5f}", training.seconds]
+            )  # fmt: skip
+    with open(arguments.output / "selection_scores.csv", "w", newline="") as file:
+        rows = csv.writer(file, lineterminator="\n")
+        rows.writerow(["task", "run", "classes", "statistic", "max_features", "seed", "value"])
+        for path in sorted((arguments.work / "scores").glob("*.json")):
+            content = json.loads(path.read_text())
+            task, run = path.stem.rsplit("_", 1)
+            series = {
+                name: {rung["max_features"]: np.mean(rung.get(name, []), axis=-1)
+                       for rung in content["ladder"] if rung.get(name)}
+                for name in ("sensitivity", "alignment")
+            }  # fmt: skip
+            series.update(content["statistics"])
+            for name, widths in series.items():
+                for width, values in widths.items():
+                    for seed, value in enumerate(values):
+                        rows.writerow(
+                            [task, run, content["plan"]["out_channels"], name, width, seed,
+                             f"{value:.5g}"]
+                        )  # fmt: skip
+    print(arguments.output / "selection_scores.csv")
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,173 @@
+from __future__ import annotations
+
+from dataclasses import replace
+
+import numpy as np
+import pytest
+
+from monai_xtiny.ensemble import (
+    MAX_SEEDS,
+    STABLE,
+    alignment_values,
+    bootstrap_votes,
+    first_seeds,
+    refinement,
+    select_alignment,
+)
+from monai_xtiny.search import Rung, ScoreTable
+from monai_xtiny.selection import select_width, suited_method
+
+WIDTHS = (64, 32, 16, 8, 4, 2, 1)
+IMAGES = ("a", "b", "c")
+
+
+def noisy_table(plan, means, spread: float, counts: dict[int, int], seed: int = 0) -> ScoreTable:
+    """Alignments around a mean of each width up to 32; sensitivities of no interest."""
+    rng = np.random.default_rng(seed)
+    ladder = []
+    for width in WIDTHS:
+        rows = counts.get(width, 1)
+        values = ()
+        if width in means:
+            noise = rng.normal(0, spread, (rows, 1)) + rng.normal(0, spread / 10, (rows, 3))
+            values = tuple(map(tuple, (means[width] + noise).tolist()))
+        ladder.append(Rung(width, (width,), width, width, 0.1, ((1.0,) * 3,) * rows, values))
+    seeds = tuple(range(max(counts.values(), default=1)))
+    return ScoreTable(plan, tuple(ladder), seeds, IMAGES, {"total": 5.0}, {})
+
+
+def unit_cost(width: int) -> float:
+    return width
+
+
+MEANS = {32: 0.5, 16: 0.4, 8: 0.3, 4: 0.22, 2: 0.1, 1: 0.05}
+
+
+@pytest.mark.parametrize(
+    ("alignments", "threshold", "expected"),
+    [
+        ([0.5, 0.4, 0.3, 0.2], 0.25, 8),
+        ([0.5, 0.4, 0.3, 0.2], 0.2, 4),
+        ([0.5, 0.4, 0.3, 0.2], 0.01, 4),
+        ([0.5, 0.1, 0.3, 0.2], 0.2, 32),
+        ([0.1, 0.4, 0.3, 0.2], 0.2, 32),
+    ],
+    ids=["between", "on the threshold", "all above", "a dip ends it", "none above"],
+)
+def test_select_alignment_takes_the_smallest_width_before_the_first_failure(
+    alignments, threshold, expected
+) -> None:
+    assert select_alignment((32, 16, 8, 4), alignments, threshold=threshold) == expected
+
+
+@pytest.mark.parametrize("alignments", [[0.5], [], [0.5, float("nan")]])
+def test_select_alignment_refuses(alignments) -> None:
+    with pytest.raises(ValueError, match="give one finite value each"):
+        select_alignment((8, 4), alignments)
+
+
+def test_alignment_values_refuses_a_table_without(selection) -> None:
+    with pytest.raises(ValueError, match="no alignment: score again with --method alignment"):
+        alignment_values(selection.table)
+
+
+def test_bootstrap_votes_sum_to_one_repeat_and_leave_the_generator() -> None:
+    rng = np.random.default_rng(0)
+    values = {w: rng.normal(MEANS[w], 0.1, (8, 3)) for w in MEANS}
+    state = np.random.get_state()[1].copy()
+    votes = bootstrap_votes(values, threshold=0.2)
+    assert sum(votes.values()) == pytest.approx(1)
+    assert votes == bootstrap_votes(values, threshold=0.2)
+    assert votes != bootstrap_votes(values, threshold=0.2, seed=1)
+    np.testing.assert_array_equal(np.random.get_state()[1], state)
+
+
+def test_bootstrap_votes_are_half_for_a_mean_on_the_threshold_and_sure_without_noise() -> None:
+    noise = np.linspace(-1, 1, 40)[:, None] * np.ones((1, 3))
+    votes = bootstrap_votes({8: 0.9 + 0 * noise, 4: 0.2 + 0.1 * noise}, threshold=0.2)
+    assert votes[4] == pytest.approx(0.5, abs=0.06)
+    assert bootstrap_votes({8: 0.9 + 0 * noise, 4: 0.1 + 0 * noise}, threshold=0.2) == {8: 1.0}
+
+
+def test_bootstrap_votes_see_the_noise_of_images_too() -> None:
+    of_images = np.ones((40, 1)) * np.linspace(-1, 1, 3)[None]
+    votes = bootstrap_votes({8: 0.9 + 0 * of_images, 4: 0.25 + 0.2 * of_images}, threshold=0.2)
+    assert 0.1 < votes[8] < 0.45
+
+
+def test_more_initialisations_make_the_votes_surer_of_the_right_width() -> None:
+    rng = np.random.default_rng(1)
+    shares = []
+    for count in (4, 32, 256):
+        noise = rng.normal(0, 0.1, (50, count, 1)) * np.ones((1, 1, 2))
+        votes = [bootstrap_votes({8: 0.9 + 0 * n, 4: 0.22 + n}, threshold=0.2) for n in noise]
+        shares.append(np.mean([vote.get(4, 0) for vote in votes]))
+    assert shares == sorted(shares)
+    assert shares[-1] > 0.95
+
+
+def test_refinement_starts_with_few_wide_and_many_narrow(plan_2d) -> None:
+    refine = refinement("alignment", unit_cost=unit_cost)
+    wanted = refine(noisy_table(plan_2d, MEANS, 0.01, {}))
+    assert wanted == {width: first_seeds(width) for width in MEANS}
+    assert list(wanted.values()) == sorted(wanted.values())
+
+
+def test_refinement_stops_when_the_choice_is_sure(plan_2d) -> None:
+    counts = {width: first_seeds(width) for width in MEANS}
+    table = noisy_table(plan_2d, MEANS, 0.001, counts)
+    assert max(bootstrap_votes(alignment_values(table)).values()) >= STABLE
+    assert refinement("alignment", unit_cost=unit_cost)(table) == {}
+
+
+def test_refinement_doubles_a_contested_width_until_the_budget_is_spent(plan_2d) -> None:
+    refine = refinement("alignment", unit_cost=unit_cost, threshold=0.21)
+    counts = {width: first_seeds(width) for width in MEANS}
+    budget = 16 * sum(WIDTHS)
+    for _ in range(20):
+        table = noisy_table(plan_2d, MEANS, 0.2, counts)
+        wanted = refine(table)
+        if not wanted:
+            break
+        changed = [width for width in counts if wanted[width] != counts[width]]
+        assert len(changed) == 1
+        assert wanted[changed[0]] == min(2 * counts[changed[0]], MAX_SEEDS)
+        counts = dict(wanted)
+        spent = 3 * (64 + sum(width * count for width, count in counts.items()))
+        assert spent <= budget
+    assert not wanted
+    assert max(counts.values()) > first_seeds(1)
+
+
+def test_refinement_asks_for_nothing_after_max_seconds_or_for_given_seeds(plan_2d) -> None:
+    counts = {width: first_seeds(width) for width in MEANS}
+    table = noisy_table(plan_2d, MEANS, 0.2, counts)
+    assert refinement("alignment", unit_cost=unit_cost, max_seconds=5.1)(table)
+    assert refinement("alignment", unit_cost=unit_cost, max_seconds=5.0)(table) == {}
+    assert refinement("alignment", unit_cost=unit_cost, num_seeds=3) is None
+    assert refinement("paper", unit_cost=unit_cost) is None
+
+
+def test_select_width_by_alignment_states_votes_and_confidence(plan_2d) -> None:
+    counts = {width: 16 for width in MEANS}
+    table = noisy_table(plan_2d, MEANS, 0.05, counts)
+    selection = select_width(table, "alignment")
+    values = alignment_values(table)
+    means = [array.mean() for array in values.values()]
+    assert selection.max_features == select_alignment(list(values), means)
+    assert selection.confidence == selection.votes[selection.max_features]
+    assert suited_method(table) == "alignment"
+
+
+def test_select_width_by_alignment_of_one_initialisation_states_no_confidence(plan_2d) -> None:
+    table = noisy_table(plan_2d, MEANS, 0.0, {})
+    assert select_width(table, "alignment").confidence is None
+
+
+def test_paper_uses_the_initialisations_that_every_width_has(plan_2d) -> None:
+    table = noisy_table(plan_2d, MEANS, 0.1, {8: 4, 4: 4})
+    assert table.num_curves == 1
+    assert select_width(table, "paper").confidence is None
+    assert suited_method(replace(table, ladder=tuple(
+        replace(rung, alignment=()) for rung in table.ladder
+    ))) == "paper"  # fmt: skip
