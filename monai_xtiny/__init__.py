@@ -31,9 +31,12 @@ _HOME = {
     "load_nnunet_plan": "nnunet",
     "check_bundle": "check",
     "package_bundle": "zoo",
+    "deploy_bundle": "deploy",
+    "load_segmenter": "segmenter",
+    "verify_bundle": "verification",
 }
 
-_MODULES = frozenset((*_HOME.values(), "headers", "labels", "report"))
+_MODULES = frozenset((*_HOME.values(), "ensemble", "headers", "journal", "labels", "report"))
 
 __all__ = ["__version__", *_HOME]
 

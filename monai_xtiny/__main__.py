@@ -42,10 +42,11 @@ def search(
     bundle: str,
     label_names: str | None = None,
     spatial_dims: int | None = None,
-    method: str = "paper",
-    num_images: str = "16",
+    method: str = "alignment",
+    num_images: str | None = None,
     seed: int = 369,
-    num_seeds: int = 1,
+    num_seeds: int | None = None,
+    max_seconds: float | None = None,
     plans: str | None = None,
     configuration: str = "2d",
     device: str = "auto",
@@ -63,9 +64,11 @@ def search(
         label_names: names of the classes with commas, background first.
         spatial_dims: 2 or 3; volumes are planned in 3D without.
         method: rule that chooses the width.
-        num_images: images to score, or 'all'.
+        num_images: images to score, or 'all'; without, 8 for 'alignment' and 16 for 'paper'.
         seed: of the first initialisation and of the draw of images.
-        num_seeds: initialisations to score.
+        num_seeds: initialisations of every width; without, one for 'paper', and for 'alignment' as
+            many of narrow widths as make the choice sure.
+        max_seconds: time after which no further initialisations are asked for.
         plans: nnU-Net's plans file to take the plan from.
         configuration: of the plans file.
         device: auto, cpu, cuda, cuda:1, ...
@@ -86,6 +89,7 @@ def search(
             num_images=num_images,
             seed=seed,
             num_seeds=num_seeds,
+            max_seconds=max_seconds,
             plans=plans,
             configuration=configuration,
             device=device,
@@ -142,15 +146,17 @@ def plan(
 
 
 @SetParseFns(images=_text, output=_text, label_names=_text, plans=_text, configuration=_text)
-@SetParseFns(device=_text, config_file=_text, num_images=_text)
+@SetParseFns(device=_text, config_file=_text, num_images=_text, method=_text)
 def score(
     images: str,
     output: str,
     label_names: str | None = None,
     spatial_dims: int | None = None,
-    num_images: str = "16",
+    num_images: str | None = None,
     seed: int = 369,
-    num_seeds: int = 1,
+    method: str = "alignment",
+    num_seeds: int | None = None,
+    max_seconds: float | None = None,
     plans: str | None = None,
     configuration: str = "2d",
     device: str = "auto",
@@ -164,9 +170,12 @@ def score(
         output: JSON file to write.
         label_names: names of the classes with commas, background first.
         spatial_dims: 2 or 3; volumes are planned in 3D without.
-        num_images: images to score, or 'all'.
+        num_images: images to score, or 'all'; without, 8 for 'alignment' and 16 for 'paper'.
         seed: of the first initialisation and of the draw of images.
-        num_seeds: initialisations to score.
+        method: rule that the scores are for.
+        num_seeds: initialisations of every width; without, one for 'paper', and for 'alignment' as
+            many of narrow widths as make the choice sure.
+        max_seconds: time after which no further initialisations are asked for.
         plans: nnU-Net's plans file to take the plan from.
         configuration: of the plans file.
         device: auto, cpu, cuda, cuda:1, ...
@@ -175,6 +184,7 @@ def score(
     """
 
     def run() -> None:
+        from monai_xtiny.journal import journal_path, remove_journal
         from monai_xtiny.search import table_to_dict
 
         overrides = _search_overrides(
@@ -182,10 +192,11 @@ def score(
             bundle="unused",
             label_names=label_names,
             spatial_dims=spatial_dims,
-            method="paper",
+            method=method,
             num_images=num_images,
             seed=seed,
             num_seeds=num_seeds,
+            max_seconds=max_seconds,
             plans=plans,
             configuration=configuration,
             device=device,
@@ -194,23 +205,26 @@ def score(
             torchscript=False,
         )
         _check_output(output)
+        journal = journal_path(output)
+        overrides["journal"] = journal
         workflow = _workflow(config_file, overrides, init_id="initialize_scores")
         table = workflow.parser.get_parsed_content("scores")
         _emit(json.dumps(table_to_dict(table), indent=4), output)
+        remove_journal(journal)
 
     return _Job(run, debug)
 
 
 @SetParseFns(scores=_text, output=_text, method=_text)
 def select(
-    scores: str, output: str | None = None, method: str = "paper", debug: bool = False
+    scores: str, output: str | None = None, method: str | None = None, debug: bool = False
 ) -> _Job:
     """Choose a width from a table of scores.
 
     Args:
         scores: what 'score' wrote, or a bundle's docs/search.json.
         output: search.json to write; only the table is printed without.
-        method: rule that chooses the width.
+        method: rule that chooses the width; without, the one that the table was scored for.
         debug: show tracebacks.
     """
 
@@ -218,10 +232,11 @@ def select(
         from monai_xtiny.export import read_json, write_search
         from monai_xtiny.report import ladder_table
         from monai_xtiny.search import table_from_dict
-        from monai_xtiny.selection import select_width
+        from monai_xtiny.selection import select_width, suited_method
 
         _check_output(output)
-        selection = select_width(table_from_dict(read_json(scores)), method)
+        table = table_from_dict(read_json(scores))
+        selection = select_width(table, method or suited_method(table))
         if output is not None:
             write_search(selection, output)
         print(ladder_table(selection))
@@ -374,6 +389,121 @@ def package(
     return _Job(run, debug)
 
 
+@SetParseFns(bundle=_text, data=_text, datalist=_text, work=_text)
+def verify(
+    bundle: str,
+    data: str | None = None,
+    datalist: str | None = None,
+    epochs: int | None = None,
+    num_seeds: int = 2,
+    fold: int = 0,
+    seed: int = 0,
+    work: str | None = None,
+    update: bool = False,
+    debug: bool = False,
+) -> _Job:
+    """Train the width of a bundle and its neighbours briefly: is it on the plateau?
+
+    Args:
+        bundle: the bundle; it stays as it is without --update.
+        data: nnU-Net data set root with imagesTr and labelsTr.
+        datalist: MSD dataset.json.
+        epochs: over all cases; 400 updates without, whatever the number of cases.
+        num_seeds: trainings of each width, at least 2.
+        fold: of the split by case.
+        seed: of the first training.
+        work: folder that keeps finished trainings, so that they are not repeated.
+        update: write docs/verification.json, and move the bundle to the width recommended; what
+            was trained is copied to former_widthN in the bundle's folder first.
+        debug: show tracebacks.
+    """
+
+    def run() -> None:
+        from monai_xtiny.export import read_search
+        from monai_xtiny.plateau import verification_summary
+        from monai_xtiny.update import update_bundle
+        from monai_xtiny.verification import verify_bundle
+
+        is_update = _parse_flag("update", update)
+        found = verify_bundle(
+            bundle,
+            data=data,
+            datalist=datalist,
+            epochs=None if epochs is None else _parse_int("epochs", epochs),
+            num_seeds=_parse_int("num_seeds", num_seeds),
+            fold=_parse_int("fold", fold),
+            seed=_parse_int("seed", seed),
+            work_dir=work,
+            progress=lambda training: print(
+                f"width {training.max_features}, seed {training.seed}: Dice "
+                f"{training.evaluation.mean_dice:.4f}, trained in {training.seconds:.0f} s",
+                flush=True,
+            ),
+        )
+        ladder = read_search(Path(bundle, "docs", "search.json")).table.ladder
+        parameters = {rung.max_features: rung.num_parameters for rung in ladder}
+        print(verification_summary(found, parameters))
+        if not is_update:
+            return
+        former = update_bundle(bundle, found)
+        if found.recommended != found.selected:
+            print(f"{bundle}: width {found.recommended} now, at its initialisation: train it")
+        if former is not None:
+            print(f"what was trained at width {found.selected} is in {former}")
+
+    return _Job(run, debug)
+
+
+@SetParseFns(bundle=_text, images=_text, data=_text, size=_text, output=_text)
+def deploy(
+    bundle: str,
+    images: str | None = None,
+    data: str | None = None,
+    int8: bool = False,
+    benchmark: bool = True,
+    size: str | None = None,
+    output: str | None = None,
+    debug: bool = False,
+) -> _Job:
+    """Export a bundle's network to ONNX, and time it in four engines beside the full width.
+
+    Args:
+        bundle: the bundle; models/model.onnx and docs/deploy.json are written.
+        images: unlabeled images as 'search' takes them, to compare outputs and calibrate int8 on.
+        data: nnU-Net data set root with imagesTr and labelsTr, to measure Dice on held-out cases.
+        int8: write models/model_int8.onnx too; needs --images.
+        benchmark: time the engines; --nobenchmark only exports.
+        size: of the image to time, with commas, for a picture WIDTH,HEIGHT; the patch without.
+        output: JSON file to write in place of docs/deploy.json.
+        debug: show tracebacks.
+    """
+
+    def run() -> None:
+        from monai_xtiny.deploy import deploy_bundle, deployment_table
+
+        _check_output(output)
+        made = deploy_bundle(
+            bundle,
+            images=images,
+            data=data,
+            int8=_parse_flag("int8", int8),
+            benchmark=_parse_flag("benchmark", benchmark),
+            size=None if size is None else [_parse_int("size", edge) for edge in size.split(",")],
+            output=output,
+            progress=lambda text: print(text, flush=True),
+        )
+        for file in made.files:
+            print(file)
+        print(f"logits differ from PyTorch's by {made.max_difference:.1e} at most")
+        for name, dice in (("float32", made.dice), ("int8", made.dice_int8)):
+            if dice is not None:
+                print(f"{name}: mean Dice {dice:.4f} over {made.num_cases} cases held out")
+        if made.timings:
+            print(deployment_table(made))
+
+    return _Job(run, debug)
+
+
 def main(command: list[str] | None = None) -> None:
     """Run the command line: exit status 0 done, 2 bad input in one line, 1 anything else."""
     commands = {
@@ -386,6 +516,8 @@ def main(command: list[str] | None = None) -> None:
         "check": check,
         "evaluate": evaluate,
         "package": package,
+        "verify": verify,
+        "deploy": deploy,
     }
     job = fire.Fire(commands, command=command, name="monai-xtiny", serialize=_hide_job)
     if not isinstance(job, _Job):
@@ -396,7 +528,7 @@ def main(command: list[str] | None = None) -> None:
     try:
         job._run()
     except KeyboardInterrupt:
-        print("interrupted: nothing was written", file=sys.stderr)
+        print("interrupted: the same command goes on from what was scored", file=sys.stderr)
         raise SystemExit(130) from None
     except Exception as error:
         if job._debug:
@@ -433,9 +565,10 @@ def _search_overrides(
     label_names: str | None,
     spatial_dims: int | None,
     method: str,
-    num_images: str,
+    num_images: str | None,
     seed: int,
-    num_seeds: int,
+    num_seeds: int | None,
+    max_seconds: float | None,
     plans: str | None,
     configuration: str,
     device: str,
@@ -455,18 +588,25 @@ def _search_overrides(
         not isinstance(spatial_dims, int) or spatial_dims not in (2, 3)
     ):
         raise ValueError(f"--spatial_dims is {spatial_dims!r}: give 2 or 3")
-    if _parse_int("num_seeds", num_seeds) < 1:
+    if num_seeds is not None and _parse_int("num_seeds", num_seeds) < 1:
         raise ValueError(f"--num_seeds is {num_seeds}: give at least 1")
+    if max_seconds is not None and not (
+        isinstance(max_seconds, (int, float)) and 0 <= max_seconds < float("inf")
+    ):
+        raise ValueError(f"--max_seconds is {max_seconds!r}: give a number of seconds")
     # Paths in, so that nothing typed here can be evaluated; the trailing slash of a glob stays.
+    # Without a number the config's own default stands.
+    scored = {} if num_images is None else {"num_images": _parse_num_images(num_images)}
     return {
+        **scored,
         "images": PlainPath(images),
         "bundle": PlainPath(bundle),
         "label_names": None if label_names is None else read_label_names(images, label_names),
         "spatial_dims": spatial_dims,
         "method": method,
-        "num_images": _parse_num_images(num_images),
         "seed": _parse_int("seed", seed),
         "num_seeds": num_seeds,
+        "max_seconds": max_seconds,
         "plans": None if plans is None else PlainPath(plans),
         "configuration": configuration,
         "device": device,
