@@ -23,6 +23,9 @@ NUM_RESAMPLES = 1000
 MAX_SEEDS = 64
 MIN_FIRST_SEEDS, MAX_FIRST_SEEDS, FIRST_FEATURES = 4, 16, 128
 STABLE = 0.95
+# Of these the first few are scored for sensitivity too; alignment alone costs a third of that.
+NUM_SENSITIVE = 4
+ALIGNMENT_COST = 1 / 3
 # What a search may cost: one pass of the published rule over that many images.
 BUDGET_IMAGES = 16
 
@@ -147,19 +150,19 @@ def refinement(
     def refine(table: ScoreTable) -> Mapping[int, int]:
         values = alignment_values(table)
         counts = {width: len(array) for width, array in values.items()}
+        budget = BUDGET_IMAGES * sum(unit_cost(width) for width in table.widths)
         if max(counts.values()) == 1:
-            return {width: first_seeds(width) for width in counts}
+            return _first_round(table, list(counts), unit_cost, budget)
         if max_seconds is not None and table.seconds["total"] >= max_seconds:
             return {}
         votes = bootstrap_votes(values, threshold=threshold)
         if max(votes.values()) >= STABLE:
             return {}
         spent = _cost(table, counts, unit_cost)
-        budget = BUDGET_IMAGES * sum(unit_cost(width) for width in table.widths)
         gains = {}
         for width in _contested(values, votes):
             double = min(2 * counts[width], MAX_SEEDS)
-            extra = (double - counts[width]) * unit_cost(width) * len(table.images)
+            extra = (double - counts[width]) * unit_cost(width) * len(table.images) * ALIGNMENT_COST
             if extra and spent + extra <= budget:
                 variance = values[width].mean(axis=1).var(ddof=1)
                 gains[width] = variance * (1 / counts[width] - 1 / double) / extra
@@ -171,12 +174,25 @@ def refinement(
     return refine
 
 
+def _first_round(
+    table: ScoreTable, widths: Sequence[int], unit_cost: Callable[[int], float], budget: float
+) -> dict[int, int]:
+    """First initialisations of the aligned widths, halved until the budget allows them."""
+    counts = {width: first_seeds(width) for width in widths}
+    while _cost(table, counts, unit_cost) > budget and max(counts.values()) > 2:
+        counts = {width: max(2, count // 2) for width, count in counts.items()}
+    return counts
+
+
 def _cost(table: ScoreTable, counts: Mapping[int, int], unit_cost: Callable[[int], float]) -> float:
-    """Cost of the table's units, with ``counts`` initialisations where it says so."""
-    return len(table.images) * sum(
-        unit_cost(rung.max_features) * counts.get(rung.max_features, len(rung.sensitivity))
-        for rung in table.ladder
-    )
+    """Cost of the table with ``counts`` initialisations; beyond the first few, aligned alone."""
+    total = 0.0
+    for rung in table.ladder:
+        count = counts.get(rung.max_features, 1)
+        sensitive = min(count, NUM_SENSITIVE)
+        units = sensitive + ALIGNMENT_COST * (count if rung.max_features in counts else 0)
+        total += unit_cost(rung.max_features) * units
+    return total * len(table.images)
 
 
 def _contested(values: Mapping[int, np.ndarray], votes: Mapping[int, float]) -> list[int]:

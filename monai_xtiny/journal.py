@@ -22,8 +22,8 @@ class UnitScore:
     """What one initialised network scored.
 
     Args:
-        sensitivity: one value an image.
-        alignment: one value an image; empty where it was not measured.
+        sensitivity: one value an image; empty where it was not measured.
+        alignment: likewise.
     """
 
     sensitivity: tuple[float, ...]

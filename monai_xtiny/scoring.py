@@ -12,6 +12,7 @@ from ignite.engine import Engine
 
 import monai_xtiny
 from monai_xtiny.data import Sample
+from monai_xtiny.ensemble import NUM_SENSITIVE
 from monai_xtiny.handlers import AlignmentHandler, SensitivityHandler
 from monai_xtiny.journal import Unit, UnitScore
 from monai_xtiny.networks import build_network, width_ladder
@@ -37,14 +38,23 @@ class Scorer:
         seed: of the sampled voxels, and the base of the reference networks' seeds.
         device: that computes.
         align: measure the alignment too.
+        num_seeds: initialisations whose sensitivity is asked for, at least.
     """
 
     def __init__(
-        self, sample: Sample, plan: UNetPlan, seed: int, device: torch.device, *, align: bool
+        self,
+        sample: Sample,
+        plan: UNetPlan,
+        seed: int,
+        device: torch.device,
+        *,
+        align: bool,
+        num_seeds: int = 1,
     ) -> None:
         self.sample = sample
         self.plan = plan
         self.seed = seed
+        self.num_seeds = num_seeds
         self.device = device
         self.align = align
         self._batches = _make_batches(sample.images)
@@ -70,12 +80,15 @@ class Scorer:
         }
 
     def score(self, width: int, seed: int) -> UnitScore:
-        """Sensitivity and alignment of one initialised network on each image."""
+        """Sensitivity, alignment or both of one initialised network on each image."""
         network = build_network(self.plan, width, seed=seed, device=self.device)
         engine = Engine(lambda engine, batch: None)
         # Ranks score different networks: nothing to gather inside a unit.
-        handlers: list[SensitivityHandler] = [SensitivityHandler(network, gather=False)]
-        if self.align and width <= max_aligned_width(self.plan):
+        handlers: list[SensitivityHandler] = []
+        is_aligned = self.align and width <= max_aligned_width(self.plan)
+        if not is_aligned or seed - self.seed < max(NUM_SENSITIVE, self.num_seeds):
+            handlers.append(SensitivityHandler(network, gather=False))
+        if is_aligned:
             handlers.append(AlignmentHandler(network, self.references(), gather=False))
         for handler in handlers:
             handler.attach(engine)
@@ -93,7 +106,10 @@ class Scorer:
                         f"{', '.join(bad)}: check the intensities"
                     ) from error
             raise
-        return UnitScore(*(tuple(getattr(state, handler.name).tolist()) for handler in handlers))
+        scores = {
+            handler.name: tuple(getattr(state, handler.name).tolist()) for handler in handlers
+        }
+        return UnitScore(scores.get("sensitivity", ()), scores.get("alignment", ()))
 
     def references(self) -> list[ReferenceFeatures]:
         """Features of the wide networks on every image; computed when first needed."""

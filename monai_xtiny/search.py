@@ -20,8 +20,10 @@ from monai_xtiny.plan import UNetPlan
 from monai_xtiny.scoring import Scorer, describe_environment
 
 MIN_LADDER = 5
-# Time besides arithmetic, measured on CPU: a network of width 1 takes what 8 GMACs a megavoxel do.
-OVERHEAD_GMACS_A_MEGAVOXEL = 8.0
+# Time besides arithmetic, in GMACs a megavoxel, measured on CPU: what a network of width 1 takes in
+# 2D, and what a channel adds in 3D up to 12 of them, where convolutions of few channels are slow.
+OVERHEAD_GMACS = 8.0
+MAX_SLOW_CHANNELS = {2: 1, 3: 12}
 
 
 @dataclass(frozen=True)
@@ -36,7 +38,7 @@ class Rung:
         gmacs: multiply-accumulates of one forward pass on one patch, in 1e9.
         sensitivity: one row an initialisation, one value an image; the rows are those of the
             table's first seeds.
-        alignment: likewise; no rows where it was not measured.
+        alignment: likewise, of as many or more of them; no rows where it was not measured.
     """
 
     max_features: int
@@ -147,7 +149,7 @@ def run_search(
     _check_sample(sample, plan, seeds)
     target = select_device(device)
     start = time.perf_counter()
-    scorer = Scorer(sample, plan, seeds[0], target, align=align)
+    scorer = Scorer(sample, plan, seeds[0], target, align=align, num_seeds=len(seeds))
     done = _open_journal(journal, scorer)
     all_seeds = list(seeds)
     counts = {width: len(seeds) for width in width_ladder(plan)}
@@ -257,7 +259,7 @@ def table_from_dict(content: Mapping[str, Any]) -> ScoreTable:
             raise ValueError(
                 f"width {width} lacks scores: expected {num_seeds} seeds of {num_images} images"
             )
-    if max((len(sensitivity) for _, sensitivity, _ in rows), default=0) != num_seeds:
+    if max((max(len(sens), len(align)) for _, sens, align in rows), default=0) != num_seeds:
         raise ValueError(f"no width has scores of {num_seeds} seeds: write the table again")
     return table
 
@@ -342,8 +344,12 @@ def unit_costs(plan: UNetPlan) -> dict[int, float]:
 
     The arithmetic, and what narrow networks spend besides: on memory and on calls.
     """
-    overhead = OVERHEAD_GMACS_A_MEGAVOXEL * prod(plan.patch_size) / 1e6
-    return {width: network_cost(plan, width).gmacs + overhead for width in width_ladder(plan)}
+    overhead = OVERHEAD_GMACS * prod(plan.patch_size) / 1e6
+    limit = MAX_SLOW_CHANNELS[plan.spatial_dims]
+    return {
+        width: network_cost(plan, width).gmacs + overhead * min(width, limit)
+        for width in width_ladder(plan)
+    }
 
 
 def _make_rung(plan: UNetPlan, width: int, scores: Sequence[UnitScore]) -> Rung:
@@ -355,6 +361,6 @@ def _make_rung(plan: UNetPlan, width: int, scores: Sequence[UnitScore]) -> Rung:
         num_parameters=cost.num_parameters,
         num_parameters_nnunet=cost.num_parameters_nnunet,
         gmacs=cost.gmacs,
-        sensitivity=tuple(score.sensitivity for score in scores),
+        sensitivity=tuple(score.sensitivity for score in scores if score.sensitivity),
         alignment=tuple(score.alignment for score in scores if score.alignment),
     )

@@ -1,16 +1,14 @@
 """Train widths of the ladder by the emitted recipe, and tabulate what each is worth.
 
 usage: python scripts/benchmark_accuracy.py --data ROOT --widths 32,16,8,4,2,1 --folds 0
-           --epochs 20 [--sets Dataset076_DSB2018Fluo,...] [--num_seeds 5] [--seeds 0]
-           [--threads N] [--work DIR]
+           --epochs 20 [--sets Dataset076_DSB2018Fluo,...] [--seeds 0] [--threads N] [--work DIR]
        python scripts/benchmark_accuracy.py --data ROOT --work DIR --output docs/benchmarks
 
-ROOT holds data sets in nnU-Net's layout. Each set is searched once (16 images, --num_seeds
-initialisations that vote); each training is the emitted train.json with nothing changed but epochs,
-fold, seed and width, and each finished one is a line of WORK/trainings.jsonl that is not repeated,
-so that the benchmark can be stopped, resumed and grown, by several processes on different sets too.
-With --output the tables, the figures and the journal are written instead, with the CPU latency of
-every width measured then and there.
+ROOT holds data sets in nnU-Net's layout. Each set is searched once, by default; each training is
+the emitted train.json with nothing changed but epochs, fold, seed and width, and each finished one
+is a line of WORK/trainings.jsonl that is not repeated, so that the benchmark can be stopped,
+resumed and grown, by several processes on different sets too. With --output the tables, the figures
+and the journal are written instead, with the CPU latency of every width measured then and there.
 """
 
 from __future__ import annotations
@@ -61,7 +59,6 @@ def parse_arguments() -> argparse.Namespace:
     parser.add_argument("--seeds", default="0")
     parser.add_argument("--epochs", type=int, default=20)
     parser.add_argument("--val_interval", type=int, default=5)
-    parser.add_argument("--num_seeds", type=int, default=5, help="of the search of each set")
     parser.add_argument("--threads", type=int, default=os.cpu_count())
     parser.add_argument("--work", type=Path, default=Path("accuracy"))
     parser.add_argument("--output", type=Path, help="folder for table, figures and journal")
@@ -97,7 +94,7 @@ def search(root: Path, arguments: argparse.Namespace) -> Selection:
     if not (bundle / "docs" / "search.json").is_file():
         command = ["search", "--images", str(root), "--bundle", str(bundle)]
         with contextlib.redirect_stdout(io.StringIO()):
-            command_line([*command, "--num_seeds", str(arguments.num_seeds)])
+            command_line(command)
     return read_search(bundle / "docs" / "search.json")
 
 
@@ -188,8 +185,8 @@ def section(root: Path, trainings: list[Training], selection: Selection, figure:
         "",
         f"{len(first.evaluation.cases)} cases held out of each fold; epochs "
         f"{numbers(trainings, 'epochs')}; folds {numbers(trainings, 'fold')}; seeds "
-        f"{numbers(trainings, 'seed')}. Selected (`{selection.method}`, "
-        f"initialisations: {len(selection.table.seeds)}): **{selection.max_features}**. "
+        f"{numbers(trainings, 'seed')}. Selected by the default search (`{selection.method}`, "
+        f"confidence {selection.confidence or 0:.0%}): **{selection.max_features}**. "
         f"Smallest width within {PLATEAU} of the best: **{oracle}**.",
         "",
         "| " + " | ".join(header) + " |",

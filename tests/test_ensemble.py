@@ -113,6 +113,14 @@ def test_refinement_starts_with_few_wide_and_many_narrow(plan_2d) -> None:
     assert list(wanted.values()) == sorted(wanted.values())
 
 
+def test_refinement_starts_with_fewer_where_the_budget_is_small(plan_2d) -> None:
+    refine = refinement("alignment", unit_cost=lambda width: 1.0)
+    wanted = refine(noisy_table(plan_2d, MEANS, 0.01, {}))
+    spent = 3 * (1 + sum(min(count, 4) + count / 3 for count in wanted.values()))
+    assert 2 <= min(wanted.values()) < first_seeds(32)
+    assert spent <= 16 * len(WIDTHS)
+
+
 def test_refinement_stops_when_the_choice_is_sure(plan_2d) -> None:
     counts = {width: first_seeds(width) for width in MEANS}
     table = noisy_table(plan_2d, MEANS, 0.001, counts)
@@ -133,7 +141,9 @@ def test_refinement_doubles_a_contested_width_until_the_budget_is_spent(plan_2d)
         assert len(changed) == 1
         assert wanted[changed[0]] == min(2 * counts[changed[0]], MAX_SEEDS)
         counts = dict(wanted)
-        spent = 3 * (64 + sum(width * count for width, count in counts.items()))
+        # The first four are scored for sensitivity too, alignment alone costs a third.
+        units = {width: min(count, 4) + count / 3 for width, count in counts.items()}
+        spent = 3 * (64 + sum(width * units[width] for width in counts))
         assert spent <= budget
     assert not wanted
     assert max(counts.values()) > first_seeds(1)

@@ -150,17 +150,20 @@ def test_run_search_gives_a_width_the_seeds_that_refine_asks_for(small, sample_2
 
     def refine(table):
         asked.append({rung.max_features: len(rung.sensitivity) for rung in table.ladder})
-        return {1: 3, 8: 2} if len(asked) == 1 else {}
+        return {1: 7, 8: 2} if len(asked) == 1 else {}
 
     table = run_search(sample_2d, small, seeds=(5,), refine=refine, align=True, progress=False)
     rows = {rung.max_features: len(rung.sensitivity) for rung in table.ladder}
-    assert rows == {32: 1, 16: 1, 8: 2, 4: 1, 2: 1, 1: 3}
-    assert table.seeds == (5, 6, 7)
+    # Beyond the fourth, alignment alone.
+    assert rows == {32: 1, 16: 1, 8: 2, 4: 1, 2: 1, 1: 4}
+    assert [len(rung.alignment) for rung in table.ladder] == [1, 1, 2, 1, 1, 7]
+    assert table.seeds == tuple(range(5, 12))
     assert asked[1] == rows
-    each = run_search(sample_2d, small, seeds=(5, 6, 7), align=True, progress=False)
+    each = run_search(sample_2d, small, seeds=table.seeds, align=True, progress=False)
     for rung, full in zip(table.ladder, each.ladder, strict=True):
+        assert len(full.sensitivity) == len(full.alignment) == 7
         assert rung.sensitivity == full.sensitivity[: len(rung.sensitivity)]
-        assert rung.alignment == full.alignment[: len(rung.sensitivity)]
+        assert rung.alignment == full.alignment[: len(rung.alignment)]
     assert table_from_dict(json.loads(json.dumps(table_to_dict(table)))) == table
 
 
