@@ -443,13 +443,16 @@ def verify(
         ladder = read_search(Path(bundle, "docs", "search.json")).table.ladder
         parameters = {rung.max_features: rung.num_parameters for rung in ladder}
         print(verification_summary(found, parameters))
-        if not is_update:
-            return
-        former = update_bundle(bundle, found)
-        if found.recommended != found.selected:
-            print(f"{bundle}: width {found.recommended} now, at its initialisation: train it")
-        if former is not None:
-            print(f"what was trained at width {found.selected} is in {former}")
+        is_other = found.recommended != found.selected
+        if is_update:
+            former = update_bundle(bundle, found)
+            print(Path(bundle, "docs", "verification.json"))
+            if is_other:
+                print(f"{bundle}: width {found.recommended} now, at its initialisation: train it")
+            if former is not None:
+                print(f"what was trained at width {found.selected} is in {former}")
+        elif is_other:
+            print(f"--update moves {bundle} to width {found.recommended}")
 
     return _Job(run, debug)
 

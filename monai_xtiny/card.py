@@ -5,7 +5,8 @@ from __future__ import annotations
 import json
 import os
 import re
-from collections.abc import Sequence
+import tempfile
+from collections.abc import Callable, Sequence
 from dataclasses import asdict
 from pathlib import Path
 
@@ -33,6 +34,7 @@ def evaluate_held_out(
     *,
     data: str | os.PathLike[str] | None = None,
     datalist: str | os.PathLike[str] | None = None,
+    predict: Callable[[torch.Tensor], torch.Tensor] | None = None,
 ) -> tuple[Evaluation, list[Plane]]:
     """Evaluate a trained bundle on cases that it was not trained on.
 
@@ -43,6 +45,8 @@ def evaluate_held_out(
         bundle_dir: the bundle.
         data: nnU-Net data set root (``imagesTr``, ``labelsTr``).
         datalist: MSD datalist with a validation section.
+        predict: what to evaluate in place of the bundle's network, as ``evaluate_bundle`` takes it;
+            the results in the bundle's ``eval`` folder are left alone then.
 
     Returns:
         The evaluation, and one slice of every case.
@@ -69,7 +73,10 @@ def evaluate_held_out(
             f"{os.fspath(datalist)!r} has no validation section: add one with the cases to evaluate"
         )
     planes: list[Plane] = []
-    evaluation = evaluate_bundle(bundle, options, planes=planes)
+    with tempfile.TemporaryDirectory() as folder:
+        if predict is not None:
+            options["output_dir"] = folder
+        evaluation = evaluate_bundle(bundle, options, planes=planes, predict=predict)
     trained = {os.path.basename(case["label"]) for case in (split or {}).get("training", [])}
     both = [case for case in evaluation.cases if case in trained]
     if both:
@@ -116,7 +123,7 @@ def write_evaluation(
         num_epochs=num_epochs,
     )
     path = docs / "README.md"
-    text = _with_measurements(path.read_text(encoding="utf-8"), card, path)
+    text = with_measurements(path.read_text(encoding="utf-8"), card, path)
     plot_overlay(planes, evaluation.case_dice, docs / "overlay.png")
     return write_text(path, text)
 
@@ -137,8 +144,17 @@ def label_names(bundle_dir: str | os.PathLike[str]) -> tuple[str, ...]:
     return tuple(definition[str(index)] for index in range(len(definition)))
 
 
-def _with_measurements(text: str, card: str, path: Path) -> str:
-    """The card as it is, with the measured parts of a new one."""
+def with_measurements(text: str, card: str, path: Path) -> str:
+    """The card as it is, with the measured parts of a new one.
+
+    Args:
+        text: the card as it is.
+        card: the new one.
+        path: of the card, for the message.
+
+    Raises:
+        ValueError: the card lost its heading Performance.
+    """
     if _PERFORMANCE not in text:
         raise ValueError(f"{str(path)!r} has no heading '## Performance': add it, or export again")
     before, after = text.split(_PERFORMANCE, 1)

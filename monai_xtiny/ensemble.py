@@ -23,8 +23,7 @@ NUM_RESAMPLES = 1000
 MAX_SEEDS = 64
 MIN_FIRST_SEEDS, MAX_FIRST_SEEDS, FIRST_FEATURES = 4, 16, 128
 STABLE = 0.95
-# Of these the first few are scored for sensitivity too; alignment alone costs a third of that.
-NUM_SENSITIVE = 4
+# Alignment needs no gradient: it costs a third of what sensitivity does.
 ALIGNMENT_COST = 1 / 3
 # What a search may cost: one pass of the published rule over that many images.
 BUDGET_IMAGES = 16
@@ -185,14 +184,12 @@ def _first_round(
 
 
 def _cost(table: ScoreTable, counts: Mapping[int, int], unit_cost: Callable[[int], float]) -> float:
-    """Cost of the table with ``counts`` initialisations; beyond the first few, aligned alone."""
-    total = 0.0
-    for rung in table.ladder:
-        count = counts.get(rung.max_features, 1)
-        sensitive = min(count, NUM_SENSITIVE)
-        units = sensitive + ALIGNMENT_COST * (count if rung.max_features in counts else 0)
-        total += unit_cost(rung.max_features) * units
-    return total * len(table.images)
+    """Cost of the table with ``counts`` initialisations aligned."""
+    return len(table.images) * sum(
+        unit_cost(rung.max_features)
+        * (len(table.seeds) + ALIGNMENT_COST * counts.get(rung.max_features, 0))
+        for rung in table.ladder
+    )
 
 
 def _contested(values: Mapping[int, np.ndarray], votes: Mapping[int, float]) -> list[int]:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 import os
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, cast
@@ -15,6 +15,7 @@ from ignite.engine import Engine, Events
 from monai.bundle import ConfigWorkflow
 from monai.data import MetaTensor
 from monai.data.utils import affine_to_spacing
+from monai.inferers import Inferer
 from monai.metrics import compute_hausdorff_distance
 from monai.transforms import LoadImage, Orientation
 
@@ -124,6 +125,7 @@ def evaluate_bundle(
     options: Mapping[str, Any],
     *,
     planes: list[Plane] | None = None,
+    predict: Callable[[torch.Tensor], torch.Tensor] | None = None,
 ) -> Evaluation:
     """Evaluate ``models/model.pt`` by the bundle's own ``evaluate.json``.
 
@@ -131,12 +133,17 @@ def evaluate_bundle(
         bundle_dir: the bundle.
         options: keys of ``train.json``, of :func:`data_options` and others such as ``fold``.
         planes: a list to append one slice of every case to, for pictures.
+        predict: what to evaluate in place of the bundle's network, from windows (B, C, *spatial)
+            to logits; the same network in another engine for example.
 
     Raises:
         FileNotFoundError: there is no bundle.
     """
     bundle = find_bundle(bundle_dir)
     workflow = bundle_workflow(bundle, ("train", "evaluate"), options)
+    if predict is not None:
+        inferer = workflow.parser.get_parsed_content("validate#inferer")
+        workflow.parser["validate#inferer"] = _OtherPredictor(inferer, predict)
     evaluator = workflow.parser.get_parsed_content("validate#evaluator")
     cases = workflow.parser.get_parsed_content("validate#dataset#data")
     distances: list[tuple[float | None, ...]] = []
@@ -171,6 +178,16 @@ def evaluation_from_dict(content: Mapping[str, Any]) -> Evaluation:
         tuple(tuple(row) for row in content["dice"]),
         tuple(tuple(row) for row in content["hd95"]),
     )
+
+
+class _OtherPredictor(Inferer):
+    """An inferer that runs a given function in place of the network."""
+
+    def __init__(self, inferer: Inferer, predict: Callable[[torch.Tensor], torch.Tensor]) -> None:
+        self._inferer, self._predict = inferer, predict
+
+    def __call__(self, inputs: torch.Tensor, network: object) -> Any:
+        return self._inferer(inputs, self._predict)
 
 
 def _plane(case: Mapping[str, Any], label: MetaTensor, prediction: MetaTensor) -> Plane:

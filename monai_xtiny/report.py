@@ -54,7 +54,7 @@ def ladder_table(selection: Selection) -> str:
         ]
         if is_aligned:
             value = f"{np.mean(rung.alignment):.3f}" if rung.alignment else ""
-            row[4:4] = [value, str(max(len(rung.sensitivity), len(rung.alignment)))]
+            row[4:4] = [value, str(len(rung.alignment) or len(rung.sensitivity))]
         rows.append(row)
     sizes = [max(len(row[column]) for row in rows) for column in range(len(header) - 1)]
     return "\n".join(

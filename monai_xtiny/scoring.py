@@ -12,7 +12,6 @@ from ignite.engine import Engine
 
 import monai_xtiny
 from monai_xtiny.data import Sample
-from monai_xtiny.ensemble import NUM_SENSITIVE
 from monai_xtiny.handlers import AlignmentHandler, SensitivityHandler
 from monai_xtiny.journal import Unit, UnitScore
 from monai_xtiny.networks import build_network, width_ladder
@@ -35,26 +34,25 @@ class Scorer:
     Args:
         sample: preprocessed images.
         plan: of the full network.
-        seed: of the sampled voxels, and the base of the reference networks' seeds.
+        seeds: of the initialisations whose sensitivity is asked for; others are aligned alone. The
+            first is that of the sampled voxels, and the base of the reference networks' seeds.
         device: that computes.
         align: measure the alignment too.
-        num_seeds: initialisations whose sensitivity is asked for, at least.
     """
 
     def __init__(
         self,
         sample: Sample,
         plan: UNetPlan,
-        seed: int,
+        seeds: Sequence[int],
         device: torch.device,
         *,
         align: bool,
-        num_seeds: int = 1,
     ) -> None:
         self.sample = sample
         self.plan = plan
-        self.seed = seed
-        self.num_seeds = num_seeds
+        self.seed = seeds[0]
+        self.seeds = tuple(seeds)
         self.device = device
         self.align = align
         self._batches = _make_batches(sample.images)
@@ -72,7 +70,7 @@ class Scorer:
         return {
             "images": digest.hexdigest(),
             "plan": plan.hexdigest(),
-            "first seed": str(self.seed),
+            "seeds of sensitivity": " ".join(map(str, self.seeds)),
             "alignment": str(self.align),
             "version of monai_xtiny": environment["monai_xtiny"],
             "version of torch": environment["torch"],
@@ -86,7 +84,7 @@ class Scorer:
         # Ranks score different networks: nothing to gather inside a unit.
         handlers: list[SensitivityHandler] = []
         is_aligned = self.align and width <= max_aligned_width(self.plan)
-        if not is_aligned or seed - self.seed < max(NUM_SENSITIVE, self.num_seeds):
+        if seed in self.seeds:
             handlers.append(SensitivityHandler(network, gather=False))
         if is_aligned:
             handlers.append(AlignmentHandler(network, self.references(), gather=False))

@@ -36,9 +36,9 @@ class Rung:
         num_parameters: of the DynUNet.
         num_parameters_nnunet: of nnU-Net's network of these widths, biases included.
         gmacs: multiply-accumulates of one forward pass on one patch, in 1e9.
-        sensitivity: one row an initialisation, one value an image; the rows are those of the
-            table's first seeds.
-        alignment: likewise, of as many or more of them; no rows where it was not measured.
+        sensitivity: one row a seed of the table, one value an image.
+        alignment: one row an initialisation, those of the table's first ``alignment_seeds``, one
+            value an image; no rows where it was not measured.
     """
 
     max_features: int
@@ -57,11 +57,12 @@ class ScoreTable:
     Args:
         plan: of the full network.
         ladder: one rung a width, widest first.
-        seeds: of the initialisations, in the order of the rungs' rows; narrow widths may have been
-            scored with more of them than wide ones.
+        seeds: of the initialisations, in the order of the rungs' rows.
         images: names of the images, in the order of the rows' values.
         seconds: wall time of loading, scoring and both.
         environment: versions, and the device that computed the scores.
+        alignment_seeds: of the initialisations that were aligned; narrow widths with more of them
+            than wide ones.
     """
 
     plan: UNetPlan
@@ -70,19 +71,15 @@ class ScoreTable:
     images: tuple[str, ...]
     seconds: Mapping[str, float]
     environment: Mapping[str, str]
+    alignment_seeds: tuple[int, ...] = ()
 
     @property
     def widths(self) -> tuple[int, ...]:
         """Width caps, widest first."""
         return tuple(rung.max_features for rung in self.ladder)
 
-    @property
-    def num_curves(self) -> int:
-        """Initialisations that every width was scored with."""
-        return min(len(rung.sensitivity) for rung in self.ladder)
-
     def curve(self, seed_index: int) -> tuple[float, ...]:
-        """Mean sensitivity over the images at each width, for one of ``num_curves``."""
+        """Mean sensitivity over the images at each width, for one initialisation."""
         rows = [rung.sensitivity[seed_index] for rung in self.ladder]
         return tuple(sum(row) / len(row) for row in rows)
 
@@ -128,9 +125,9 @@ def run_search(
         sample: preprocessed images, each of shape (in_channels, *patch_size).
         plan: of the full network.
         seeds: of the initialisations that every width is scored with.
-        refine: asked after each round of scoring how many initialisations a width should have;
-            seeds after the given ones count on from the last. It ends the search by asking for no
-            more than there are.
+        refine: asked after each round of scoring how many initialisations of a width should be
+            aligned; seeds after the given ones count on from the last. It ends the search by asking
+            for no more than there are.
         align: also measure the alignment of widths up to ``max_aligned_width`` with wide networks.
         device: ``auto``, ``cpu``, ``cuda``, ``cuda:1``, ...
         journal: file to which every finished unit is appended, and from which an interrupted search
@@ -149,7 +146,7 @@ def run_search(
     _check_sample(sample, plan, seeds)
     target = select_device(device)
     start = time.perf_counter()
-    scorer = Scorer(sample, plan, seeds[0], target, align=align, num_seeds=len(seeds))
+    scorer = Scorer(sample, plan, seeds, target, align=align)
     done = _open_journal(journal, scorer)
     all_seeds = list(seeds)
     counts = {width: len(seeds) for width in width_ladder(plan)}
@@ -174,10 +171,11 @@ def run_search(
                 _make_rung(plan, width, [scores[width, seed] for seed in all_seeds[:count]])
                 for width, count in counts.items()
             ),
-            seeds=tuple(all_seeds),
+            seeds=tuple(seeds),
             images=sample.names,
             seconds={"load": sample.seconds, "score": seconds - sample.seconds, "total": seconds},
             environment=describe_environment(target),
+            alignment_seeds=tuple(all_seeds) if align else (),
         )
         wanted = {} if refine is None else refine(table)
         more = {width: max(count, wanted.get(width, 0)) for width, count in counts.items()}
@@ -206,6 +204,7 @@ def table_to_dict(table: ScoreTable) -> dict[str, Any]:
         "plan": asdict(table.plan),
         "images": list(table.images),
         "seeds": list(table.seeds),
+        **({"alignment_seeds": list(table.alignment_seeds)} if table.alignment_seeds else {}),
         "ladder": [_rung_to_dict(rung) for rung in table.ladder],
         "seconds": dict(table.seconds),
         "environment": dict(table.environment),
@@ -246,21 +245,25 @@ def table_from_dict(content: Mapping[str, Any]) -> ScoreTable:
             images=tuple(str(name) for name in content["images"]),
             seconds=dict(content["seconds"]),
             environment=dict(content["environment"]),
+            alignment_seeds=tuple(int(seed) for seed in content.get("alignment_seeds", ())),
         )
     except (KeyError, TypeError, AttributeError) as error:
         raise ValueError(
             f"no table of scores ({error}): write it with monai_xtiny score"
         ) from error
     num_seeds, num_images = len(table.seeds), len(table.images)
-    rows = [(rung.max_features, rung.sensitivity, rung.alignment) for rung in table.ladder]
-    for width, sensitivity, alignment in rows:
-        sizes = {len(row) for row in (*sensitivity, *alignment)}
-        if sizes != {num_images} or not 0 < len(sensitivity) <= num_seeds or 0 in sizes:
+    for rung in table.ladder:
+        sizes = {len(row) for row in (*rung.sensitivity, *rung.alignment)}
+        if sizes != {num_images} or len(rung.sensitivity) != num_seeds or 0 in sizes:
             raise ValueError(
-                f"width {width} lacks scores: expected {num_seeds} seeds of {num_images} images"
+                f"width {rung.max_features} lacks scores: expected {num_seeds} seeds of "
+                f"{num_images} images"
             )
-    if max((max(len(sens), len(align)) for _, sens, align in rows), default=0) != num_seeds:
-        raise ValueError(f"no width has scores of {num_seeds} seeds: write the table again")
+        if len(rung.alignment) > len(table.alignment_seeds):
+            raise ValueError(
+                f"width {rung.max_features} has {len(rung.alignment)} rows of alignment and the "
+                f"table {len(table.alignment_seeds)} alignment_seeds: write the table again"
+            )
     return table
 
 

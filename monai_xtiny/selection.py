@@ -170,7 +170,7 @@ def select_width(table: ScoreTable, method: str = "paper") -> Selection:
         votes = bootstrap_votes(values)
         is_sure = min(len(array) for array in values.values()) > 1
     else:
-        curves = [table.curve(index) for index in range(table.num_curves)]
+        curves = [table.curve(index) for index in range(len(table.seeds))]
         counts = Counter(select_paper(table.widths, curve) for curve in curves)
         chosen = max(counts, key=lambda width: (counts[width], width))
         votes = {width: counts[width] / len(curves) for width in sorted(counts, reverse=True)}

@@ -88,8 +88,55 @@ def train_width(
         )
     chosen = dataclasses.replace(selection, max_features=max_features)
     bundle = export_bundle(chosen, bundle_dir, overwrite=True)
+    return train_bundle(
+        bundle,
+        max_features,
+        data=data,
+        epochs=epochs,
+        val_interval=val_interval,
+        fold=fold,
+        seed=seed,
+        overrides=overrides,
+        progress=progress,
+    )
+
+
+def train_bundle(
+    bundle_dir: str | os.PathLike[str],
+    max_features: int,
+    *,
+    data: str | os.PathLike[str] | None = None,
+    datalist: str | os.PathLike[str] | None = None,
+    epochs: int,
+    val_interval: int = 5,
+    fold: int = 0,
+    seed: int = 0,
+    overrides: Mapping[str, Any] | None = None,
+    progress: Callable[[int, float], None] | None = None,
+) -> Training:
+    """Train a bundle by its own ``train.json``, and evaluate it.
+
+    Args:
+        bundle_dir: the bundle, which is trained in place.
+        max_features: its width.
+        data: nnU-Net data set root (``imagesTr``, ``labelsTr``).
+        datalist: MSD ``dataset.json``; one of the two is needed.
+        epochs: to train.
+        val_interval: epochs between two validations.
+        fold: of the split by case.
+        seed: of initialisation and augmentation.
+        overrides: further keys of ``train.json``.
+        progress: called with epoch and mean Dice after each validation.
+
+    Returns:
+        The measured training.
+
+    Raises:
+        FileNotFoundError: there are no data.
+    """
+    bundle = Path(os.path.realpath(bundle_dir))
     options = {
-        **data_options(data, None),
+        **data_options(data, datalist),
         "epochs": epochs,
         "val_interval": min(val_interval, epochs),
         "fold": fold,

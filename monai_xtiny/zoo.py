@@ -8,6 +8,7 @@ from pathlib import Path
 
 from monai_xtiny.export import read_json
 from monai_xtiny.large_files import read_large_files, write_large_files
+from monai_xtiny.onnx_model import check_onnx
 from monai_xtiny.torchscript import check_torchscript, write_torchscript
 
 # What a bundle consists of; results of training and inference in it are left out. So is
@@ -38,8 +39,8 @@ def package_bundle(
 
     Raises:
         FileNotFoundError: a file that the Zoo demands or ``large_files.yml`` lists is missing.
-        ValueError: ``models/model.ts`` holds other weights than ``models/model.pt``, or cannot be
-            made.
+        ValueError: ``models/model.ts`` or an ONNX file holds other weights than
+            ``models/model.pt``, or cannot be made.
     """
     bundle = Path(bundle_dir)
     for name in ("LICENSE", "configs/metadata.json", "configs/inference.json", "models/model.pt"):
@@ -49,6 +50,7 @@ def package_bundle(
         write_torchscript(bundle)
     else:
         check_torchscript(bundle)
+    check_onnx(bundle)
     write_large_files(bundle)
     for listed in read_large_files(bundle):
         if not (bundle / listed["path"]).is_file():

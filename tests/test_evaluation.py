@@ -8,6 +8,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+import torch
 
 from monai_xtiny.__main__ import main
 from monai_xtiny.card import evaluate_held_out, label_names, read_evaluation, write_evaluation
@@ -17,6 +18,7 @@ from monai_xtiny.evaluation import (
     data_options,
     evaluate_bundle,
 )
+from monai_xtiny.onnx_model import load_network
 from monai_xtiny.report import Plane, plot_overlay
 from tests.conftest import texture, write_nifti
 
@@ -59,6 +61,26 @@ def test_evaluate_bundle_measures_what_evaluate_json_writes(volumes) -> None:
     # The slice shows the case's own label over its own image.
     values = planes[0].image
     np.testing.assert_array_equal(label, np.digitize(values, [100, 170]))
+
+
+def test_evaluate_bundle_evaluates_another_predictor_in_place_of_the_network(volumes) -> None:
+    bundle, data = volumes
+    options = {**data_options(data, None), "num_workers": 0}
+    expected = evaluate_bundle(bundle, options)
+    results = (bundle / "eval" / "val_mean_dice_raw.csv").read_bytes()
+    network = load_network(bundle)
+
+    def background(windows: torch.Tensor) -> torch.Tensor:
+        logits = torch.zeros(len(windows), 3, *windows.shape[2:])
+        logits[:, 0] = 1
+        return logits
+
+    with torch.no_grad():
+        same = evaluate_bundle(bundle, options, predict=network)
+    assert same == expected
+    none, _ = evaluate_held_out(bundle, data=data, predict=background)
+    assert none.dice == ((0.0, 0.0),)
+    assert (bundle / "eval" / "val_mean_dice_raw.csv").read_bytes() == results
 
 
 def test_evaluate_bundle_gives_distances_in_mm(volumes, tmp_path) -> None:

@@ -119,14 +119,14 @@ def test_run_search_goes_on_from_its_journal_and_ends_with_the_same_scores(
     assert len(first) + len(scored) == 2 * len(whole.widths)
 
 
-@pytest.mark.parametrize("changed", ["images", "plan", "first seed", "alignment"])
+@pytest.mark.parametrize("changed", ["images", "plan", "seeds of sensitivity", "alignment"])
 def test_run_search_refuses_the_journal_of_another_search(
     small, sample_2d, tmp_path, changed
 ) -> None:
     path = tmp_path / "j.jsonl"
     run_search(sample_2d, small, journal=path, progress=False)
     before = path.read_bytes()
-    options = {"seeds": (370,)} if changed == "first seed" else {"align": changed == "alignment"}
+    options = {"seeds": (370,)} if "seeds" in changed else {"align": changed == "alignment"}
     sample = sample_2d
     if changed == "images":
         sample = replace(sample, images=(*sample.images[:2], sample.images[2] + 1e-6))
@@ -145,26 +145,33 @@ def test_run_search_leaves_no_journal_where_the_input_is_bad(small, sample_2d, t
     assert not list(tmp_path.iterdir())
 
 
-def test_run_search_gives_a_width_the_seeds_that_refine_asks_for(small, sample_2d) -> None:
+def test_run_search_aligns_as_many_initialisations_as_refine_asks_for(small, sample_2d) -> None:
     asked = []
 
     def refine(table):
-        asked.append({rung.max_features: len(rung.sensitivity) for rung in table.ladder})
+        asked.append({rung.max_features: len(rung.alignment) for rung in table.ladder})
         return {1: 7, 8: 2} if len(asked) == 1 else {}
 
     table = run_search(sample_2d, small, seeds=(5,), refine=refine, align=True, progress=False)
-    rows = {rung.max_features: len(rung.sensitivity) for rung in table.ladder}
-    # Beyond the fourth, alignment alone.
-    assert rows == {32: 1, 16: 1, 8: 2, 4: 1, 2: 1, 1: 4}
-    assert [len(rung.alignment) for rung in table.ladder] == [1, 1, 2, 1, 1, 7]
-    assert table.seeds == tuple(range(5, 12))
+    rows = {rung.max_features: len(rung.alignment) for rung in table.ladder}
+    assert rows == {32: 1, 16: 1, 8: 2, 4: 1, 2: 1, 1: 7}
     assert asked[1] == rows
-    each = run_search(sample_2d, small, seeds=table.seeds, align=True, progress=False)
+    assert (table.seeds, table.alignment_seeds) == ((5,), tuple(range(5, 12)))
+    each = run_search(
+        sample_2d, small, seeds=table.alignment_seeds, align=True, progress=False
+    )  # fmt: skip
     for rung, full in zip(table.ladder, each.ladder, strict=True):
         assert len(full.sensitivity) == len(full.alignment) == 7
-        assert rung.sensitivity == full.sensitivity[: len(rung.sensitivity)]
+        assert rung.sensitivity == full.sensitivity[:1]
         assert rung.alignment == full.alignment[: len(rung.alignment)]
     assert table_from_dict(json.loads(json.dumps(table_to_dict(table)))) == table
+
+
+def test_table_from_dict_refuses_alignment_of_unknown_initialisations(small, sample_2d) -> None:
+    content = table_to_dict(run_search(sample_2d, small, align=True, progress=False))
+    content["ladder"][2]["alignment"] *= 2
+    with pytest.raises(ValueError, match="width 8 has 2 rows of alignment and the table 1"):
+        table_from_dict(content)
 
 
 def test_run_search_aligns_widths_up_to_the_features_at_full_resolution(plan_2d, sample_2d) -> None:
