@@ -24,7 +24,10 @@ from monai_xtiny.verification import VERIFICATION_FILE, write_verification
 _CARD, _SEARCH, _METADATA = "docs/README.md", "docs/search.json", "configs/metadata.json"
 _PARTS = ("LICENSE", "configs", "docs", "models")
 # What was made with the former weights, besides other files in models/.
-_RESULTS = (f"configs/{SPLIT_FILE}", f"docs/{EVALUATION_FILE}", "docs/overlay.png")
+_RESULTS = (
+    f"configs/{SPLIT_FILE}", f"docs/{EVALUATION_FILE}", "docs/overlay.png", "docs/deploy.json",
+    "models/model.onnx", "models/model_int8.onnx",
+)  # fmt: skip
 _CHOSEN = re.compile(r"^The width was chosen from unlabeled images .*$", re.MULTILINE)
 _MOVED_TEXT = (
     "Brief trainings on labelled cases then moved the choice from width {} to width {}: "

@@ -36,7 +36,7 @@ one_set() { # NAME BUNDLE SEARCH_OPTIONS...
         return
     fi
     echo "== $set"
-    python -m monai_xtiny search --images "$data/$set" --bundle "$bundle" --overwrite "$@"
+    python -m monai_xtiny search --images "$data/$set" --bundle "$bundle" --method paper --overwrite "$@"
     run_bundle train "$bundle" --dataset_dir "$data/$set" --epochs 1 --val_interval 1
     grep -o 'val_mean_dice: [0-9.]*' "$output/train.log" | tail -n 1
     # A few images are enough to show that every step works.

@@ -26,7 +26,7 @@ reference() { # NAME SET EPOCHS LICENCE SEARCH_OPTIONS...
         return
     fi
     if [ ! -f "$bundle/docs/search.json" ]; then
-        python -m monai_xtiny search --images "$images" --bundle "$bundle" "$@"
+        python -m monai_xtiny search --images "$images" --bundle "$bundle" --method paper "$@"
     fi
     printf '%s\n' "$licence" >"$bundle/docs/data_license.txt"
     python -m monai.bundle run --config_file "$bundle/configs/train.json" --bundle_root "$bundle" \
