@@ -47,6 +47,7 @@ def search(
     seed: int = 369,
     num_seeds: int | None = None,
     max_seconds: float | None = None,
+    max_memory_gb: float | None = None,
     plans: str | None = None,
     configuration: str = "2d",
     device: str = "auto",
@@ -69,6 +70,7 @@ def search(
         num_seeds: initialisations of every width; without, one for 'paper', and for 'alignment' as
             many of narrow widths as make the choice sure.
         max_seconds: time after which no further initialisations are asked for.
+        max_memory_gb: what the process may hold; fewer networks and images at a time below it.
         plans: nnU-Net's plans file to take the plan from.
         configuration: of the plans file.
         device: auto, cpu, cuda, cuda:1, ...
@@ -90,6 +92,7 @@ def search(
             seed=seed,
             num_seeds=num_seeds,
             max_seconds=max_seconds,
+            max_memory_gb=max_memory_gb,
             plans=plans,
             configuration=configuration,
             device=device,
@@ -157,6 +160,7 @@ def score(
     method: str = "alignment",
     num_seeds: int | None = None,
     max_seconds: float | None = None,
+    max_memory_gb: float | None = None,
     plans: str | None = None,
     configuration: str = "2d",
     device: str = "auto",
@@ -176,6 +180,7 @@ def score(
         num_seeds: initialisations of every width; without, one for 'paper', and for 'alignment' as
             many of narrow widths as make the choice sure.
         max_seconds: time after which no further initialisations are asked for.
+        max_memory_gb: what the process may hold; fewer networks and images at a time below it.
         plans: nnU-Net's plans file to take the plan from.
         configuration: of the plans file.
         device: auto, cpu, cuda, cuda:1, ...
@@ -197,6 +202,7 @@ def score(
             seed=seed,
             num_seeds=num_seeds,
             max_seconds=max_seconds,
+            max_memory_gb=max_memory_gb,
             plans=plans,
             configuration=configuration,
             device=device,
@@ -572,6 +578,7 @@ def _search_overrides(
     seed: int,
     num_seeds: int | None,
     max_seconds: float | None,
+    max_memory_gb: float | None,
     plans: str | None,
     configuration: str,
     device: str,
@@ -597,6 +604,10 @@ def _search_overrides(
         isinstance(max_seconds, (int, float)) and 0 <= max_seconds < float("inf")
     ):
         raise ValueError(f"--max_seconds is {max_seconds!r}: give a number of seconds")
+    if max_memory_gb is not None and not (
+        isinstance(max_memory_gb, (int, float)) and 0 < max_memory_gb < float("inf")
+    ):
+        raise ValueError(f"--max_memory_gb is {max_memory_gb!r}: give a number of gigabytes")
     # Paths in, so that nothing typed here can be evaluated; the trailing slash of a glob stays.
     # Without a number the config's own default stands.
     scored = {} if num_images is None else {"num_images": _parse_num_images(num_images)}
@@ -610,6 +621,7 @@ def _search_overrides(
         "seed": _parse_int("seed", seed),
         "num_seeds": num_seeds,
         "max_seconds": max_seconds,
+        "max_memory_gb": max_memory_gb,
         "plans": None if plans is None else PlainPath(plans),
         "configuration": configuration,
         "device": device,

@@ -10,6 +10,7 @@ from __future__ import annotations
 import glob
 import json
 import os
+import threading
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -50,29 +51,31 @@ class Journal:
         self.subject = dict(subject)
         self._own = self.path if rank == 0 else Path(f"{self.path}.{rank}")
         self._made: list[Path] = []
+        self._writing = threading.Lock()
         self.scores: dict[Unit, UnitScore] = {}
         for file in _files(self.path):
             self._read(file)
 
     def add(self, unit: Unit, score: UnitScore) -> None:
-        """Write a finished unit down, through to the disk."""
-        self.scores[unit] = score
+        """Write a finished unit down, through to the disk; from any thread."""
         line = {
             "max_features": unit[0],
             "seed": unit[1],
             "sensitivity": score.sensitivity,
             "alignment": score.alignment,
         }
-        missing = [folder for folder in self._own.parents if not folder.exists()]
-        self._own.parent.mkdir(parents=True, exist_ok=True)
-        self._made += missing
-        is_new = not self._own.is_file() or self._own.stat().st_size == 0
-        with open(self._own, "a", encoding="utf-8") as file:
-            if is_new:
-                file.write(json.dumps(self.subject) + "\n")
-            file.write(json.dumps(line) + "\n")
-            file.flush()
-            os.fsync(file.fileno())
+        with self._writing:
+            self.scores[unit] = score
+            missing = [folder for folder in self._own.parents if not folder.exists()]
+            self._own.parent.mkdir(parents=True, exist_ok=True)
+            self._made += missing
+            is_new = not self._own.is_file() or self._own.stat().st_size == 0
+            with open(self._own, "a", encoding="utf-8") as file:
+                if is_new:
+                    file.write(json.dumps(self.subject) + "\n")
+                file.write(json.dumps(line) + "\n")
+                file.flush()
+                os.fsync(file.fileno())
 
     def discard(self) -> None:
         """Delete the files of all ranks and the folders that were made for them."""

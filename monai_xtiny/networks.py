@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import threading
 from dataclasses import dataclass
 from math import prod
 from typing import Any
@@ -10,6 +11,9 @@ import torch
 from monai.networks.nets import DynUNet
 
 from monai_xtiny.plan import UNetPlan
+
+# Weights are drawn from the global generator, one network at a time.
+_GENERATOR = threading.Lock()
 
 
 @dataclass(frozen=True)
@@ -109,12 +113,13 @@ def build_network(
     arguments = network_config(plan, max_features)
     if seed is None:
         return DynUNet(**arguments).to(device)
-    state = torch.default_generator.get_state()
-    try:
-        torch.default_generator.manual_seed(seed)
-        network = DynUNet(**arguments)
-    finally:
-        torch.default_generator.set_state(state)
+    with _GENERATOR:
+        state = torch.default_generator.get_state()
+        try:
+            torch.default_generator.manual_seed(seed)
+            network = DynUNet(**arguments)
+        finally:
+            torch.default_generator.set_state(state)
     return network.to(device)
 
 
@@ -137,6 +142,12 @@ def network_cost(plan: UNetPlan, max_features: int | None = None) -> NetworkCost
         num_parameters_nnunet=num_parameters_nnunet(plan, max_features),
         gmacs=sum(layer.num_macs for layer in layers) / 1e9,
     )
+
+
+def num_activations(plan: UNetPlan, max_features: int | None = None) -> int:
+    """Values that the convolutions put out for one patch, all stages together."""
+    layers = _convolutions(plan, cap_features(plan, max_features))
+    return sum(layer.outputs * layer.voxels for layer in layers)
 
 
 def num_parameters_nnunet(plan: UNetPlan, max_features: int | None = None) -> int:

@@ -4,8 +4,9 @@ from __future__ import annotations
 
 import hashlib
 import platform
-from collections.abc import Sequence
+from collections.abc import Callable, Iterable, Sequence
 from importlib.metadata import version
+from itertools import pairwise
 
 import torch
 from ignite.engine import Engine
@@ -14,6 +15,7 @@ import monai_xtiny
 from monai_xtiny.data import Sample
 from monai_xtiny.handlers import AlignmentHandler, SensitivityHandler
 from monai_xtiny.journal import Unit, UnitScore
+from monai_xtiny.memory import is_out_of_memory, scoring_limit_gb, scoring_memory_gb
 from monai_xtiny.networks import build_network, width_ladder
 from monai_xtiny.plan import UNetPlan
 from monai_xtiny.representation import ReferenceFeatures, reference_features, sample_voxels
@@ -23,9 +25,14 @@ from monai_xtiny.representation import ReferenceFeatures, reference_features, sa
 REFERENCE_WIDTH = 32
 NUM_REFERENCES = 8
 NUM_VOXELS = 2048
-# Images of one batch do not act on each other, so batches change the time only: small images share
-# the overhead of a call, while from 128 x 128 on batches leave the cache and take longer.
+# Images of one batch do not act on each other, so batches change the time only. Small images share
+# the overhead of a call, while from 128 x 128 on batches of wide networks leave the cache and take
+# longer. Narrow networks gain most from batches with their channels last: kernels for few channels
+# work on the voxels of a row, and oneDNN leaves single images of them to slower ones.
 BATCH_VOXELS = 128 * 128
+NARROW_WIDTH = 8
+NARROW_BATCH_VALUES = 2**21
+CHANNELS_LAST = {2: torch.channels_last, 3: torch.channels_last_3d}
 
 
 class Scorer:
@@ -38,6 +45,11 @@ class Scorer:
             first is that of the sampled voxels, and the base of the reference networks' seeds.
         device: that computes.
         align: measure the alignment too.
+        max_memory_gb: what the process may hold; see
+            :func:`monai_xtiny.memory.scoring_limit_gb`.
+
+    Raises:
+        ValueError: ``max_memory_gb`` is too little for one image.
     """
 
     def __init__(
@@ -48,6 +60,7 @@ class Scorer:
         device: torch.device,
         *,
         align: bool,
+        max_memory_gb: float | None = None,
     ) -> None:
         self.sample = sample
         self.plan = plan
@@ -55,7 +68,10 @@ class Scorer:
         self.seeds = tuple(seeds)
         self.device = device
         self.align = align
-        self._batches = _make_batches(sample.images)
+        self.limit_gb = scoring_limit_gb(device, max_memory_gb)
+        self._sizes = {width: self._batch_size(width) for width in width_ladder(plan)}
+        if max_memory_gb is not None:
+            self._fit(max_memory_gb)
         self._references: list[ReferenceFeatures] = []
         self.known: dict[Unit, UnitScore] = {}
 
@@ -78,8 +94,67 @@ class Scorer:
         }
 
     def score(self, width: int, seed: int) -> UnitScore:
-        """Sensitivity, alignment or both of one initialised network on each image."""
+        """Sensitivity, alignment or both of one initialised network on each image.
+
+        Smaller batches are tried where memory runs out.
+
+        Raises:
+            ValueError: a score is not finite.
+            MemoryError: not even one image fits.
+        """
+        size = self._sizes[width]
+        while True:
+            try:
+                return self._score(width, seed, size)
+            except (RuntimeError, MemoryError) as error:
+                if not is_out_of_memory(error):
+                    raise
+                if size == 1:
+                    raise MemoryError(
+                        f"width {width} on one image of {'x'.join(map(str, self.plan.patch_size))} "
+                        f"does not fit in memory ({self.memory_gb(width):.1f} GB): free some, or "
+                        "search on a machine with more"
+                    ) from error
+            size = (size + 1) // 2
+
+    def memory_gb(self, width: int) -> float:
+        """Memory that scoring a network of that width takes, about."""
+        return scoring_memory_gb(self.plan, width, self._sizes[width])
+
+    def prepare(
+        self,
+        run: Callable[[Callable[[int], ReferenceFeatures], range], Iterable[ReferenceFeatures]],
+    ) -> None:
+        """Compute the features of the wide networks on every image, once.
+
+        Args:
+            run: as ``map``; may call from several threads.
+        """
+        if self._references:
+            return
+        width = min(REFERENCE_WIDTH, self.plan.features_per_stage[-1])
+        networks = [
+            build_network(self.plan, width, seed=seed, device=self.device).eval()
+            for seed in reference_seeds(self.seed)
+        ]
+        num_voxels = self.sample.images[0][0].numel()
+
+        def features(index: int) -> ReferenceFeatures:
+            voxels = sample_voxels(num_voxels, NUM_VOXELS, seed=self.seed + index)
+            return reference_features(networks, self.sample.images[index].to(self.device), voxels)
+
+        self._references = list(run(features, range(len(self.sample.images))))
+
+    def references(self) -> list[ReferenceFeatures]:
+        """Features of the wide networks on every image."""
+        self.prepare(map)
+        return self._references
+
+    def _score(self, width: int, seed: int, size: int) -> UnitScore:
+        """As :meth:`score`, in batches of at most ``size`` images."""
         network = build_network(self.plan, width, seed=seed, device=self.device)
+        if width <= NARROW_WIDTH:
+            network = network.to(memory_format=CHANNELS_LAST[self.plan.spatial_dims])  # type: ignore[call-overload]
         engine = Engine(lambda engine, batch: None)
         # Ranks score different networks: nothing to gather inside a unit.
         handlers: list[SensitivityHandler] = []
@@ -91,7 +166,7 @@ class Scorer:
         for handler in handlers:
             handler.attach(engine)
         try:
-            state = engine.run(self._batches)
+            state = engine.run(_make_batches(self.sample.images, size))
         except ValueError as error:
             for handler in handlers:
                 values = getattr(engine.state, handler.name, None)
@@ -109,19 +184,25 @@ class Scorer:
         }
         return UnitScore(scores.get("sensitivity", ()), scores.get("alignment", ()))
 
-    def references(self) -> list[ReferenceFeatures]:
-        """Features of the wide networks on every image; computed when first needed."""
-        if not self._references:
-            width = min(REFERENCE_WIDTH, self.plan.features_per_stage[-1])
-            networks = [
-                build_network(self.plan, width, seed=seed, device=self.device)
-                for seed in reference_seeds(self.seed)
-            ]
-            num_voxels = self.sample.images[0][0].numel()
-            for index, image in enumerate(self.sample.images):
-                voxels = sample_voxels(num_voxels, NUM_VOXELS, seed=self.seed + index)
-                self._references.append(reference_features(networks, image.to(self.device), voxels))
-        return self._references
+    def _batch_size(self, width: int) -> int:
+        """Images at a time that take the least time; the same wherever the search runs."""
+        num_voxels = self.sample.images[0][0].numel()
+        if width <= NARROW_WIDTH:
+            return max(1, NARROW_BATCH_VALUES // (width * num_voxels))
+        return max(1, BATCH_VOXELS // num_voxels)
+
+    def _fit(self, max_memory_gb: float) -> None:
+        """Make the batches small enough for a given limit."""
+        for width, size in self._sizes.items():
+            while size > 1 and scoring_memory_gb(self.plan, width, size) > self.limit_gb:
+                size = (size + 1) // 2
+            self._sizes[width] = size
+            if self.memory_gb(width) > self.limit_gb:
+                raise ValueError(
+                    f"max_memory_gb is {max_memory_gb:g}, and width {width} needs about "
+                    f"{self.memory_gb(width) + max_memory_gb - self.limit_gb:.1f} for one image: "
+                    "give more"
+                )
 
 
 def max_aligned_width(plan: UNetPlan) -> int:
@@ -157,13 +238,11 @@ def describe_environment(device: torch.device) -> dict[str, str]:
     }
 
 
-def _make_batches(images: Sequence[torch.Tensor]) -> list[dict[str, torch.Tensor]]:
-    """Images in batches of at most ``BATCH_VOXELS`` voxels, or one by one if they are larger.
+def _make_batches(images: Sequence[torch.Tensor], size: int) -> list[dict[str, torch.Tensor]]:
+    """Images in batches of about the same number, at most ``size``.
 
     A list and no DataLoader, which would draw its seed from the global generator.
     """
-    size = max(1, BATCH_VOXELS // images[0][0].numel())
-    return [
-        {"image": torch.stack(list(images[start : start + size]))}
-        for start in range(0, len(images), size)
-    ]
+    count = -(-len(images) // size)
+    bounds = [len(images) * index // count for index in range(count + 1)]
+    return [{"image": torch.stack(list(images[start:stop]))} for start, stop in pairwise(bounds)]

@@ -6,7 +6,6 @@ import os
 import time
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict, dataclass
-from math import prod
 from typing import Any, cast
 
 import ignite.distributed as idist
@@ -17,13 +16,10 @@ from monai_xtiny.data import Sample
 from monai_xtiny.journal import Journal, Unit, UnitScore
 from monai_xtiny.networks import cap_features, network_cost, width_ladder
 from monai_xtiny.plan import UNetPlan
+from monai_xtiny.scheduling import score_side_by_side, share_out
 from monai_xtiny.scoring import Scorer, describe_environment
 
 MIN_LADDER = 5
-# Time besides arithmetic, in GMACs a megavoxel, measured on CPU: what a network of width 1 takes in
-# 2D, and what a channel adds in 3D up to 12 of them, where convolutions of few channels are slow.
-OVERHEAD_GMACS = 8.0
-MAX_SLOW_CHANNELS = {2: 1, 3: 12}
 
 
 @dataclass(frozen=True)
@@ -113,6 +109,7 @@ def run_search(
     align: bool = False,
     device: str = "auto",
     journal: str | os.PathLike[str] | None = None,
+    max_memory_gb: float | None = None,
     progress: bool = True,
 ) -> ScoreTable:
     """Score every width of the plan's ladder at initialisation.
@@ -132,6 +129,8 @@ def run_search(
         device: ``auto``, ``cpu``, ``cuda``, ``cuda:1``, ...
         journal: file to which every finished unit is appended, and from which an interrupted search
             goes on; see :class:`monai_xtiny.journal.Journal`.
+        max_memory_gb: what this process may hold; see
+            :func:`monai_xtiny.memory.scoring_limit_gb`.
         progress: show a bar on stderr.
 
     Returns:
@@ -139,14 +138,15 @@ def run_search(
 
     Raises:
         ValueError: there are no images or seeds, an image does not fit the plan, the ladder has
-            fewer than 5 widths, the device is unknown, a score is not finite, or the journal is of
-            another search.
+            fewer than 5 widths, the device is unknown, a score is not finite, ``max_memory_gb`` is
+            too little, or the journal is of another search.
+        MemoryError: not even one image fits.
     """
     check_ladder(plan)
     _check_sample(sample, plan, seeds)
     target = select_device(device)
     start = time.perf_counter()
-    scorer = Scorer(sample, plan, seeds, target, align=align)
+    scorer = Scorer(sample, plan, seeds, target, align=align, max_memory_gb=max_memory_gb)
     done = _open_journal(journal, scorer)
     all_seeds = list(seeds)
     counts = {width: len(seeds) for width in width_ladder(plan)}
@@ -306,53 +306,17 @@ def _score_units(
     mine = share_out(missing, scorer.plan, idist.get_world_size())[idist.get_rank()]
     show = progress and idist.get_rank() == 0
     fresh: dict[Unit, UnitScore] = {}
-    for unit in tqdm(
-        mine, desc="scoring", unit="network", disable=None if show else True, leave=False
-    ):
-        fresh[unit] = scorer.score(*unit)
-        if journal is not None:
-            journal.add(unit, fresh[unit])
+    with tqdm(
+        total=len(mine), desc="scoring", unit="network", disable=None if show else True, leave=False
+    ) as bar:
+        for unit, score in score_side_by_side(scorer, mine, journal):
+            fresh[unit] = score
+            bar.update()
     if idist.get_world_size() > 1:
         for part in cast(list[dict[Unit, UnitScore]], idist.all_gather(fresh)):
             fresh.update(part)
     scores.update(fresh)
     return scores
-
-
-def share_out(units: Sequence[Unit], plan: UNetPlan, num_ranks: int) -> list[list[Unit]]:
-    """Deal units to ranks so that all take about the same time, the costly ones first.
-
-    The cost of a unit is its arithmetic plus a constant for calling its kernels.
-
-    Args:
-        units: (width, seed) each.
-        plan: of the full network.
-        num_ranks: processes.
-
-    Returns:
-        The units of each rank, costly ones first.
-    """
-    costs = unit_costs(plan)
-    loads = [0.0] * num_ranks
-    shares: list[list[Unit]] = [[] for _ in range(num_ranks)]
-    for unit in sorted(units, key=lambda item: -costs[item[0]]):
-        rank = min(range(num_ranks), key=lambda index: loads[index])
-        shares[rank].append(unit)
-        loads[rank] += costs[unit[0]]
-    return shares
-
-
-def unit_costs(plan: UNetPlan) -> dict[int, float]:
-    """Relative time that each width of the ladder takes for one initialisation and image.
-
-    The arithmetic, and what narrow networks spend besides: on memory and on calls.
-    """
-    overhead = OVERHEAD_GMACS * prod(plan.patch_size) / 1e6
-    limit = MAX_SLOW_CHANNELS[plan.spatial_dims]
-    return {
-        width: network_cost(plan, width).gmacs + overhead * min(width, limit)
-        for width in width_ladder(plan)
-    }
 
 
 def _make_rung(plan: UNetPlan, width: int, scores: Sequence[UnitScore]) -> Rung:

@@ -1,11 +1,17 @@
-"""Time a search from process start, and its peak memory.
+"""Time a search: from process start, width by width against the arithmetic, and with many files.
 
-usage: python scripts/benchmark_search.py [--repeats N] [--output FILE.md] -- SEARCH OPTIONS
-example: python scripts/benchmark_search.py -- --images DATA/Dataset076_DSB2018Fluo --num_images 16
+usage: python scripts/benchmark_search.py --images DATA [--repeats N] [--output FILE.md]
+           [--by_width] [--profile] [--cases 100,1000,10000,100000] [SEARCH OPTIONS]
+example: python scripts/benchmark_search.py --images DATA/Dataset076_DSB2018Fluo --method paper \
+             --by_width --profile
 
 Each repeat is a new process that runs `python -m monai_xtiny search` with the options given, on a
-bundle that is thrown away. Printed are, for each repeat and their median: seconds from process
-start to its end, seconds to load and to score, and the peak resident memory of the process.
+bundle that is thrown away: seconds from process start to its end, to load and to score, and the
+peak resident memory. --by_width scores every width of that search again, with as many
+initialisations side by side as there are cores, and once more in a plain loop: one image at a time,
+one network after the other. The floor is the time of the arithmetic alone (a forward pass and the
+gradient to the image) at the rate of a matrix product measured in between. --profile lists where
+the time goes. --cases links the first image so many times and plans and searches those.
 """
 
 from __future__ import annotations
@@ -19,11 +25,15 @@ import subprocess
 import sys
 import tempfile
 import time
+from collections.abc import Callable, Sequence
 from pathlib import Path
+from typing import Any
+
+NARROW, WIDE = 8, 64
 
 
-def run_once(options: list[str]) -> dict[str, float]:
-    """One search in a process of its own: seconds and peak memory in MiB."""
+def run_once(options: Sequence[str]) -> tuple[dict[str, float], dict[str, Any]]:
+    """One search in a process of its own: seconds and peak memory in MiB, and its search.json."""
     with tempfile.TemporaryDirectory() as folder:
         bundle = Path(folder) / "benchmark_segmentation"
         command = [sys.executable, "-m", "monai_xtiny", "search", *options, "--bundle", str(bundle)]
@@ -42,24 +52,50 @@ def run_once(options: list[str]) -> dict[str, float]:
         "peak": peak,
         "selected": search["selected"]["max_features"],
         "images": len(search["images"]),
-    }
+    }, search
 
 
 def main() -> None:
-    """Run the repeats and print their table."""
+    """Run what was asked for and print the tables."""
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser.add_argument("--images", required=True)
+    parser.add_argument("--num_images")
     parser.add_argument("--repeats", type=int, default=1)
+    parser.add_argument("--by_width", action="store_true")
+    parser.add_argument("--profile", action="store_true")
+    parser.add_argument("--cases", help="numbers of files with commas")
     parser.add_argument("--output", type=Path)
-    parser.add_argument("options", nargs="+", metavar="-- SEARCH OPTIONS")
-    arguments = parser.parse_args()
-    options = [option for option in arguments.options if option != "--"]
-    runs = [run_once(options) for _ in range(arguments.repeats)]
+    arguments, options = parser.parse_known_args()
+    if arguments.num_images is not None:
+        options += ["--num_images", arguments.num_images]
+    runs, search = [], {}
+    for _ in range(arguments.repeats):
+        run, search = run_once(["--images", arguments.images, *options])
+        runs.append(run)
+    parts = [describe(["--images", arguments.images, *options]), repeats_table(runs)]
+    if arguments.by_width or arguments.profile:
+        parts += width_tables(arguments, search)
+    if arguments.cases is not None:
+        parts.append(cases_table(arguments, options))
+    text = "\n".join(parts)
+    print(text, end="")
+    if arguments.output is not None:
+        arguments.output.write_text(text, encoding="utf-8")
+
+
+def describe(options: Sequence[str]) -> str:
+    """What was run, when, and on what; of paths the names only."""
+    shown = " ".join(Path(option).name if os.sep in option else option for option in options)
+    return (
+        f"`monai_xtiny search {shown}`, {time.strftime('%Y-%m-%d')}, {os.cpu_count()} cores, "
+        f"{platform.machine()}, Python {platform.python_version()}\n"
+    )
+
+
+def repeats_table(runs: Sequence[dict[str, float]]) -> str:
+    """Every repeat and their median."""
     median = {key: statistics.median(run[key] for run in runs) for key in runs[0]}
     lines = [
-        f"`monai_xtiny search {' '.join(Path(o).name if os.sep in o else o for o in options)}`, "
-        f"{time.strftime('%Y-%m-%d')}, {os.cpu_count()} cores, {platform.machine()}, "
-        f"Python {platform.python_version()}",
-        "",
         "| run | images | selected | load, s | score, s | from process start, s | peak, MiB |",
         "|---|---:|---:|---:|---:|---:|---:|",
     ]
@@ -68,10 +104,153 @@ def main() -> None:
             f"| {name} | {run['images']:.0f} | {run['selected']:.0f} | {run['load']:.2f} "
             f"| {run['score']:.1f} | {run['total']:.1f} | {run['peak']:.0f} |"
         )
-    text = "\n".join(lines) + "\n"
-    print(text, end="")
-    if arguments.output is not None:
-        arguments.output.write_text(text, encoding="utf-8")
+    return "\n".join(lines) + "\n"
+
+
+def width_tables(arguments: argparse.Namespace, search: dict[str, Any]) -> list[str]:
+    """Time of each width, and where it goes."""
+    import torch
+    from monai.bundle import ConfigParser
+
+    from monai_xtiny.export import configs_dir
+    from monai_xtiny.labels import PlainPath
+    from monai_xtiny.networks import network_cost
+    from monai_xtiny.scheduling import score_side_by_side
+    from monai_xtiny.scoring import Scorer
+    from monai_xtiny.search import select_device, table_from_dict
+
+    plan = table_from_dict(search).plan
+    parser = ConfigParser(ConfigParser.load_config_files([str(configs_dir() / "search.json")]))
+    parser.update(
+        {"images": PlainPath(arguments.images), "plan": plan, "spatial_dims": plan.spatial_dims,
+         "num_images": len(search["images"]), "progress": False}
+    )  # fmt: skip
+    device = select_device(search["environment"]["device"] if torch.cuda.is_available() else "cpu")
+    sample = parser.get_parsed_content("sample")
+    num_networks = torch.get_num_threads() if device.type == "cpu" else 1
+    seeds = range(369, 369 + num_networks)
+    scorer = Scorer(sample, plan, seeds, device, align=False)
+    count = len(sample.images) * num_networks
+    widths = [rung["max_features"] for rung in search["ladder"]]
+    for width in widths:  # kernels are made on the first call
+        scorer.score(width, 0)
+    rates, rows = [], []
+    for width in widths:
+        rates.append(matrix_product_rate(device))
+        units = [(width, seed) for seed in seeds]
+        seconds = timed(lambda units=units: list(score_side_by_side(scorer, units)), device)
+        plain = timed(lambda width=width: plain_loop(sample, plan, width, device), device)
+        rows.append((width, network_cost(plan, width).gmacs, seconds / count,
+                     plain / len(sample.images)))  # fmt: skip
+    rate = max(rates)
+    parts = [] if not arguments.by_width else [widths_table(rows, rate, num_networks, plan)]
+    if arguments.profile:
+        parts += [
+            profile_table(scorer, [width for width in widths if width >= WIDE], "wide"),
+            profile_table(scorer, [width for width in widths if width <= NARROW], "narrow"),
+        ]
+    return parts
+
+
+def widths_table(
+    rows: Sequence[tuple[int, float, float, float]], rate: float, num_networks: int, plan: Any
+) -> str:
+    """Time of an image at each width, next to its floor and the plain loop."""
+    size = " x ".join(map(str, plan.patch_size))
+    lines = [
+        f"\nOne image of {size}: {num_networks} networks of each width side by side; matrix "
+        f"product {rate:.0f} GFLOP/s with all cores.\n",
+        "| width | GFLOP an image | ms an image | images/s | GFLOP/s | floor, ms | ratio to floor "
+        "| plain loop, ms | times faster |",
+        "|---|---:|---:|---:|---:|---:|---:|---:|---:|",
+    ]
+    total = ("all", *(sum(row[index] for row in rows) for index in (1, 2, 3)))
+    for width, gmacs, seconds, plain in [*rows, total]:
+        flop = 4 * gmacs  # two a multiply-accumulate, forward and backward
+        floor = flop / rate
+        lines.append(
+            f"| {width} | {flop:.3g} | {1e3 * seconds:.2f} | {1 / seconds:.1f} "
+            f"| {flop / seconds:.1f} | {1e3 * floor:.2f} | {seconds / floor:.2f} "
+            f"| {1e3 * plain:.2f} | {plain / seconds:.1f} |"
+        )
+    return "\n".join(lines) + "\n"
+
+
+def plain_loop(sample: Any, plan: Any, width: int, device: Any) -> None:
+    """What a first implementation does: a fresh network, one image at a time."""
+    from monai_xtiny.networks import build_network
+    from monai_xtiny.sensitivity import jacobian_sensitivity
+
+    network = build_network(plan, width, seed=369, device=device)
+    for image in sample.images:
+        jacobian_sensitivity(network, image[None].to(device))
+
+
+def timed(work: Callable[[], object], device: Any) -> float:
+    """Shorter of two times, s."""
+    import torch
+
+    seconds = []
+    for _ in range(2):
+        start = time.perf_counter()
+        work()
+        if device.type == "cuda":
+            torch.cuda.synchronize(device)
+        seconds.append(time.perf_counter() - start)
+    return min(seconds)
+
+
+def matrix_product_rate(device: Any, size: int = 2048) -> float:
+    """Measured rate of a float32 matrix product, GFLOP/s."""
+    import torch
+
+    left, right = (torch.randn(size, size, device=device) for _ in range(2))
+    return 2 * size**3 / min(timed(lambda: left @ right, device) for _ in range(3)) / 1e9
+
+
+def profile_table(scorer: Any, widths: Sequence[int], name: str) -> str:
+    """The operations that take most of one thread's time."""
+    from torch.profiler import ProfilerActivity, profile
+
+    with profile(activities=[ProfilerActivity.CPU]) as profiler:
+        for width in widths:
+            scorer.score(width, 369)
+    events = sorted(profiler.key_averages(), key=lambda event: -event.self_cpu_time_total)
+    total = sum(event.self_cpu_time_total for event in events)
+    lines = [
+        f"\nWhere the time of the {name} widths goes ({', '.join(map(str, widths))}; "
+        f"{total / 1e6:.2f} s):\n",
+        "| operation | share | calls |",
+        "|---|---:|---:|",
+    ]
+    lines += [
+        f"| `{event.key}` | {event.self_cpu_time_total / total:.0%} | {event.count} |"
+        for event in events[:8]
+    ]
+    return "\n".join(lines) + "\n"
+
+
+def cases_table(arguments: argparse.Namespace, options: Sequence[str]) -> str:
+    """Searches of folders with ever more links to one image."""
+    from monai_xtiny.data import find_cases
+
+    source = Path(find_cases(arguments.images)[0].images[0]).resolve()
+    lines = [
+        "\n| files | load, s | score, s | from process start, s | peak, MiB |",
+        "|---:|---:|---:|---:|---:|",
+    ]
+    for count in map(int, arguments.cases.split(",")):
+        with tempfile.TemporaryDirectory() as folder:
+            for index in range(count):
+                (Path(folder) / f"case_{index:06d}_0000{''.join(source.suffixes)}").symlink_to(
+                    source
+                )
+            run, _ = run_once(["--images", folder, *options])
+        lines.append(
+            f"| {count:,} | {run['load']:.2f} | {run['score']:.1f} | {run['total']:.1f} "
+            f"| {run['peak']:.0f} |"
+        )
+    return "\n".join(lines) + "\n"
 
 
 if __name__ == "__main__":

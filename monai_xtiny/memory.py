@@ -1,0 +1,92 @@
+"""How much memory scoring a network takes, and how much there is. Gigabytes of 1e9 bytes."""
+
+from __future__ import annotations
+
+import os
+from pathlib import Path
+
+import torch
+
+from monai_xtiny.networks import network_cost, num_activations
+from monai_xtiny.plan import UNetPlan
+
+# Measured: the outputs of the convolutions, what normalises them and their gradients; weights once
+# more in the layout of the kernels; work space.
+COPIES_OF_ACTIVATIONS, COPIES_OF_WEIGHTS, WORK_SPACE_GB = 3, 2, 0.1
+# Without a limit, networks are scored side by side as long as they take less than this for each
+# core together, and less than half of the free memory.
+GB_PER_CORE = 1.0
+
+
+def scoring_memory_gb(plan: UNetPlan, max_features: int, batch_size: int = 1) -> float:
+    """Memory that a forward pass and the gradient to the images take, in float32.
+
+    An estimate within a third of the measured peak (2D and 3D, narrow and full).
+
+    Args:
+        plan: of the full network.
+        max_features: width cap.
+        batch_size: images at a time.
+    """
+    activations = num_activations(plan, max_features) * batch_size
+    weights = network_cost(plan, max_features).num_parameters
+    copies = COPIES_OF_ACTIVATIONS * activations + COPIES_OF_WEIGHTS * weights
+    return 4 * copies / 1e9 + WORK_SPACE_GB
+
+
+def free_memory_gb(device: torch.device) -> float:
+    """Memory that this process could still get; infinite where the system does not say."""
+    if device.type == "cuda":
+        return torch.cuda.mem_get_info(device)[0] / 1e9
+    free = [float("inf")]
+    try:
+        lines = Path("/proc/meminfo").read_text(encoding="ascii").splitlines()
+        free += [int(line.split()[1]) * 1024 for line in lines if line.startswith("MemAvailable")]
+        container = Path("/sys/fs/cgroup")
+        limit, used = (container / name for name in ("memory.max", "memory.current"))
+        free.append(int(limit.read_text(encoding="ascii")) - int(used.read_text(encoding="ascii")))
+    except (OSError, ValueError):  # another system, no container, or no limit
+        pass
+    return max(0.0, min(free)) / 1e9
+
+
+def scoring_limit_gb(device: torch.device, max_memory_gb: float | None = None) -> float:
+    """What all networks that are scored side by side may take together.
+
+    Args:
+        device: that computes.
+        max_memory_gb: what the process may hold in all; without, ``GB_PER_CORE`` or half of what is
+            free.
+
+    Raises:
+        ValueError: the process holds more than ``max_memory_gb`` already.
+    """
+    if max_memory_gb is None:
+        return min(GB_PER_CORE * torch.get_num_threads(), free_memory_gb(device) / 2)
+    held = _held_gb(device)
+    if max_memory_gb <= held:
+        raise ValueError(
+            f"max_memory_gb is {max_memory_gb:g}, and the process holds {held:.1f} before it "
+            "begins: give more"
+        )
+    return max_memory_gb - held
+
+
+def is_out_of_memory(error: BaseException) -> bool:
+    """Whether an allocation failed, on any device."""
+    if isinstance(error, (MemoryError, torch.OutOfMemoryError)):
+        return True
+    # What PyTorch's allocator on CPU and oneDNN say; both raise RuntimeError.
+    signs = ("DefaultCPUAllocator", "out of memory", "could not create a memory")
+    return isinstance(error, RuntimeError) and any(sign in str(error) for sign in signs)
+
+
+def _held_gb(device: torch.device) -> float:
+    """Memory that this process holds now; 0 where the system does not say."""
+    if device.type == "cuda":
+        return torch.cuda.memory_reserved(device) / 1e9
+    try:
+        pages = int(Path("/proc/self/statm").read_text(encoding="ascii").split()[1])
+    except OSError:
+        return 0.0
+    return pages * os.sysconf("SC_PAGE_SIZE") / 1e9

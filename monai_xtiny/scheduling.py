@@ -1,0 +1,148 @@
+"""Which process and which thread scores which unit."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from math import prod
+from typing import TypeVar
+
+import torch
+
+from monai_xtiny.journal import Journal, Unit, UnitScore
+from monai_xtiny.networks import network_cost, width_ladder
+from monai_xtiny.plan import UNetPlan
+from monai_xtiny.scoring import Scorer
+
+# Time besides arithmetic, in GMACs a megavoxel, measured on one CPU core: what a network spends on
+# memory and calls whatever its width, and for each channel up to a number of them.
+OVERHEAD_GMACS = {2: (2.0, 3.0), 3: (2.0, 3.0)}
+MAX_OVERHEAD_CHANNELS = 8
+Item = TypeVar("Item")
+Result = TypeVar("Result")
+
+
+def score_side_by_side(
+    scorer: Scorer, units: Sequence[Unit], journal: Journal | None = None
+) -> Iterator[tuple[Unit, UnitScore]]:
+    """Score units in threads with one core each, and write each down as it ends.
+
+    Narrow networks keep no more than one core busy, and two kernel threads of one network that
+    wait for each other lose much more than they gain where another program computes. Scores do not
+    depend on the number of threads. Networks that are too large to be scored side by side get all
+    cores, one after the other.
+
+    Args:
+        scorer: of the search.
+        units: (width, seed) each, costly ones first.
+        journal: of finished units.
+
+    Yields:
+        Each unit with its score, in the order of ``units`` but for those that ran out of memory
+        beside others: they are scored alone at the end.
+
+    Raises:
+        MemoryError: one image of one unit does not fit.
+    """
+
+    def score(unit: Unit) -> UnitScore | None:
+        try:
+            result = scorer.score(*unit)
+        except MemoryError:
+            return None
+        if journal is not None:
+            journal.add(unit, result)
+        return result
+
+    if not units:
+        return
+    num_cores = torch.get_num_threads() if scorer.device.type == "cpu" else 1
+    if scorer.align:
+        scorer.prepare(lambda work, items: side_by_side(work, items, num_cores))
+    too_large = []
+    for num_workers, group in _groups(scorer, units, num_cores):
+        scores = side_by_side(score, group, num_workers)
+        for unit, result in zip(group, scores, strict=True):
+            if result is None:
+                too_large.append(unit)
+            else:
+                yield unit, result
+    for unit in too_large:
+        result = scorer.score(*unit)
+        if journal is not None:
+            journal.add(unit, result)
+        yield unit, result
+
+
+def side_by_side(
+    work: Callable[[Item], Result], items: Sequence[Item], num_workers: int
+) -> Iterator[Result]:
+    """Results in the order of the items, from threads that share the cores out among them.
+
+    The first error, in the order of the items, ends the work after what has begun.
+    """
+    num_workers = min(num_workers, len(items))
+    if num_workers <= 1:
+        yield from map(work, items)
+        return
+    num_threads = torch.get_num_threads()
+    pool = ThreadPoolExecutor(
+        num_workers, initializer=torch.set_num_threads, initargs=(num_threads // num_workers,)
+    )
+    try:
+        for future in [pool.submit(work, item) for item in items]:
+            yield future.result()
+    finally:
+        pool.shutdown(cancel_futures=True)
+        torch.set_num_threads(num_threads)  # the workers' setting is the process's too
+
+
+def share_out(units: Sequence[Unit], plan: UNetPlan, num_ranks: int) -> list[list[Unit]]:
+    """Deal units to ranks so that all take about the same time, the costly ones first.
+
+    The cost of a unit is its arithmetic plus what narrow networks spend besides.
+
+    Args:
+        units: (width, seed) each.
+        plan: of the full network.
+        num_ranks: processes.
+
+    Returns:
+        The units of each rank, costly ones first.
+    """
+    costs = unit_costs(plan)
+    loads = [0.0] * num_ranks
+    shares: list[list[Unit]] = [[] for _ in range(num_ranks)]
+    for unit in sorted(units, key=lambda item: -costs[item[0]]):
+        rank = min(range(num_ranks), key=lambda index: loads[index])
+        shares[rank].append(unit)
+        loads[rank] += costs[unit[0]]
+    return shares
+
+
+def unit_costs(plan: UNetPlan) -> dict[int, float]:
+    """Relative time that each width of the ladder takes for one initialisation and image.
+
+    The arithmetic, and what networks spend besides: on memory and on calls.
+    """
+    constant, per_channel = OVERHEAD_GMACS[plan.spatial_dims]
+    megavoxels = prod(plan.patch_size) / 1e6
+    return {
+        width: network_cost(plan, width).gmacs
+        + megavoxels * (constant + per_channel * min(width, MAX_OVERHEAD_CHANNELS))
+        for width in width_ladder(plan)
+    }
+
+
+def _groups(scorer: Scorer, units: Sequence[Unit], num_cores: int) -> list[tuple[int, list[Unit]]]:
+    """Units with how many of them may run side by side: neighbours of one number together."""
+    fits: Mapping[int, int] = {
+        width: max(1, min(num_cores, int(scorer.limit_gb / scorer.memory_gb(width))))
+        for width in {width for width, _ in units}
+    }
+    groups: list[tuple[int, list[Unit]]] = []
+    for unit in units:
+        if not groups or groups[-1][0] != fits[unit[0]]:
+            groups.append((fits[unit[0]], []))
+        groups[-1][1].append(unit)
+    return groups
