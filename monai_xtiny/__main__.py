@@ -546,7 +546,7 @@ def main(command: list[str] | None = None) -> None:
         text = " ".join(str(cause).split()) or type(cause).__name__
         if isinstance(cause, OSError) and cause.strerror and cause.filename is not None:
             text = f"{os.fspath(cause.filename)!r}: {cause.strerror}"
-        if isinstance(cause, (ValueError, TypeError, OSError, ImportError)):
+        if isinstance(cause, (ValueError, TypeError, OSError, ImportError, MemoryError)):
             print(f"error: {text}", file=sys.stderr)
             raise SystemExit(2) from None
         print(f"failed: {type(cause).__name__}: {text} (--debug shows where)", file=sys.stderr)

@@ -114,7 +114,7 @@ class Scorer:
                         f"width {width} on one image of {'x'.join(map(str, self.plan.patch_size))} "
                         f"does not fit in memory ({self.memory_gb(width):.1f} GB): free some, or "
                         "search on a machine with more"
-                    ) from error
+                    ) from None
             size = (size + 1) // 2
 
     def memory_gb(self, width: int) -> float:

@@ -6,7 +6,7 @@ from dataclasses import replace
 import pytest
 import torch
 
-from monai_xtiny import scheduling, scoring, search
+from monai_xtiny import scheduling, scoring
 from monai_xtiny.data import Sample
 from monai_xtiny.networks import build_network, network_cost, width_ladder
 from monai_xtiny.search import run_search, select_device, table_from_dict, table_to_dict
