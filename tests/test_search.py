@@ -6,7 +6,7 @@ from dataclasses import replace
 import pytest
 import torch
 
-from monai_xtiny import scheduling, scoring
+from monai_xtiny import scoring
 from monai_xtiny.data import Sample
 from monai_xtiny.networks import build_network, network_cost, width_ladder
 from monai_xtiny.search import run_search, select_device, table_from_dict, table_to_dict
@@ -180,18 +180,6 @@ def test_run_search_aligns_widths_up_to_the_features_at_full_resolution(plan_2d,
     assert all(0 <= value <= 1 for rung in table.ladder for row in rung.alignment for value in row)
     means = [sum(rung.alignment[0]) for rung in table.ladder if rung.alignment]
     assert means[0] > means[-1]
-
-
-def test_share_out_balances_costs_and_gives_each_unit_once(plan_2d) -> None:
-    units = [(width, seed) for width in width_ladder(plan_2d) for seed in range(5)]
-    costs = scheduling.unit_costs(plan_2d)
-    shares = scheduling.share_out(units, plan_2d, 3)
-    assert sorted(unit for share in shares for unit in share) == sorted(units)
-    loads = [sum(costs[width] for width, _ in share) for share in shares]
-    assert max(loads) - min(loads) <= max(costs.values())
-    assert scheduling.share_out(units, plan_2d, 1) == [
-        sorted(units, key=lambda unit: -costs[unit[0]])
-    ]  # fmt: skip
 
 
 @pytest.mark.parametrize("name", ["gpu", "cuda:99", "$import os", ""])
