@@ -13,7 +13,7 @@ from monai.networks.nets import DynUNet
 from monai.utils import ensure_tuple, evenly_divisible_all_gather, string_list_all_gather
 from torch import nn
 
-from monai_xtiny.representation import ReferenceFeatures, linear_alignment, sampled_features
+from monai_xtiny.representation import ImageFeatures, explained_variance, sampled_features
 from monai_xtiny.sensitivity import jacobian_sensitivity
 
 
@@ -146,28 +146,29 @@ class SensitivityHandler:
 
 
 class AlignmentHandler(SensitivityHandler):
-    """Measure how far a network's last decoder features agree with those of wide ones.
+    """Measure what a network's last decoder features keep of each image that an engine sees.
 
-    :func:`monai_xtiny.representation.linear_alignment` on every image; the images come in the order
-    of their references, and the results are in the engine's state as those of
-    :class:`SensitivityHandler` are.
+    The share of simple image features that they explain linearly
+    (:func:`monai_xtiny.representation.explained_variance` of
+    :func:`monai_xtiny.representation.image_features`); the images come in the order of their
+    features, and the results are in the engine's state as those of :class:`SensitivityHandler` are.
 
     Args:
         network: the DynUNet to measure.
-        references: one an image, in the order in which the engine sees them.
+        image_features: one an image, in the order in which the engine sees them.
         keys: key of the images in a dictionary batch; of several, the first.
         name: under which the results appear in the engine's state.
         batch_transform: takes ``engine.state.batch`` and returns the images.
         gather: collect the values of all ranks through ``ignite.distributed`` at the end.
 
     Raises:
-        ValueError: as :class:`SensitivityHandler`, or there are more images than references.
+        ValueError: as :class:`SensitivityHandler`, or there are more images than features.
     """
 
     def __init__(
         self,
         network: DynUNet,
-        references: Sequence[ReferenceFeatures],
+        image_features: Sequence[ImageFeatures],
         keys: KeysCollection = "image",
         name: str = "alignment",
         *,
@@ -175,20 +176,21 @@ class AlignmentHandler(SensitivityHandler):
         gather: bool = True,
     ) -> None:
         super().__init__(network, keys, name, batch_transform=batch_transform, gather=gather)
-        self.references = tuple(references)
+        self.image_features = tuple(image_features)
 
     def _measure(self, images: torch.Tensor) -> torch.Tensor:
         """One value an image, shape (B,), float64."""
         first = sum(len(values) for values in self._values)
-        references = self.references[first : first + len(images)]
-        if len(references) < len(images):
+        targets = self.image_features[first : first + len(images)]
+        if len(targets) < len(images):
             raise ValueError(
-                f"{first + len(images)} images and {len(self.references)} references: give one each"
+                f"{first + len(images)} images and features of {len(self.image_features)}: give "
+                "one each"
             )
         network = cast(DynUNet, self.network)
-        features = sampled_features(network, images, [item.voxels for item in references])
-        pairs = zip(features, references, strict=True)
-        return torch.stack([linear_alignment(item, reference) for item, reference in pairs])
+        features = sampled_features(network, images, [item.voxels for item in targets])
+        pairs = zip(features, targets, strict=True)
+        return torch.stack([explained_variance(item, target.values) for item, target in pairs])
 
 
 def _case_names(images: torch.Tensor, first: int) -> list[str]:

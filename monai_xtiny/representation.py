@@ -1,8 +1,8 @@
-"""Tensor mathematics of representations at initialisation: what a narrow network shares with wide.
+"""Tensor mathematics of representations at initialisation: what a narrow network keeps of an image.
 
 Kornblith et al. 2019, *Similarity of Neural Network Representations Revisited*, arXiv:1905.00414,
-for the alignment. Features are matrices of samples (voxels) by channels, (N, C); arithmetic is
-float64. No engine, no files.
+for linear alignment and the share of variance that a linear regression explains. Features are
+matrices of samples (voxels) by channels, (N, C); arithmetic is float64. No engine, no files.
 """
 
 from __future__ import annotations
@@ -10,10 +10,29 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass
 
+import numpy as np
 import torch
 from monai.networks.nets import DynUNet
+from scipy import ndimage
 
 _TINY = 1e-300
+# Below it a feature of a normalised image is constant but for rounding.
+_SMALLEST_SPREAD = 1e-6
+# Standard deviations of the Gaussians of image features, voxels.
+SCALES = (1, 2, 4)
+
+
+@dataclass(frozen=True)
+class ImageFeatures:
+    """Simple features of one image, that those of networks are compared with.
+
+    Args:
+        voxels: indices of the sampled voxels of the image, flat, shape (N,).
+        values: standardised over the voxels, (N, Q), float64.
+    """
+
+    voxels: torch.Tensor
+    values: torch.Tensor
 
 
 @dataclass(frozen=True)
@@ -60,6 +79,34 @@ def sample_voxels(num_voxels: int, num_samples: int, *, seed: int) -> torch.Tens
     """
     generator = torch.Generator().manual_seed(seed)
     return torch.randperm(num_voxels, generator=generator)[:num_samples].sort().values
+
+
+def image_features(image: torch.Tensor, voxels: torch.Tensor) -> ImageFeatures:
+    """Edges, blobs and texture of an image at some of its voxels, at three scales.
+
+    Of each channel and for each standard deviation ``s`` of ``SCALES``: the difference of Gaussians
+    of ``s`` and ``2 s``, the local standard deviation under a Gaussian of ``s``, and the magnitude
+    of the Gaussian gradient; nine columns a channel, each of mean 0 and standard deviation 1.
+
+    Args:
+        image: shape (C, *spatial).
+        voxels: flat indices, shape (N,).
+    """
+    columns = []
+    for channel in image.cpu().numpy().astype(np.float64):
+        for sigma in SCALES:
+            smooth = ndimage.gaussian_filter(channel, sigma)
+            square = ndimage.gaussian_filter(channel**2, sigma)
+            columns += [
+                smooth - ndimage.gaussian_filter(channel, 2 * sigma),
+                np.sqrt(np.maximum(square - smooth**2, 0)),
+                ndimage.gaussian_gradient_magnitude(channel, sigma),
+            ]
+    values = _centred(
+        torch.from_numpy(np.stack([column.ravel() for column in columns], axis=1)[voxels.numpy()])
+    )
+    values = values / values.std(dim=0, correction=0).clamp_min(_SMALLEST_SPREAD)
+    return ImageFeatures(voxels, values.to(image.device))
 
 
 def reference_features(
@@ -119,6 +166,9 @@ def explained_variance(
 
     .. math:: R^2 = 1 - \frac{\|Y - X W\|_F^2}{\|Y\|_F^2}, \quad
         W = \Big(X^T X + \lambda \frac{\mathrm{tr}\, X^T X}{P} I\Big)^{-1} X^T Y
+
+    The ridge is Tikhonov's, scaled by the mean variance of the features, so that the share does not
+    change with their scale.
 
     Args:
         features: ``X``, shape (N, P), with N well above P.

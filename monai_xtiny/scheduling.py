@@ -16,8 +16,8 @@ from monai_xtiny.scoring import Scorer
 
 # Time besides arithmetic, in GMACs a megavoxel, measured on one CPU core: what a network spends on
 # memory and calls whatever its width, and for each channel up to a number of them.
-OVERHEAD_GMACS = {2: (2.0, 3.0), 3: (2.0, 3.0)}
-MAX_OVERHEAD_CHANNELS = 8
+OVERHEAD_GMACS, OVERHEAD_GMACS_PER_CHANNEL, MAX_OVERHEAD_CHANNELS = 1.5, 1.5, 8
+
 Item = TypeVar("Item")
 Result = TypeVar("Result")
 
@@ -125,13 +125,13 @@ def unit_costs(plan: UNetPlan) -> dict[int, float]:
 
     The arithmetic, and what networks spend besides: on memory and on calls.
     """
-    constant, per_channel = OVERHEAD_GMACS[plan.spatial_dims]
     megavoxels = prod(plan.patch_size) / 1e6
-    return {
-        width: network_cost(plan, width).gmacs
-        + megavoxels * (constant + per_channel * min(width, MAX_OVERHEAD_CHANNELS))
-        for width in width_ladder(plan)
-    }
+    costs = {}
+    for width in width_ladder(plan):
+        channels = min(width, MAX_OVERHEAD_CHANNELS)
+        overhead = OVERHEAD_GMACS + OVERHEAD_GMACS_PER_CHANNEL * channels
+        costs[width] = network_cost(plan, width).gmacs + megavoxels * overhead
+    return costs
 
 
 def _groups(scorer: Scorer, units: Sequence[Unit], num_cores: int) -> list[tuple[int, list[Unit]]]:

@@ -18,12 +18,9 @@ from monai_xtiny.journal import Unit, UnitScore
 from monai_xtiny.memory import is_out_of_memory, scoring_limit_gb, scoring_memory_gb
 from monai_xtiny.networks import build_network, width_ladder
 from monai_xtiny.plan import UNetPlan
-from monai_xtiny.representation import ReferenceFeatures, reference_features, sample_voxels
+from monai_xtiny.representation import ImageFeatures, image_features, sample_voxels
 
-# Alignment: against that many networks of that width (or the widest there is), at that many voxels
-# of each image. Wider networks have no more features at full resolution.
-REFERENCE_WIDTH = 32
-NUM_REFERENCES = 8
+# Voxels of each image at which its features are compared with a network's.
 NUM_VOXELS = 2048
 # Images of one batch do not act on each other, so batches change the time only. Small images share
 # the overhead of a call, while from 128 x 128 on batches of wide networks leave the cache and take
@@ -42,7 +39,7 @@ class Scorer:
         sample: preprocessed images.
         plan: of the full network.
         seeds: of the initialisations whose sensitivity is asked for; others are aligned alone. The
-            first is that of the sampled voxels, and the base of the reference networks' seeds.
+            first is that of the sampled voxels.
         device: that computes.
         align: measure the alignment too.
         max_memory_gb: what the process may hold; see
@@ -72,7 +69,7 @@ class Scorer:
         self._sizes = {width: self._batch_size(width) for width in width_ladder(plan)}
         if max_memory_gb is not None:
             self._fit(max_memory_gb)
-        self._references: list[ReferenceFeatures] = []
+        self._image_features: list[ImageFeatures] = []
         self.known: dict[Unit, UnitScore] = {}
 
     def subject(self) -> dict[str, str]:
@@ -122,33 +119,28 @@ class Scorer:
         return scoring_memory_gb(self.plan, width, self._sizes[width])
 
     def prepare(
-        self,
-        run: Callable[[Callable[[int], ReferenceFeatures], range], Iterable[ReferenceFeatures]],
+        self, run: Callable[[Callable[[int], ImageFeatures], range], Iterable[ImageFeatures]]
     ) -> None:
-        """Compute the features of the wide networks on every image, once.
+        """Compute the features of the images, once.
 
         Args:
             run: as ``map``; may call from several threads.
         """
-        if self._references:
+        if self._image_features:
             return
-        width = min(REFERENCE_WIDTH, self.plan.features_per_stage[-1])
-        networks = [
-            build_network(self.plan, width, seed=seed, device=self.device).eval()
-            for seed in reference_seeds(self.seed)
-        ]
         num_voxels = self.sample.images[0][0].numel()
 
-        def features(index: int) -> ReferenceFeatures:
+        def features(index: int) -> ImageFeatures:
             voxels = sample_voxels(num_voxels, NUM_VOXELS, seed=self.seed + index)
-            return reference_features(networks, self.sample.images[index].to(self.device), voxels)
+            found = image_features(self.sample.images[index], voxels)
+            return ImageFeatures(found.voxels, found.values.to(self.device))
 
-        self._references = list(run(features, range(len(self.sample.images))))
+        self._image_features = list(run(features, range(len(self.sample.images))))
 
-    def references(self) -> list[ReferenceFeatures]:
-        """Features of the wide networks on every image."""
+    def image_features(self) -> list[ImageFeatures]:
+        """Features of every image."""
         self.prepare(map)
-        return self._references
+        return self._image_features
 
     def _score(self, width: int, seed: int, size: int) -> UnitScore:
         """As :meth:`score`, in batches of at most ``size`` images."""
@@ -162,7 +154,7 @@ class Scorer:
         if seed in self.seeds:
             handlers.append(SensitivityHandler(network, gather=False))
         if is_aligned:
-            handlers.append(AlignmentHandler(network, self.references(), gather=False))
+            handlers.append(AlignmentHandler(network, self.image_features(), gather=False))
         for handler in handlers:
             handler.attach(engine)
         try:
@@ -213,15 +205,6 @@ def max_aligned_width(plan: UNetPlan) -> int:
     40
     """
     return min(width for width in width_ladder(plan) if width >= plan.features_per_stage[0])
-
-
-def reference_seeds(seed: int) -> tuple[int, ...]:
-    """Seeds of the wide networks, apart from those that are scored.
-
-    >>> reference_seeds(369)[:2]
-    (1000369, 1000370)
-    """
-    return tuple(seed + 1_000_000 + index for index in range(NUM_REFERENCES))
 
 
 def describe_environment(device: torch.device) -> dict[str, str]:

@@ -70,10 +70,12 @@ TASKS = {
 }
 
 
-# Of each search; and initialisations of each width for the further statistics.
+# Of each search; and initialisations of a narrow width for the further statistics, of which some
+# compare with wide networks.
 NUM_IMAGES = 8
-NUM_REPRESENTED = 8
-STATISTICS = ("explained", "bottleneck", "rank", "targets")
+NUM_REPRESENTED = 16
+STATISTICS = ("cka", "explained", "bottleneck", "rank")
+REFERENCE_WIDTH, NUM_REFERENCES, FIRST_REFERENCE_SEED = 32, 8, 1_000_000
 
 
 @dataclass(frozen=True)
@@ -238,17 +240,17 @@ def score_all(arguments: argparse.Namespace) -> None:
 
 
 def score_run(search: Path, root: Path, run: int, target: Path, threads: int, device: str) -> str:
-    """One search with the first round's initialisations, and further statistics of its networks."""
+    """One search as users run it, and further statistics of networks on its images."""
     import json
 
     import torch
     from monai.bundle import ConfigParser
 
-    from monai_xtiny.ensemble import first_seeds
+    from monai_xtiny.ensemble import refinement
     from monai_xtiny.export import configs_dir, read_search, write_text
     from monai_xtiny.labels import PlainPath
-    from monai_xtiny.scoring import max_aligned_width
-    from monai_xtiny.search import ScoreTable, run_search, table_to_dict
+    from monai_xtiny.scheduling import unit_costs
+    from monai_xtiny.search import run_search, table_to_dict
 
     torch.set_num_threads(threads)
     plan = read_search(search).table.plan
@@ -258,17 +260,12 @@ def score_run(search: Path, root: Path, run: int, target: Path, threads: int, de
         {"images": PlainPath(str(root)), "plan": plan, "spatial_dims": plan.spatial_dims,
          "num_images": NUM_IMAGES, "seed": seed, "progress": False}
     )  # fmt: skip
-
-    def first_round(table: ScoreTable) -> dict[int, int]:
-        widths = [width for width in table.widths if width <= max_aligned_width(plan)]
-        return {width: first_seeds(width) for width in widths}
-
+    refine = refinement("alignment", unit_cost=unit_costs(plan).__getitem__)
     with quiet():
         sample = parser.get_parsed_content("sample")
         table = run_search(
-            sample, plan, seeds=(seed,), refine=first_round, align=True, device=device,
-            progress=False,
-        )  # fmt: skip
+            sample, plan, seeds=(seed,), refine=refine, align=True, device=device, progress=False
+        )
         statistics = measure_representations(sample.images, plan, seed, device)
     write_text(target, json.dumps({**table_to_dict(table), "statistics": statistics}))
     return f"{target.stem}: {table.seconds['total']:.0f} s"
@@ -279,9 +276,9 @@ def measure_representations(
 ) -> dict[str, dict[int, list[float]]]:
     """Mean over the images of further label-free statistics, one value an initialisation.
 
-    ``explained``: share of wide networks' features explained; ``bottleneck``: alignment at the
-    bottleneck; ``rank``: effective rank; ``targets``: share explained of targets made from the
-    image: differences of Gaussians, local standard deviation and gradient at three scales.
+    ``cka``: linear alignment with eight wide networks, the same in every search; ``explained``:
+    share of their features explained; ``bottleneck``: alignment at the bottleneck; ``rank``:
+    effective rank.
     """
     import torch
 
@@ -294,15 +291,17 @@ def measure_representations(
         sample_voxels,
         sampled_features,
     )
-    from monai_xtiny.scoring import NUM_VOXELS, max_aligned_width, reference_seeds
+    from monai_xtiny.scoring import CHANNELS_LAST, NARROW_WIDTH, NUM_VOXELS, max_aligned_width
 
     images = [image.to(device) for image in images]
     voxels = [
         sample_voxels(image[0].numel(), NUM_VOXELS, seed=seed + index)
         for index, image in enumerate(images)
     ]
-    targets = [image_targets(image, index) for image, index in zip(images, voxels, strict=True)]
-    wide = [build_network(plan, 32, seed=item, device=device) for item in reference_seeds(seed)]
+    wide = [
+        build_network(plan, REFERENCE_WIDTH, seed=number, device=device)
+        for number in range(FIRST_REFERENCE_SEED, FIRST_REFERENCE_SEED + NUM_REFERENCES)
+    ]
     references = [
         reference_features(wide, image, index) for image, index in zip(images, voxels, strict=True)
     ]
@@ -312,34 +311,37 @@ def measure_representations(
         name: {width: [] for width in widths} for name in STATISTICS
     }
     for width in widths:
-        for number in range(NUM_REPRESENTED):
+        for number in range(NUM_REPRESENTED if width <= 2 * NARROW_WIDTH else NUM_REPRESENTED // 2):
             network = build_network(plan, width, seed=seed + number, device=device)
+            if width <= NARROW_WIDTH:
+                network = network.to(memory_format=CHANNELS_LAST[plan.spatial_dims])
             rows: dict[str, list[torch.Tensor]] = {name: [] for name in STATISTICS}
-            for index, image in enumerate(images):
-                (features,) = sampled_features(network, image[None], [voxels[index]])
-                rows["explained"].append(explained_variance(features, references[index].features))
-                rows["rank"].append(effective_rank(features))
-                rows["targets"].append(explained_variance(features, targets[index]))
-                rows["bottleneck"].append(
-                    linear_alignment(bottleneck_features(network, image), deep[index])
-                )
+            features = sampled_features(network, torch.stack(images), voxels)
+            deepest = bottleneck_features(network, torch.stack(images))
+            for item, deep_item, reference, deep_reference in zip(
+                features, deepest, references, deep, strict=True
+            ):
+                rows["cka"].append(linear_alignment(item, reference))
+                rows["explained"].append(explained_variance(item, reference.features))
+                rows["rank"].append(effective_rank(item))
+                rows["bottleneck"].append(linear_alignment(deep_item, deep_reference))
             for name, values in rows.items():
                 found[name][width].append(float(torch.stack(values).mean()))
     return found
 
 
-def bottleneck_features(network: Any, image: Any) -> Any:
-    """Features of the deepest stage at all its voxels, (N, C)."""
+def bottleneck_features(network: Any, images: Any) -> Any:
+    """Features of the deepest stage at all its voxels, of each image (N, C)."""
     import torch
 
     kept: list[torch.Tensor] = []
     hook = network.bottleneck.register_forward_hook(lambda module, args, out: kept.append(out))
     try:
         with torch.no_grad():
-            network.eval()(image[None])
+            network.eval()(images)
     finally:
         hook.remove()
-    return kept[0][0].flatten(1).mT.double()
+    return [item.flatten(1).mT.double() for item in kept[0]]
 
 
 def bottleneck_reference(networks: Any, image: Any) -> Any:
@@ -348,31 +350,11 @@ def bottleneck_reference(networks: Any, image: Any) -> Any:
 
     from monai_xtiny.representation import ReferenceFeatures
 
-    features = torch.cat([bottleneck_features(network, image) for network in networks], dim=1)
+    features = torch.cat([bottleneck_features(item, image[None])[0] for item in networks], dim=1)
     features = features - features.mean(dim=0)
     return ReferenceFeatures(
         torch.arange(len(features)), features, torch.linalg.matrix_norm(features.mT @ features)
     )
-
-
-def image_targets(image: Any, voxels: Any) -> Any:
-    """Targets that any image has, standardised, at the sampled voxels: (N, 9 a channel)."""
-    import numpy as np
-    import torch
-    from scipy import ndimage
-
-    columns = []
-    for channel in image.cpu().numpy().astype(np.float64):
-        for sigma in (1, 2, 4):
-            smooth = ndimage.gaussian_filter(channel, sigma)
-            square = ndimage.gaussian_filter(channel**2, sigma)
-            columns += [
-                smooth - ndimage.gaussian_filter(channel, 2 * sigma),
-                np.sqrt(np.maximum(square - smooth**2, 0)),
-                ndimage.gaussian_gradient_magnitude(channel, sigma),
-            ]
-    targets = torch.as_tensor(np.stack([column.ravel() for column in columns], axis=1))[voxels]
-    return ((targets - targets.mean(dim=0)) / targets.std(dim=0).clamp_min(1e-12)).to(image.device)
 
 
 def write_tables(arguments: argparse.Namespace) -> None:

@@ -30,9 +30,11 @@ from monai_xtiny.selection import select_paper
 matplotlib.use("Agg")
 
 PLATEAU = 0.01
-# Widths that a task must have been trained at, to take part; and curves of a vote.
+# Widths that a task must have been trained at, to take part; curves of a vote; and initialisations
+# of the dispersion of the sensitivity, one from each of neighbouring searches.
 MIN_TRAINED = 6
-NUM_POOLED = 5
+NUM_VOTES = 5
+NUM_POOLED = 8
 REAL = ("fluorescence", "stain", "hippocampus_slices", "hippocampus_3d")
 
 
@@ -155,7 +157,7 @@ def make_rules(
     """Every candidate, its threshold fitted where it has one."""
     rules: dict[str, Rule] = {
         "paper, one initialisation": paper,
-        f"paper, vote of {NUM_POOLED}": paper_votes,
+        f"paper, vote of {NUM_VOTES}": paper_votes,
         "log variation, published window": variation(window=True),
         "log variation, any split": variation(window=False),
         "log variation, any split, parsimony": variation(window=False, parsimony=0.1),
@@ -163,11 +165,11 @@ def make_rules(
     }
     fitted = {}
     for statistic, title in (
-        ("alignment", "alignment (CKA), last decoder features"),
-        ("explained", "explained variance (ridge) of wide features"),
-        ("bottleneck", "alignment at the bottleneck"),
+        ("alignment", "share explained of image features (`alignment`)"),
+        ("explained", "share explained of wide networks' features"),
+        ("cka", "linear CKA with wide networks"),
+        ("bottleneck", "linear CKA at the bottleneck"),
         ("rank", "effective rank"),
-        ("targets", "explained variance of image targets"),
         ("dispersion", "dispersion of log S, threshold"),
     ):
         maker = above(statistic)
@@ -189,7 +191,7 @@ def paper(runs: Sequence[Run], index: int) -> int:
 
 def paper_votes(runs: Sequence[Run], index: int) -> int:
     """The published rule, voted by the initialisations of neighbouring searches; wider on a tie."""
-    picks = [paper(runs, (index + step) % len(runs)) for step in range(min(NUM_POOLED, len(runs)))]
+    picks = [paper(runs, (index + step) % len(runs)) for step in range(min(NUM_VOTES, len(runs)))]
     counts = Counter(picks)
     return max(counts, key=lambda width: (counts[width], width))
 
@@ -202,9 +204,8 @@ def variation(*, window: bool, parsimony: float = 0.0) -> Rule:
     """
 
     def rule(runs: Sequence[Run], index: int) -> int:
-        values = runs[index].values["sensitivity"]
-        widths = list(values)
-        logs = [np.log(values[width]) for width in widths]
+        logs = list(pooled_logs(runs, index).values())
+        widths = list(runs[index].values["sensitivity"])
         steps = [
             np.abs(first[:, None] - second[None]).mean()
             for first, second in zip(logs[:-1], logs[1:], strict=True)
@@ -222,18 +223,25 @@ def variation(*, window: bool, parsimony: float = 0.0) -> Rule:
     return rule
 
 
-def spreads(run: Run) -> dict[int, float]:
-    """Standard deviation of log S over initialisations, where there are several."""
+def pooled_logs(runs: Sequence[Run], index: int) -> dict[int, np.ndarray]:
+    """Log S of a search and its neighbours, each with initialisations of its own, by width."""
+    near = [runs[(index + step) % len(runs)] for step in range(min(NUM_POOLED, len(runs)))]
     return {
-        width: float(np.std(np.log(v), ddof=1))
-        for width, v in run.values["sensitivity"].items()
-        if len(v) > 1
+        width: np.log([value for run in near for value in run.values["sensitivity"][width]])
+        for width in runs[index].values["sensitivity"]
+    }
+
+
+def spreads(runs: Sequence[Run], index: int) -> dict[int, float]:
+    """Standard deviation of log S over initialisations, by width."""
+    return {
+        width: float(np.std(values, ddof=1)) for width, values in pooled_logs(runs, index).items()
     }
 
 
 def dispersion(runs: Sequence[Run], index: int) -> int:
     """The width before the largest relative growth of the dispersion of log S."""
-    found = spreads(runs[index])
+    found = spreads(runs, index)
     widths = list(found)
     growth = [found[b] / max(found[a], 1e-9) for a, b in zip(widths, widths[1:], strict=False)]
     return widths[int(np.argmax(growth))]
@@ -244,7 +252,7 @@ def above(statistic: str) -> Callable[[float], Rule]:
 
     def maker(threshold: float) -> Rule:
         def rule(runs: Sequence[Run], index: int) -> int:
-            values = series(statistic, runs[index])
+            values = series(statistic, runs, index)
             chosen = next(iter(values))
             for width, value in values.items():
                 if value < threshold:
@@ -257,11 +265,11 @@ def above(statistic: str) -> Callable[[float], Rule]:
     return maker
 
 
-def series(statistic: str, run: Run) -> dict[int, float]:
+def series(statistic: str, runs: Sequence[Run], index: int) -> dict[int, float]:
     """A statistic that falls with the width, by width."""
     if statistic == "dispersion":
-        return {width: -value for width, value in spreads(run).items()}
-    return run.mean(statistic)
+        return {width: -value for width, value in spreads(runs, index).items()}
+    return runs[index].mean(statistic)
 
 
 def candidates(
@@ -269,7 +277,10 @@ def candidates(
 ) -> list[float]:
     """Thresholds to try: quantiles of what was seen on the synthetic tasks."""
     seen = [
-        value for task in tasks for run in runs[task] for value in series(statistic, run).values()
+        value
+        for task in tasks
+        for index in range(len(runs[task]))
+        for value in series(statistic, runs[task], index).values()
     ]
     return [float(value) for value in np.quantile(seen, np.linspace(0.01, 0.99, number))]
 
@@ -410,15 +421,15 @@ def draw_statistics(
     """Each statistic against width, a line a task, with the oracle marked."""
     from matplotlib import pyplot
 
-    names = ("alignment", "explained", "bottleneck", "rank", "targets", "dispersion")
+    names = ("alignment", "explained", "cka", "bottleneck", "rank", "dispersion")
     figure, panels = pyplot.subplots(2, 3, figsize=(13, 7), layout="constrained")
     for axes, name in zip(panels.flat, names, strict=True):
-        for index, task in enumerate(tasks):
-            found = [series(name, run) for run in runs[task]]
+        for number, task in enumerate(tasks):
+            found = [series(name, runs[task], index) for index in range(len(runs[task]))]
             mean = {width: abs(np.mean([item[width] for item in found])) for width in found[0]}
             (line,) = axes.plot(
                 list(mean), list(mean.values()), "-" if real(task) else "--", label=task,
-                color=pyplot.colormaps["tab20"](index % 20),
+                color=pyplot.colormaps["tab20"](number % 20),
             )  # fmt: skip
             oracle = truths[task].oracle
             if oracle in mean:

@@ -10,8 +10,8 @@ from torch import nn
 from monai_xtiny.handlers import AlignmentHandler, SensitivityHandler
 from monai_xtiny.networks import build_network
 from monai_xtiny.representation import (
-    linear_alignment,
-    reference_features,
+    explained_variance,
+    image_features,
     sample_voxels,
     sampled_features,
 )
@@ -184,31 +184,28 @@ def test_handler_gathers_over_ranks(network, plan_2d, tmp_path) -> None:
 
 
 @pytest.mark.parametrize("batch_size", [1, 2])
-def test_alignment_handler_compares_each_image_with_its_own_reference(
+def test_alignment_handler_compares_each_image_with_its_own_features(
     network, plan_2d, batch_size
 ) -> None:
     images = [meta_image(plan_2d, index).as_tensor() for index in range(4)]
-    wide = [build_network(plan_2d, 16, seed=seed) for seed in (1, 2)]
     voxels = [sample_voxels(images[0][0].numel(), 64, seed=index) for index in range(4)]
-    references = [
-        reference_features(wide, image, index) for image, index in zip(images, voxels, strict=True)
-    ]
+    targets = [image_features(image, index) for image, index in zip(images, voxels, strict=True)]
     engine = Engine(idle)
-    AlignmentHandler(network, references).attach(engine)
+    AlignmentHandler(network, targets).attach(engine)
     batches = [torch.stack(images[i : i + batch_size]) for i in range(0, 4, batch_size)]
     for _ in range(2):  # each epoch starts afresh
         state = engine.run(batches)
     expected = [
-        linear_alignment(sampled_features(network, image[None], [item.voxels])[0], item)
-        for image, item in zip(images, references, strict=True)
+        explained_variance(sampled_features(network, image[None], [item.voxels])[0], item.values)
+        for image, item in zip(images, targets, strict=True)
     ]
     torch.testing.assert_close(state.alignment, torch.stack(expected), rtol=1e-4, atol=1e-6)
     assert state.metrics["alignment"] == pytest.approx(float(state.alignment.mean()))
 
 
-def test_alignment_handler_refuses_more_images_than_references(network, plan_2d) -> None:
+def test_alignment_handler_refuses_more_images_than_features(network, plan_2d) -> None:
     image = meta_image(plan_2d, 0)[None]
     engine = Engine(idle)
     AlignmentHandler(network, []).attach(engine)
-    with pytest.raises(ValueError, match="1 images and 0 references: give one each"):
+    with pytest.raises(ValueError, match="1 images and features of 0: give one each"):
         engine.run([image])

@@ -10,6 +10,7 @@ from monai_xtiny.representation import (
     decoder_features,
     effective_rank,
     explained_variance,
+    image_features,
     linear_alignment,
     reference_features,
     sample_voxels,
@@ -140,3 +141,45 @@ def test_sample_voxels_are_distinct_sorted_seeded_and_leave_the_generator() -> N
     assert torch.equal(first, first.sort().values)
     assert torch.equal(sample_voxels(10, 64, seed=0), torch.arange(10))
     assert torch.equal(torch.get_rng_state(), before)
+
+
+def test_image_features_are_those_of_the_whole_image_standardised_at_the_voxels() -> None:
+    image = features(24 * 20, 1).reshape(1, 24, 20).float()
+    every = torch.arange(24 * 20)
+    found = image_features(image, every)
+    assert found.values.shape == (480, 9)
+    torch.testing.assert_close(found.values.mean(dim=0), torch.zeros(9, dtype=torch.float64))
+    torch.testing.assert_close(
+        found.values.std(dim=0, correction=0), torch.ones(9, dtype=torch.float64)
+    )
+    some = every[::7]
+    part = image_features(image, some)
+    # Standardised over other voxels, the columns agree but for scale and shift.
+    for whole, piece in zip(found.values[some].T, part.values.T, strict=True):
+        assert abs(np.corrcoef(whole, piece)[0, 1]) == pytest.approx(1)
+
+
+def test_image_features_see_edges_blobs_and_texture() -> None:
+    image = torch.zeros(1, 32, 32)
+    image[:, :, 16:] = 1  # an edge
+    gradient = image_features(image, torch.arange(1024)).values[:, 2].reshape(32, 32)
+    assert set(gradient.argmax(dim=1).tolist()) <= {15, 16}
+    noise = torch.zeros(1, 32, 32)
+    noise[:, :, 16:] = features(512, 1).reshape(32, 16).float()  # texture on the right
+    spread = image_features(noise, torch.arange(1024)).values[:, 1].reshape(32, 32)
+    assert spread[:, 20:].mean() > spread[:, :12].mean() + 1
+
+
+def test_image_features_of_a_constant_image_are_zero_and_of_3d_have_nine_columns_a_channel() -> (
+    None
+):
+    constant = image_features(torch.full((1, 16, 16), 3.3), torch.arange(256))
+    assert float(constant.values.abs().max()) == 0
+    volume = image_features(features(8**3, 2).T.reshape(2, 8, 8, 8), torch.arange(100))
+    assert volume.values.shape == (100, 18)
+
+
+@pytest.mark.parametrize("change", [lambda x: 3 * x, lambda x: x + 5, lambda x: x.flip(1)])
+def test_explained_variance_does_not_change_with(change) -> None:
+    x, y = features(50, 4), features(50, 3, seed=1)
+    torch.testing.assert_close(explained_variance(change(x), y), explained_variance(x, y))
