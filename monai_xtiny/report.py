@@ -12,7 +12,7 @@ import numpy as np
 from jinja2 import Environment, FileSystemLoader, StrictUndefined
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
-from matplotlib.ticker import NullFormatter, NullLocator
+from matplotlib.ticker import LogLocator, NullFormatter, NullLocator, ScalarFormatter
 
 from monai_xtiny.ensemble import THRESHOLD
 from monai_xtiny.selection import Selection
@@ -113,6 +113,8 @@ def plot_sensitivity(selection: Selection, path: str | os.PathLike[str]) -> Path
     sensitivities = {rung.max_features: np.mean(rung.sensitivity, axis=1) for rung in table.ladder}
     _draw_band(panels[-1], sensitivities)
     panels[-1].set_yscale("log")
+    panels[-1].yaxis.set_major_locator(LogLocator(subs=(1, 2, 5)))
+    panels[-1].yaxis.set_major_formatter(ScalarFormatter())
     panels[-1].yaxis.set_minor_formatter(NullFormatter())
     panels[-1].set_ylabel("Jacobian sensitivity at initialisation")
     if is_aligned:
@@ -123,7 +125,7 @@ def plot_sensitivity(selection: Selection, path: str | os.PathLike[str]) -> Path
         }
         _draw_band(panels[0], alignments)
         panels[0].axhline(THRESHOLD, color="gray", linestyle=":", label=f"threshold {THRESHOLD}")
-        panels[0].set_ylabel("alignment with wide networks")
+        panels[0].set_ylabel("alignment (share of image features kept)")
         panels[0].set_ylim(bottom=0)
     rung = selection.rung
     for axes in panels:

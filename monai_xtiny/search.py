@@ -125,7 +125,7 @@ def run_search(
         refine: asked after each round of scoring how many initialisations of a width should be
             aligned; seeds after the given ones count on from the last. It ends the search by asking
             for no more than there are.
-        align: also measure the alignment of widths up to ``max_aligned_width`` with wide networks.
+        align: also measure what widths up to ``max_aligned_width`` keep of the images.
         device: ``auto``, ``cpu``, ``cuda``, ``cuda:1``, ...
         journal: file to which every finished unit is appended, and from which an interrupted search
             goes on; see :class:`monai_xtiny.journal.Journal`.

@@ -143,7 +143,9 @@ def width_tables(arguments: argparse.Namespace, search: dict[str, Any]) -> list[
         rows.append((width, network_cost(plan, width).gmacs, seconds / count,
                      plain / len(sample.images)))  # fmt: skip
     rate = max(rates)
-    parts = [] if not arguments.by_width else [widths_table(rows, rate, num_networks, plan)]
+    parts = []
+    if arguments.by_width:
+        parts += [widths_table(rows, rate, num_networks, plan), scaling_table(rows, search)]
     if arguments.profile:
         parts += [
             profile_table(scorer, [width for width in widths if width >= WIDE], "wide"),
@@ -173,6 +175,30 @@ def widths_table(
             f"| {flop / seconds:.1f} | {1e3 * floor:.2f} | {seconds / floor:.2f} "
             f"| {1e3 * plain:.2f} | {plain / seconds:.1f} |"
         )
+    return "\n".join(lines) + "\n"
+
+
+def scaling_table(rows: Sequence[tuple[int, float, float, float]], search: dict[str, Any]) -> str:
+    """Expected speed-up of this search's scoring on more processes of as many cores each."""
+    seconds = {width: item for width, _, item, _ in rows}
+    # A unit's sensitivity and its alignment, which needs no gradient.
+    costs = [
+        seconds[rung["max_features"]]
+        * ((index < len(search["seeds"])) + (index < len(rung.get("alignment", []))) / 3)
+        for rung in search["ladder"]
+        for index in range(max(len(search["seeds"]), len(rung.get("alignment", []))))
+    ]
+    lines = [
+        "\nExpected speed-up of scoring on more processes, from these times "
+        f"({len(costs)} networks):\n",
+        "| processes | times faster |",
+        "|---:|---:|",
+    ]
+    for ranks in (1, 2, 4, 8, 16):
+        loads = [0.0] * ranks
+        for cost in sorted(costs, reverse=True):
+            loads[loads.index(min(loads))] += cost
+        lines.append(f"| {ranks} | {sum(costs) / max(loads):.1f} |")
     return "\n".join(lines) + "\n"
 
 

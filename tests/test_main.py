@@ -3,6 +3,7 @@ from __future__ import annotations
 import json
 import os
 import random
+import signal
 import subprocess
 import sys
 import time
@@ -424,7 +425,6 @@ def test_monai_bundle_runs_the_same_config_with_other_transforms(tmp_path, png_f
 def test_search_on_two_processes_gives_the_scores_of_one(tmp_path, png_folder, engine) -> None:
     configs = Path(__file__).parent.parent / "configs"
     files = [str(configs / "search.json"), str(configs / "multi_gpu_search.json")]
-    environment = {**os.environ, "OMP_NUM_THREADS": "1"}
     found = []
     for processes in (1, 2):
         bundle = tmp_path / f"on{processes}_segmentation"
@@ -437,9 +437,8 @@ def test_search_on_two_processes_gives_the_scores_of_one(tmp_path, png_folder, e
         else:
             start += ["monai_xtiny", "search"]
         done = subprocess.run(
-            [*start, *options], cwd=tmp_path, env=environment, capture_output=True, text=True,
-            check=False,
-        )  # fmt: skip
+            [*start, *options], cwd=tmp_path, capture_output=True, text=True, check=False
+        )
         assert done.returncode == 0, done.stderr[-3000:]
         assert done.stdout.count("<- selected") == 1
         found.append(json.loads((bundle / "docs" / "search.json").read_text()))
@@ -456,7 +455,7 @@ def finished_units(journal: Path) -> int:
 def test_search_killed_at_random_moments_goes_on_and_ends_with_the_same_bytes(tmp_path) -> None:
     folder = tmp_path / "images"
     for index in range(4):
-        write_png(folder / f"case{index}.png", (192, 192), seed=index)
+        write_png(folder / f"case{index}.png", (384, 384), seed=index)
     results = []
     for name, num_kills in (("whole", 0), ("killed", 20)):
         parent = tmp_path / name
@@ -491,6 +490,57 @@ def test_search_killed_at_random_moments_goes_on_and_ends_with_the_same_bytes(tm
         del content["seconds"]
         results.append(json.dumps(content))
     assert results[0] == results[1]
+
+
+def process_of_rank(rank: int, folder: Path) -> int:
+    """The process of a rank that torchrun started in a folder."""
+    for environ in Path("/proc").glob("[0-9]*/environ"):
+        try:
+            names = environ.read_bytes().split(b"\0")
+            if f"RANK={rank}".encode() in names and environ.with_name("cwd").readlink() == folder:
+                return int(environ.parent.name)
+        except OSError:  # ended meanwhile, or somebody else's
+            continue
+    raise AssertionError(f"no process of rank {rank}")
+
+
+@pytest.mark.slow
+@pytest.mark.skipif(sys.platform != "linux", reason="finds the rank in /proc")
+def test_a_rank_that_dies_ends_the_run_and_the_same_command_goes_on(tmp_path) -> None:
+    folder = tmp_path / "images"
+    for index in range(4):
+        write_png(folder / f"case{index}.png", (384, 384), seed=index)
+    contents = []
+    for name in ("whole", "resumed"):
+        bundle = tmp_path / name / "x_segmentation"
+        bundle.parent.mkdir()
+        command = [sys.executable, "-m", "torch.distributed.run", "--standalone"]
+        command += ["--nproc_per_node=2", "-m", "monai_xtiny", "search"]
+        command += ["--images", str(folder), "--bundle", str(bundle), "--method", "paper"]
+        if name == "resumed":
+            journals = [bundle.with_name(f".{bundle.name}.search.jsonl{end}") for end in ("", ".1")]
+            with subprocess.Popen(
+                command, cwd=bundle.parent, stdout=subprocess.DEVNULL, stderr=subprocess.PIPE,
+                text=True,
+            ) as process:  # fmt: skip
+                deadline = time.monotonic() + 120
+                while time.monotonic() < deadline and not all(map(finished_units, journals)):
+                    time.sleep(0.01)
+                os.kill(process_of_rank(1, bundle.parent), signal.SIGKILL)
+                error = process.communicate(timeout=120)[1]
+            assert process.returncode != 0
+            assert "SIGKILL" in error
+            assert not bundle.exists()
+            assert all(map(finished_units, journals))
+        done = subprocess.run(
+            command, cwd=bundle.parent, capture_output=True, text=True, check=False
+        )
+        assert done.returncode == 0, done.stderr[-3000:]
+        assert [path.name for path in bundle.parent.iterdir()] == [bundle.name]
+        content = json.loads((bundle / "docs" / "search.json").read_text())
+        del content["seconds"]
+        contents.append(content)
+    assert contents[0] == contents[1]
 
 
 @pytest.mark.slow
