@@ -8,8 +8,11 @@ import torch
 
 from monai_xtiny import scoring
 from monai_xtiny.data import Sample
+from monai_xtiny.ensemble import refinement
 from monai_xtiny.networks import build_network, network_cost, width_ladder
+from monai_xtiny.scheduling import unit_costs
 from monai_xtiny.search import run_search, select_device, table_from_dict, table_to_dict
+from monai_xtiny.selection import select_width
 from monai_xtiny.sensitivity import jacobian_sensitivity
 
 
@@ -56,6 +59,21 @@ def test_run_search_of_3d_states_costs(plan_3d) -> None:
     for rung in table.ladder:
         cost = network_cost(plan_3d, rung.max_features)
         assert (rung.num_parameters, rung.gmacs) == (cost.num_parameters, cost.gmacs)
+
+
+def test_default_search_of_an_anisotropic_3d_plan_chooses_with_a_confidence(plan_3d) -> None:
+    generator = torch.Generator().manual_seed(0)
+    images = tuple(torch.randn(2, *plan_3d.patch_size, generator=generator) for _ in range(3))
+    refine = refinement("alignment", unit_cost=unit_costs(plan_3d).__getitem__)
+    table = run_search(
+        Sample(("a", "b", "c"), images), plan_3d, align=True, refine=refine, progress=False
+    )
+    aligned = {rung.max_features: rung.alignment for rung in table.ladder if rung.alignment}
+    assert list(aligned) == [32, 16, 8, 4, 2, 1]
+    assert len(aligned[1]) >= len(aligned[32]) > 1
+    selection = select_width(table, "alignment")
+    assert selection.max_features in aligned
+    assert selection.confidence == pytest.approx(selection.votes[selection.max_features])
 
 
 def test_table_survives_json(small, sample_2d) -> None:
