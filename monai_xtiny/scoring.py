@@ -145,7 +145,7 @@ class Scorer:
     def _score(self, width: int, seed: int, size: int) -> UnitScore:
         """As :meth:`score`, in batches of at most ``size`` images."""
         network = build_network(self.plan, width, seed=seed, device=self.device)
-        if width <= NARROW_WIDTH:
+        if width <= NARROW_WIDTH and self.device.type == "cpu":
             network = network.to(memory_format=CHANNELS_LAST[self.plan.spatial_dims])  # type: ignore[call-overload]
         engine = Engine(lambda engine, batch: None)
         # Ranks score different networks: nothing to gather inside a unit.
@@ -180,8 +180,10 @@ class Scorer:
         """Images at a time that take the least time; the same wherever the search runs."""
         num_voxels = self.sample.images[0][0].numel()
         if width <= NARROW_WIDTH:
-            return max(1, NARROW_BATCH_VALUES // (width * num_voxels))
-        return max(1, BATCH_VOXELS // num_voxels)
+            most = NARROW_BATCH_VALUES // (width * num_voxels)
+        else:
+            most = BATCH_VOXELS // num_voxels
+        return max(1, min(most, len(self.sample.images)))
 
     def _fit(self, max_memory_gb: float) -> None:
         """Make the batches small enough for a given limit."""
