@@ -218,7 +218,7 @@ def _serve(job: dict[str, Any]) -> None:
     }
     for line in sys.stdin:
         what, seconds = json.loads(line)
-        answer = _peak_mib() if what == "memory" else _measure(actions[what], seconds)
+        answer = peak_memory_mib() if what == "memory" else _measure(actions[what], seconds)
         print(json.dumps(answer), flush=True)
 
 
@@ -261,16 +261,16 @@ def _measure(action: Callable[[], object], seconds: float) -> list[float]:
     return measured
 
 
-def _peak_mib() -> float:
+def peak_memory_mib() -> float:
     """Largest resident memory of this process so far, MiB."""
-    status = Path("/proc/self/status")
-    if status.is_file():  # getrusage would count the parent's, from before exec
-        line = next(row for row in status.read_text().splitlines() if row.startswith("VmHWM"))
-        return int(line.split()[1]) / 1024
-    import resource  # there is none on Windows
+    try:  # getrusage would count the parent's, from before exec
+        rows = Path("/proc/self/status").read_text(encoding="utf-8").splitlines()
+        return int(next(row for row in rows if row.startswith("VmHWM")).split()[1]) / 1024
+    except (OSError, StopIteration):
+        import resource  # there is none on Windows
 
-    peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
-    return peak / (1024**2 if sys.platform == "darwin" else 1024)
+        peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+        return peak / (1024**2 if sys.platform == "darwin" else 1024)
 
 
 if __name__ == "__main__":
