@@ -15,6 +15,16 @@ from typing import Any
 import fire
 from fire.decorators import SetParseFns
 
+from monai_xtiny.options import (
+    check_output,
+    emit,
+    make_workflow,
+    parse_flag,
+    parse_int,
+    parse_num_images,
+    search_overrides,
+)
+
 
 class _Job:
     """A command whose arguments are known but which has not run.
@@ -82,7 +92,7 @@ def search(
     """
 
     def run() -> None:
-        overrides = _search_overrides(
+        overrides = search_overrides(
             images=images,
             bundle=bundle,
             label_names=label_names,
@@ -100,7 +110,7 @@ def search(
             unit_test=unit_test,
             torchscript=torchscript,
         )
-        workflow = _workflow(config_file, overrides)
+        workflow = make_workflow(config_file, overrides)
         workflow.run()
         workflow.finalize()
 
@@ -139,11 +149,11 @@ def plan(
             images,
             spatial_dims=spatial_dims,
             out_channels=len(read_label_names(images, label_names)),
-            num_images=_parse_num_images(num_images),
-            seed=_parse_int("seed", seed),
+            num_images=parse_num_images(num_images),
+            seed=parse_int("seed", seed),
             progress=True,
         )
-        _emit(json.dumps(asdict(planned), indent=4), output)
+        emit(json.dumps(asdict(planned), indent=4), output)
 
     return _Job(run, debug)
 
@@ -192,7 +202,7 @@ def score(
         from monai_xtiny.journal import journal_path, remove_journal
         from monai_xtiny.search import table_to_dict
 
-        overrides = _search_overrides(
+        overrides = search_overrides(
             images=images,
             bundle="unused",
             label_names=label_names,
@@ -206,16 +216,13 @@ def score(
             plans=plans,
             configuration=configuration,
             device=device,
-            overwrite=False,
-            unit_test=False,
-            torchscript=False,
         )
-        _check_output(output)
+        check_output(output)
         journal = journal_path(output)
         overrides["journal"] = journal
-        workflow = _workflow(config_file, overrides, init_id="initialize_scores")
+        workflow = make_workflow(config_file, overrides, init_id="initialize_scores")
         table = workflow.parser.get_parsed_content("scores")
-        _emit(json.dumps(table_to_dict(table), indent=4), output)
+        emit(json.dumps(table_to_dict(table), indent=4), output)
         remove_journal(journal)
 
     return _Job(run, debug)
@@ -240,7 +247,7 @@ def select(
         from monai_xtiny.search import table_from_dict
         from monai_xtiny.selection import select_width, suited_method
 
-        _check_output(output)
+        check_output(output)
         table = table_from_dict(read_json(scores))
         selection = select_width(table, method or suited_method(table))
         if output is not None:
@@ -281,9 +288,9 @@ def export(
             read_search(search),
             bundle,
             label_names=names,
-            overwrite=_parse_flag("overwrite", overwrite),
-            unit_test=_parse_flag("unit_test", unit_test),
-            torchscript=_parse_flag("torchscript", torchscript),
+            overwrite=parse_flag("overwrite", overwrite),
+            unit_test=parse_flag("unit_test", unit_test),
+            torchscript=parse_flag("torchscript", torchscript),
         )
         print(path)
 
@@ -305,7 +312,7 @@ def report(search: str, output: str, debug: bool = False) -> _Job:
         from monai_xtiny.report import ladder_table, plot_sensitivity
 
         path = Path(search)
-        _check_output(output)
+        check_output(output)
         selection = read_search(path / "docs" / "search.json" if path.is_dir() else path)
         print(ladder_table(selection))
         print(plot_sensitivity(selection, output))
@@ -388,8 +395,8 @@ def package(
     def run() -> None:
         from monai_xtiny.zoo import package_bundle
 
-        _check_output(output)
-        flag = _parse_flag("torchscript", torchscript)
+        check_output(output)
+        flag = parse_flag("torchscript", torchscript)
         print(package_bundle(bundle, output, torchscript=flag))
 
     return _Job(run, debug)
@@ -430,15 +437,15 @@ def verify(
         from monai_xtiny.update import update_bundle
         from monai_xtiny.verification import verify_bundle
 
-        is_update = _parse_flag("update", update)
+        is_update = parse_flag("update", update)
         found = verify_bundle(
             bundle,
             data=data,
             datalist=datalist,
-            epochs=None if epochs is None else _parse_int("epochs", epochs),
-            num_seeds=_parse_int("num_seeds", num_seeds),
-            fold=_parse_int("fold", fold),
-            seed=_parse_int("seed", seed),
+            epochs=None if epochs is None else parse_int("epochs", epochs),
+            num_seeds=parse_int("num_seeds", num_seeds),
+            fold=parse_int("fold", fold),
+            seed=parse_int("seed", seed),
             work_dir=work,
             progress=lambda training: print(
                 f"width {training.max_features}, seed {training.seed}: Dice "
@@ -490,14 +497,14 @@ def deploy(
     def run() -> None:
         from monai_xtiny.deploy import deploy_bundle, deployment_table
 
-        _check_output(output)
+        check_output(output)
         made = deploy_bundle(
             bundle,
             images=images,
             data=data,
-            int8=_parse_flag("int8", int8),
-            benchmark=_parse_flag("benchmark", benchmark),
-            size=None if size is None else [_parse_int("size", edge) for edge in size.split(",")],
+            int8=parse_flag("int8", int8),
+            benchmark=parse_flag("benchmark", benchmark),
+            size=None if size is None else [parse_int("size", edge) for edge in size.split(",")],
             output=output,
             progress=lambda text: print(text, flush=True),
         )
@@ -565,139 +572,6 @@ def _innermost(error: BaseException) -> BaseException:
     while isinstance(error, RuntimeError) and error.__cause__ is not None:
         error = error.__cause__
     return error
-
-
-def _search_overrides(
-    *,
-    images: str,
-    bundle: str,
-    label_names: str | None,
-    spatial_dims: int | None,
-    method: str,
-    num_images: str | None,
-    seed: int,
-    num_seeds: int | None,
-    max_seconds: float | None,
-    max_memory_gb: float | None,
-    plans: str | None,
-    configuration: str,
-    device: str,
-    overwrite: bool,
-    unit_test: bool,
-    torchscript: bool,
-) -> dict[str, Any]:
-    """Arguments as objects that MONAI's config parser takes as they are.
-
-    It evaluates strings that start with ``$``, but looks into neither paths nor tuples.
-    """
-    from monai_xtiny.labels import PlainPath, check_config_text, read_label_names
-
-    for name, value in (("method", method), ("configuration", configuration), ("device", device)):
-        check_config_text(value, f"--{name}")
-    if spatial_dims is not None and (
-        not isinstance(spatial_dims, int) or spatial_dims not in (2, 3)
-    ):
-        raise ValueError(f"--spatial_dims is {spatial_dims!r}: give 2 or 3")
-    if num_seeds is not None and _parse_int("num_seeds", num_seeds) < 1:
-        raise ValueError(f"--num_seeds is {num_seeds}: give at least 1")
-    if max_seconds is not None and not (
-        isinstance(max_seconds, (int, float)) and 0 <= max_seconds < float("inf")
-    ):
-        raise ValueError(f"--max_seconds is {max_seconds!r}: give a number of seconds")
-    if max_memory_gb is not None and not (
-        isinstance(max_memory_gb, (int, float)) and 0 < max_memory_gb < float("inf")
-    ):
-        raise ValueError(f"--max_memory_gb is {max_memory_gb!r}: give a number of gigabytes")
-    # Paths in, so that nothing typed here can be evaluated; the trailing slash of a glob stays.
-    # Without a number the config's own default stands.
-    scored = {} if num_images is None else {"num_images": _parse_num_images(num_images)}
-    return {
-        **scored,
-        "images": PlainPath(images),
-        "bundle": PlainPath(bundle),
-        "label_names": None if label_names is None else read_label_names(images, label_names),
-        "spatial_dims": spatial_dims,
-        "method": method,
-        "seed": _parse_int("seed", seed),
-        "num_seeds": num_seeds,
-        "max_seconds": max_seconds,
-        "max_memory_gb": max_memory_gb,
-        "plans": None if plans is None else PlainPath(plans),
-        "configuration": configuration,
-        "device": device,
-        "overwrite": _parse_flag("overwrite", overwrite),
-        "unit_test": _parse_flag("unit_test", unit_test),
-        "torchscript": _parse_flag("torchscript", torchscript),
-    }
-
-
-def _workflow(
-    config_file: str | None, overrides: dict[str, Any], init_id: str = "initialize"
-) -> Any:
-    """The search config with its overrides, initialised: the same that monai.bundle runs."""
-    from monai.bundle import ConfigWorkflow
-
-    from monai_xtiny.export import configs_dir
-
-    path = Path(config_file) if config_file is not None else configs_dir() / "search.json"
-    if not path.is_file():
-        raise FileNotFoundError(f"no such file: {str(path)!r}: check --config_file")
-    files = [str(path)]
-    if int(os.environ.get("WORLD_SIZE", "1")) > 1:  # under torchrun
-        files.append(str(configs_dir() / "multi_gpu_search.json"))
-    workflow = ConfigWorkflow(
-        config_file=files,
-        meta_file=str(configs_dir() / "metadata.json"),
-        logging_file=False,
-        init_id=init_id,
-        workflow_type=None,
-        **overrides,
-    )
-    workflow.initialize()
-    return workflow
-
-
-def _parse_num_images(value: str) -> int | None:
-    """A number of images, or ``None`` for 'all'."""
-    return None if value == "all" else _parse_int("num_images", value)
-
-
-def _parse_int(name: str, value: Any) -> int:
-    """A whole number, or an error that names the option."""
-    try:
-        number = int(str(value))
-    except ValueError:
-        raise ValueError(f"--{name} is {value!r}: give a whole number") from None
-    if not 0 <= number < 2**63:
-        raise ValueError(f"--{name} is {value}: give a number from 0 to 2**63 - 1")
-    return number
-
-
-def _parse_flag(name: str, value: Any) -> bool:
-    """A flag that is given or not; '--overwrite no' must not overwrite."""
-    if isinstance(value, bool):
-        return value
-    raise ValueError(f"--{name} is {value!r}: give the flag alone, True or False")
-
-
-def _check_output(output: str | None) -> None:
-    """Refuse, before any work, a file that cannot be written."""
-    if output is None:
-        return
-    path = Path(output)
-    if (path.exists() and not path.is_file()) or not path.absolute().parent.is_dir():
-        raise FileNotFoundError(f"cannot write {output!r}: give a file in a folder that exists")
-
-
-def _emit(text: str, output: str | None) -> None:
-    """Print, or write to a file by way of a temporary sibling."""
-    if output is None:
-        print(text)
-        return
-    from monai_xtiny.export import write_text
-
-    _check_output(output)
-    write_text(output, text + "\n")
 
 
 if __name__ == "__main__":
