@@ -83,7 +83,7 @@ class Scorer:
         return {
             "images": digest.hexdigest(),
             "plan": plan.hexdigest(),
-            "seeds of sensitivity": " ".join(map(str, self.seeds)),
+            "seeds": " ".join(map(str, self.seeds)),
             "alignment": str(self.align),
             "version of monai_xtiny": environment["monai_xtiny"],
             "version of torch": environment["torch"],

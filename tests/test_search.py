@@ -137,7 +137,7 @@ def test_run_search_goes_on_from_its_journal_and_ends_with_the_same_scores(
     assert len(first) + len(scored) == 2 * len(whole.widths)
 
 
-@pytest.mark.parametrize("changed", ["images", "plan", "seeds of sensitivity", "alignment"])
+@pytest.mark.parametrize("changed", ["images", "plan", "seeds", "alignment"])
 def test_run_search_refuses_the_journal_of_another_search(
     small, sample_2d, tmp_path, changed
 ) -> None:
