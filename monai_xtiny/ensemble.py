@@ -23,8 +23,8 @@ NUM_RESAMPLES = 1000
 MAX_SEEDS = 64
 MIN_FIRST_SEEDS, MAX_FIRST_SEEDS, FIRST_FEATURES = 4, 16, 128
 STABLE = 0.95
-# Alignment needs no gradient: it costs a third of what sensitivity does.
-ALIGNMENT_COST = 1 / 3
+# Alignment needs no gradient: it costs half of what sensitivity does.
+ALIGNMENT_COST = 1 / 2
 # What a search may cost: one pass of the published rule over that many images.
 BUDGET_IMAGES = 16
 

@@ -140,7 +140,7 @@ def test_refinement_doubles_a_contested_width_until_the_budget_is_spent(plan_2d)
         assert len(changed) == 1
         assert wanted[changed[0]] == min(2 * counts[changed[0]], MAX_SEEDS)
         counts = dict(wanted)
-        # Sensitivity once a width; alignment costs a third of it.
+        # Sensitivity once a width; alignment costs half of it.
         spent = 3 * (sum(WIDTHS) + sum(width * count / 3 for width, count in counts.items()))
         assert spent <= budget
     assert not wanted
