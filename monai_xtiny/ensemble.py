@@ -25,7 +25,8 @@ MIN_FIRST_SEEDS, MAX_FIRST_SEEDS, FIRST_FEATURES = 4, 16, 128
 STABLE = 0.95
 # Alignment needs no gradient: it costs half of what sensitivity does.
 ALIGNMENT_COST = 1 / 2
-# What a search may cost: one pass of the published rule over that many images.
+# What a search may cost: one pass of the published rule over that many images, or over twice the
+# scored ones where more than half as many were asked for.
 BUDGET_IMAGES = 16
 
 
@@ -57,7 +58,7 @@ def select_alignment(
     values = np.asarray(alignments, dtype=np.float64)
     if not len(widths) or values.shape != (len(widths),) or not np.isfinite(values).all():
         raise ValueError(
-            f"{len(widths)} widths and alignments {list(alignments)}: give one finite value each"
+            f"{len(widths)} widths and alignments {values.tolist()}: give one finite value each"
         )
     return int(widths[_positions(values[None], threshold)[0]])
 
@@ -84,16 +85,27 @@ def bootstrap_votes(
     """Share of bootstrap resamples that choose each width; those without a vote are left out.
 
     Initialisations are resampled for each width apart, images for all widths together: a network
-    is drawn for its width alone, an image is seen by all.
+    is drawn for its width alone, an image is seen by all. Few of either would seem surer than they
+    are: their means are moved apart until the resamples vary as the mean of as many new ones does.
+    A resample in which even the widest width is below the threshold votes for none.
 
     Args:
         values: of each width, widest first, (initialisations, images).
         threshold: of :func:`select_alignment`.
         seed: of the resampling; the global generator is left as it was.
 
+    Returns:
+        Shares by width, widest first; they sum to 1 where every resample has voted.
+
+    Raises:
+        ValueError: there are no widths, or the widths differ in their number of images.
+
     >>> bootstrap_votes({2: np.ones((3, 2)), 1: np.zeros((3, 2))})
     {2: 1.0}
     """
+    if len({array.shape[1] for array in values.values()}) != 1:
+        shapes = {width: array.shape for width, array in values.items()}
+        raise ValueError(f"values of shapes {shapes}: give every width the same images")
     rng = np.random.default_rng(seed)
     num_images = next(iter(values.values())).shape[1]
     images = rng.multinomial(num_images, [1 / num_images] * num_images, NUM_RESAMPLES)
@@ -101,8 +113,11 @@ def bootstrap_votes(
     for array in values.values():
         count = len(array)
         seeds = rng.multinomial(count, [1 / count] * count, NUM_RESAMPLES)
-        columns.append(np.einsum("br,ri,bi->b", seeds, array, images) / (count * num_images))
-    chosen = np.asarray(list(values))[_positions(np.stack(columns, axis=1), threshold)]
+        columns.append(np.einsum("br,ri,bi->b", seeds, _widened(array), images))
+        columns[-1] /= count * num_images
+    curves = np.stack(columns, axis=1)
+    curves = curves[curves[:, 0] >= threshold]
+    chosen = np.asarray(list(values))[_positions(curves, threshold)]
     found, counts = np.unique(chosen, return_counts=True)
     return {
         int(width): float(count / NUM_RESAMPLES)
@@ -133,7 +148,8 @@ def refinement(
     ``STABLE`` sure, those of the width that promises most are doubled: of the widths that have
     votes, and the next narrower ones, the one whose mean loses most variance for its cost. It ends
     at ``MAX_SEEDS``, or where the search would cost more than a pass of the published rule over
-    ``BUDGET_IMAGES`` images, or after ``max_seconds``. Without a limit in seconds the answer
+    ``BUDGET_IMAGES`` images (over twice the scored ones where that is more), or after
+    ``max_seconds``. Without a limit in seconds the answer
     depends on the scores alone, so that a search repeats bit for bit.
 
     Args:
@@ -149,13 +165,14 @@ def refinement(
     def refine(table: ScoreTable) -> Mapping[int, int]:
         values = alignment_values(table)
         counts = {width: len(array) for width, array in values.items()}
-        budget = BUDGET_IMAGES * sum(unit_cost(width) for width in table.widths)
-        if max(counts.values()) == 1:
-            return _first_round(table, list(counts), unit_cost, budget)
         if max_seconds is not None and table.seconds["total"] >= max_seconds:
             return {}
+        num_passes = max(BUDGET_IMAGES, 2 * len(table.images))
+        budget = num_passes * sum(unit_cost(width) for width in table.widths)
+        if max(counts.values()) == 1:
+            return _first_round(table, list(counts), unit_cost, budget)
         votes = bootstrap_votes(values, threshold=threshold)
-        if max(votes.values()) >= STABLE:
+        if max([*votes.values(), 1 - sum(votes.values())]) >= STABLE:
             return {}
         spent = _cost(table, counts, unit_cost)
         gains = {}
@@ -193,10 +210,28 @@ def _cost(table: ScoreTable, counts: Mapping[int, int], unit_cost: Callable[[int
 
 
 def _contested(values: Mapping[int, np.ndarray], votes: Mapping[int, float]) -> list[int]:
-    """Widths with votes, and the next narrower one of each: they decide between them."""
+    """Widths with votes, and the next narrower one of each: they decide between them.
+
+    The widest one where some resamples have no vote: it is below the threshold there.
+    """
     widths = list(values)
     beside = {widths.index(width) + step for width in votes for step in (0, 1)}
+    if sum(votes.values()) < 1 - 0.5 / NUM_RESAMPLES:
+        beside.add(0)
     return [width for index, width in enumerate(widths) if index in beside]
+
+
+def _widened(array: np.ndarray) -> np.ndarray:
+    """Means of the rows and of the columns moved apart, so that a bootstrap of n varies by n - 1.
+
+    A single row or column stays as it is.
+    """
+    centre = array.mean()
+    for axis in (0, 1):
+        count = array.shape[axis]
+        means = array.mean(axis=1 - axis, keepdims=True)
+        array = array + (np.sqrt(count / max(count - 1, 1)) - 1) * (means - centre)
+    return array
 
 
 def _positions(curves: np.ndarray, threshold: float) -> np.ndarray:

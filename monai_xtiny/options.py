@@ -60,8 +60,10 @@ def search_overrides(
         not isinstance(spatial_dims, int) or spatial_dims not in (2, 3)
     ):
         raise ValueError(f"--spatial_dims is {spatial_dims!r}: give 2 or 3")
-    if num_seeds is not None and parse_int("num_seeds", num_seeds) < 1:
-        raise ValueError(f"--num_seeds is {num_seeds}: give at least 1")
+    if num_seeds is not None:
+        num_seeds = parse_int("num_seeds", num_seeds)
+        if num_seeds < 1:
+            raise ValueError(f"--num_seeds is {num_seeds}: give at least 1")
     if max_seconds is not None:
         parse_number("max_seconds", max_seconds, "seconds")
     if max_memory_gb is not None and parse_number("max_memory_gb", max_memory_gb, "gigabytes") <= 0:

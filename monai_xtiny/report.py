@@ -14,7 +14,6 @@ from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from matplotlib.ticker import LogLocator, NullFormatter, NullLocator, ScalarFormatter
 
-from monai_xtiny.ensemble import THRESHOLD
 from monai_xtiny.selection import Selection
 
 if TYPE_CHECKING:
@@ -67,14 +66,23 @@ def ladder_table(selection: Selection) -> str:
 
 def advice(selection: Selection) -> str:
     """What to do about a choice of low confidence; empty where there is nothing to do."""
-    if selection.confidence is None or selection.confidence >= LOW_CONFIDENCE:
+    is_stated = selection.confidence is not None
+    if selection.method == "paper" and not is_stated:
         return ""
+    if selection.confidence is not None and selection.confidence >= LOW_CONFIDENCE:
+        return ""
+    if not is_stated:
+        doubt = "One initialisation of a width states no confidence"
+    elif sum(selection.votes.values()) < 0.5:
+        doubt = "Not even the widest of the compared widths keeps enough of these images"
+    else:
+        doubt = f"The confidence is under {LOW_CONFIDENCE:.0%}"
     widths = selection.table.widths
     index = widths.index(selection.max_features)
     wider = f"take the next wider width, {widths[index - 1]}; " if index else ""
     return (
-        f"The confidence is under {LOW_CONFIDENCE:.0%}: score more initialisations (--num_seeds) "
-        f"or images (--num_images); {wider}or train the neighbours briefly on labelled cases: "
+        f"{doubt}: score more initialisations (--num_seeds) or images (--num_images); {wider}or "
+        "train the neighbours briefly on labelled cases: "
         "python -m monai_xtiny verify BUNDLE --data DIR"
     )
 
@@ -124,7 +132,9 @@ def plot_sensitivity(selection: Selection, path: str | os.PathLike[str]) -> Path
             if rung.alignment
         }
         _draw_band(panels[0], alignments)
-        panels[0].axhline(THRESHOLD, color="gray", linestyle=":", label=f"threshold {THRESHOLD}")
+        if selection.threshold is not None:
+            label = f"threshold {selection.threshold:g}"
+            panels[0].axhline(selection.threshold, color="gray", linestyle=":", label=label)
         panels[0].set_ylabel("alignment (share of image features kept)")
         panels[0].set_ylim(bottom=0)
     rung = selection.rung

@@ -6,6 +6,7 @@ import os
 import time
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict, dataclass
+from math import isfinite
 from typing import Any, cast
 
 import ignite.distributed as idist
@@ -223,7 +224,8 @@ def table_from_dict(content: Mapping[str, Any]) -> ScoreTable:
     """The table that :func:`table_to_dict` wrote.
 
     Raises:
-        ValueError: a field is missing or has another form.
+        ValueError: a field is missing or has another form, the widths do not descend, or a score
+            is not finite.
     """
     try:
         ladder = tuple(
@@ -247,10 +249,12 @@ def table_from_dict(content: Mapping[str, Any]) -> ScoreTable:
             environment=dict(content["environment"]),
             alignment_seeds=tuple(int(seed) for seed in content.get("alignment_seeds", ())),
         )
-    except (KeyError, TypeError, AttributeError) as error:
+    except (KeyError, TypeError, ValueError, AttributeError) as error:
         raise ValueError(
             f"no table of scores ({error}): write it with monai_xtiny score"
         ) from error
+    if list(table.widths) != sorted(set(table.widths), reverse=True):
+        raise ValueError(f"the ladder {table.widths} must descend: write the table again")
     num_seeds, num_images = len(table.seeds), len(table.images)
     for rung in table.ladder:
         sizes = {len(row) for row in (*rung.sensitivity, *rung.alignment)}
@@ -258,6 +262,11 @@ def table_from_dict(content: Mapping[str, Any]) -> ScoreTable:
             raise ValueError(
                 f"width {rung.max_features} lacks scores: expected {num_seeds} seeds of "
                 f"{num_images} images"
+            )
+        scores = [value for row in (*rung.sensitivity, *rung.alignment) for value in row]
+        if not all(map(isfinite, scores)):
+            raise ValueError(
+                f"width {rung.max_features} has a score that is not finite: score again"
             )
         if len(rung.alignment) > len(table.alignment_seeds):
             raise ValueError(

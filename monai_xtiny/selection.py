@@ -9,7 +9,12 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from monai_xtiny.ensemble import alignment_values, bootstrap_votes, select_alignment
+from monai_xtiny.ensemble import (
+    THRESHOLD,
+    alignment_values,
+    bootstrap_votes,
+    select_alignment,
+)
 
 if TYPE_CHECKING:
     from monai_xtiny.search import Rung, ScoreTable
@@ -27,10 +32,12 @@ class Selection:
         method: the rule that chose.
         max_features: the chosen width cap.
         votes: share of the initialisations (``paper``) or of bootstrap resamples of initialisations
-            and images (``alignment``) that chose each width, summing to 1.
+            and images (``alignment``) that chose each width; they sum to 1, or to less where
+            resamples found no width that is wide enough.
         confidence: share that chose this one, in [0, 1]; ``None`` where one initialisation alone
             cannot tell.
         table: the scores that the choice was made from.
+        threshold: that ``alignment`` chose with.
     """
 
     method: str
@@ -38,6 +45,7 @@ class Selection:
     votes: Mapping[int, float]
     confidence: float | None
     table: ScoreTable
+    threshold: float | None = None
 
     @property
     def rung(self) -> Rung:
@@ -106,6 +114,7 @@ def selection_to_dict(selection: Selection) -> dict[str, Any]:
         },
         "confidence": selection.confidence,
         "votes": {str(width): share for width, share in selection.votes.items()},
+        **({} if selection.threshold is None else {"threshold": selection.threshold}),
     }
 
 
@@ -116,19 +125,24 @@ def selection_from_dict(content: Mapping[str, Any], table: ScoreTable) -> Select
         ValueError: a field is missing, has another form, or names a width that is not in the table.
     """
     try:
+        confidence, threshold = content["confidence"], content.get("threshold")
         selection = Selection(
             method=str(content["method"]),
             max_features=int(content["selected"]["max_features"]),
             votes={int(width): float(share) for width, share in content["votes"].items()},
-            confidence=content["confidence"],
+            confidence=None if confidence is None else float(confidence),
             table=table,
+            threshold=None if threshold is None else float(threshold),
         )
-    except (KeyError, TypeError, AttributeError) as error:
+    except (KeyError, TypeError, ValueError, AttributeError) as error:
         raise ValueError(f"no selection ({error}): write it with monai_xtiny select") from error
     if selection.max_features not in table.widths:
         raise ValueError(
             f"the selected width {selection.max_features} is not in the ladder {table.widths}"
         )
+    for share in (*selection.votes.values(), selection.confidence or 0.0):
+        if not 0 <= share <= 1:
+            raise ValueError(f"votes and confidence are shares from 0 to 1, and one is {share}")
     return selection
 
 
@@ -181,4 +195,5 @@ def select_width(table: ScoreTable, method: str = "paper") -> Selection:
         votes=votes,
         confidence=votes.get(chosen, 0.0) if is_sure else None,
         table=table,
+        threshold=THRESHOLD if method == "alignment" else None,
     )

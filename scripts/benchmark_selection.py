@@ -70,10 +70,8 @@ TASKS = {
 }
 
 
-# Of each search; and initialisations of a narrow width for the further statistics, of which some
-# compare with wide networks.
+# Of each search; and the wide networks that some of the further statistics compare with.
 NUM_IMAGES = 8
-NUM_REPRESENTED = 16
 STATISTICS = ("cka", "explained", "bottleneck", "rank")
 REFERENCE_WIDTH, NUM_REFERENCES, FIRST_REFERENCE_SEED = 32, 8, 1_000_000
 
@@ -282,78 +280,76 @@ def measure_representations(
     """
     import torch
 
+    from monai_xtiny.ensemble import first_seeds
     from monai_xtiny.networks import build_network, width_ladder
     from monai_xtiny.representation import (
         effective_rank,
         explained_variance,
         linear_alignment,
-        reference_features,
         sample_voxels,
-        sampled_features,
     )
     from monai_xtiny.scoring import CHANNELS_LAST, NARROW_WIDTH, NUM_VOXELS, max_aligned_width
 
-    images = [image.to(device) for image in images]
+    batch = torch.stack([image.to(device) for image in images])
     voxels = [
-        sample_voxels(image[0].numel(), NUM_VOXELS, seed=seed + index)
-        for index, image in enumerate(images)
+        sample_voxels(batch[0, 0].numel(), NUM_VOXELS, seed=seed + index)
+        for index in range(len(batch))
     ]
     wide = [
-        build_network(plan, REFERENCE_WIDTH, seed=number, device=device)
+        last_and_deepest(
+            build_network(plan, REFERENCE_WIDTH, seed=number, device=device), batch, voxels
+        )
         for number in range(FIRST_REFERENCE_SEED, FIRST_REFERENCE_SEED + NUM_REFERENCES)
     ]
-    references = [
-        reference_features(wide, image, index) for image, index in zip(images, voxels, strict=True)
-    ]
-    deep = [bottleneck_reference(wide, image) for image in images]
+    last, deepest = (
+        [join([network[depth][index] for network in wide]) for index in range(len(batch))]
+        for depth in range(2)
+    )
     widths = [width for width in width_ladder(plan) if width <= max_aligned_width(plan)]
     found: dict[str, dict[int, list[float]]] = {
         name: {width: [] for width in widths} for name in STATISTICS
     }
     for width in widths:
-        for number in range(NUM_REPRESENTED if width <= 2 * NARROW_WIDTH else NUM_REPRESENTED // 2):
+        for number in range(first_seeds(width)):
             network = build_network(plan, width, seed=seed + number, device=device)
             if width <= NARROW_WIDTH:
                 network = network.to(memory_format=CHANNELS_LAST[plan.spatial_dims])
             rows: dict[str, list[torch.Tensor]] = {name: [] for name in STATISTICS}
-            features = sampled_features(network, torch.stack(images), voxels)
-            deepest = bottleneck_features(network, torch.stack(images))
-            for item, deep_item, reference, deep_reference in zip(
-                features, deepest, references, deep, strict=True
+            for features, deep, reference, deep_reference in zip(
+                *last_and_deepest(network, batch, voxels), last, deepest, strict=True
             ):
-                rows["cka"].append(linear_alignment(item, reference))
-                rows["explained"].append(explained_variance(item, reference.features))
-                rows["rank"].append(effective_rank(item))
-                rows["bottleneck"].append(linear_alignment(deep_item, deep_reference))
+                rows["cka"].append(linear_alignment(features, reference))
+                rows["explained"].append(explained_variance(features, reference.features))
+                rows["rank"].append(effective_rank(features))
+                rows["bottleneck"].append(linear_alignment(deep, deep_reference))
             for name, values in rows.items():
                 found[name][width].append(float(torch.stack(values).mean()))
     return found
 
 
-def bottleneck_features(network: Any, images: Any) -> Any:
-    """Features of the deepest stage at all its voxels, of each image (N, C)."""
-    import torch
+def last_and_deepest(network: Any, images: Any, voxels: Any) -> tuple[list[Any], list[Any]]:
+    """Features of each image: last decoder stage at its voxels, bottleneck at all; (N, C) each."""
+    from monai_xtiny.representation import sampled_features
 
-    kept: list[torch.Tensor] = []
+    kept: list[Any] = []
     hook = network.bottleneck.register_forward_hook(lambda module, args, out: kept.append(out))
     try:
-        with torch.no_grad():
-            network.eval()(images)
+        features = sampled_features(network, images, voxels)
     finally:
         hook.remove()
-    return [item.flatten(1).mT.double() for item in kept[0]]
+    return features, [item.flatten(1).mT.double() for item in kept[0]]
 
 
-def bottleneck_reference(networks: Any, image: Any) -> Any:
-    """Bottleneck features of wide networks side by side."""
+def join(features: list[Any]) -> Any:
+    """Features of several networks side by side, to compare others with."""
     import torch
 
     from monai_xtiny.representation import ReferenceFeatures
 
-    features = torch.cat([bottleneck_features(item, image[None])[0] for item in networks], dim=1)
-    features = features - features.mean(dim=0)
+    columns = torch.cat(features, dim=1)
+    columns = columns - columns.mean(dim=0)
     return ReferenceFeatures(
-        torch.arange(len(features)), features, torch.linalg.matrix_norm(features.mT @ features)
+        torch.arange(len(columns)), columns, torch.linalg.matrix_norm(columns.mT @ columns)
     )
 
 

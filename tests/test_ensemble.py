@@ -95,6 +95,47 @@ def test_bootstrap_votes_see_the_noise_of_images_too() -> None:
     assert 0.1 < votes[8] < 0.45
 
 
+def test_bootstrap_votes_vary_as_the_mean_of_new_initialisations_does() -> None:
+    # Two values 1 from their mean: it has a standard error of 1, and a bootstrap of them as they
+    # are one of 0.7, in which a quarter of the resamples lie 1 below it.
+    rows = np.asarray([[-1.0], [1.0]])
+    wide = np.full((2, 1), 9.0)
+    votes = bootstrap_votes({8: wide, 4: rows + 1.2}, threshold=0)
+    assert votes[8] == pytest.approx(0.25, abs=0.05)
+    # Images in the same way.
+    votes = bootstrap_votes({8: wide.T, 4: rows.T + 1.2}, threshold=0)
+    assert votes[8] == pytest.approx(0.25, abs=0.05)
+
+
+def test_bootstrap_votes_of_at_least_95_percent_are_right_as_often() -> None:
+    rng = np.random.default_rng(2)
+    is_right = []
+    for _ in range(600):
+        distance = rng.normal(0, 0.02)
+        noise = rng.normal(0, 0.06, (16, 1)) + rng.normal(0, 0.04, (1, 8))
+        values = {8: np.full((16, 8), 0.9), 4: 0.2 + distance + noise}
+        votes = bootstrap_votes(values, threshold=0.2)
+        width = max(votes, key=lambda item: votes[item])
+        if votes[width] >= STABLE:
+            is_right.append(width == (4 if distance >= 0 else 8))
+    assert len(is_right) > 100
+    assert np.mean(is_right) > 0.9
+
+
+def test_bootstrap_votes_are_withheld_where_no_width_is_wide_enough() -> None:
+    values = {8: np.full((4, 2), 0.1), 4: np.full((4, 2), 0.05)}
+    assert bootstrap_votes(values, threshold=0.2) == {}
+    half = {8: np.asarray([[0.1], [0.3]]), 4: np.full((2, 1), 0.05)}
+    votes = bootstrap_votes(half, threshold=0.2)
+    assert list(votes) == [8]
+    assert 0.5 < votes[8] < 0.9
+
+
+def test_bootstrap_votes_refuses_widths_with_other_images() -> None:
+    with pytest.raises(ValueError, match="give every width the same images"):
+        bootstrap_votes({8: np.ones((2, 3)), 4: np.ones((2, 2))})
+
+
 def test_more_initialisations_make_the_votes_surer_of_the_right_width() -> None:
     rng = np.random.default_rng(1)
     shares = []
@@ -118,6 +159,31 @@ def test_refinement_starts_with_fewer_where_the_budget_is_small(plan_2d) -> None
     refine = refinement("alignment", unit_cost=lambda width: float(width == 1))
     wanted = refine(noisy_table(plan_2d, MEANS, 0.01, {}))
     assert wanted == {width: first_seeds(width) // 2 for width in MEANS}
+
+
+def test_refinement_gives_more_images_no_fewer_initialisations(plan_2d) -> None:
+    def wanted(number: int) -> dict[int, int]:
+        table = noisy_table(plan_2d, MEANS, 0.01, {})
+        ladder = tuple(
+            replace(rung, alignment=((0.5,) * number,) if rung.alignment else ())
+            for rung in table.ladder
+        )
+        images = tuple(map(str, range(number)))
+        table = replace(table, ladder=ladder, images=images)
+        return dict(refinement("alignment", unit_cost=unit_cost)(table))
+
+    assert wanted(8) == wanted(20) == wanted(300)
+
+
+def test_refinement_asks_for_more_of_the_widest_where_it_may_be_too_narrow(plan_2d) -> None:
+    means = {width: value / 2 for width, value in MEANS.items()}
+    counts = {**{width: first_seeds(width) for width in means}, 16: 32}
+    table = noisy_table(plan_2d, means, 0.02, counts)
+    wanted = refinement("alignment", unit_cost=unit_cost, threshold=0.25)(table)
+    assert [width for width in counts if wanted[width] != counts[width]] == [32]
+    # And for nothing where that is sure.
+    table = noisy_table(plan_2d, means, 0.001, counts)
+    assert refinement("alignment", unit_cost=unit_cost, threshold=0.3)(table) == {}
 
 
 def test_refinement_stops_when_the_choice_is_sure(plan_2d) -> None:
@@ -152,6 +218,8 @@ def test_refinement_asks_for_nothing_after_max_seconds_or_for_given_seeds(plan_2
     table = noisy_table(plan_2d, MEANS, 0.2, counts)
     assert refinement("alignment", unit_cost=unit_cost, max_seconds=5.1)(table)
     assert refinement("alignment", unit_cost=unit_cost, max_seconds=5.0)(table) == {}
+    bare = noisy_table(plan_2d, MEANS, 0.2, {})
+    assert refinement("alignment", unit_cost=unit_cost, max_seconds=5.0)(bare) == {}
     assert refinement("alignment", unit_cost=unit_cost, num_seeds=3) is None
     assert refinement("paper", unit_cost=unit_cost) is None
 
@@ -170,6 +238,14 @@ def test_select_width_by_alignment_states_votes_and_confidence(plan_2d) -> None:
 def test_select_width_by_alignment_of_one_initialisation_states_no_confidence(plan_2d) -> None:
     table = noisy_table(plan_2d, MEANS, 0.0, {})
     assert select_width(table, "alignment").confidence is None
+
+
+def test_select_width_by_alignment_is_not_sure_where_no_width_is_wide_enough(plan_2d) -> None:
+    table = noisy_table(
+        plan_2d, {width: 0.1 / 32 * width for width in MEANS}, 0.001, dict.fromkeys(MEANS, 8)
+    )
+    selection = select_width(table, "alignment")
+    assert (selection.max_features, selection.confidence, selection.votes) == (32, 0.0, {})
 
 
 def test_suited_method_is_the_one_that_the_table_was_scored_for(plan_2d) -> None:

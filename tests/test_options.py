@@ -52,6 +52,7 @@ def test_search_overrides_refuses_what_would_be_evaluated(name) -> None:
     [
         ({"spatial_dims": 4}, "--spatial_dims is 4: give 2 or 3"),
         ({"num_seeds": 0}, "--num_seeds is 0: give at least 1"),
+        ({"num_seeds": "some"}, "--num_seeds is 'some': give a whole number"),
         ({"seed": -1}, "--seed is -1: give a number from 0"),
         ({"num_images": "many"}, "--num_images is 'many': give a whole number"),
         ({"max_seconds": "soon"}, "--max_seconds is 'soon': give a number of seconds"),
@@ -72,6 +73,10 @@ def test_search_overrides_leaves_the_number_of_images_to_the_config() -> None:
     assert "num_images" not in search_overrides(**TYPED)
     assert search_overrides(**{**TYPED, "num_images": "all"})["num_images"] is None
     assert search_overrides(**{**TYPED, "num_images": "5"})["num_images"] == 5
+
+
+def test_search_overrides_hands_on_numbers_typed_with_quotes() -> None:
+    assert search_overrides(**{**TYPED, "num_seeds": "3"})["num_seeds"] == 3
 
 
 def test_search_overrides_takes_a_limit_of_no_seconds() -> None:

@@ -1,10 +1,15 @@
 from __future__ import annotations
 
+import re
+from dataclasses import replace
+
+import numpy as np
 import pytest
+from matplotlib.figure import Figure
 from PIL import Image
 
 from monai_xtiny.export import templates_dir
-from monai_xtiny.report import ladder_table, model_card, plot_sensitivity, search_summary
+from monai_xtiny.report import advice, ladder_table, model_card, plot_sensitivity, search_summary
 from monai_xtiny.search import Rung, ScoreTable
 from monai_xtiny.selection import Selection
 
@@ -71,3 +76,85 @@ def test_model_card_makes_names_harmless(selection) -> None:
     text = card(selection, ("background", "<script>|`x`*b*"))
     assert "<script>" not in text.replace("\\<script\\>", "")
     assert "\\|\\`x\\`\\*b\\*" in text
+
+
+def aligned(plan, votes, confidence, threshold: float | None = 0.25) -> Selection:
+    """A choice of width 8 by alignment, which wider networks than 32 do not have."""
+    rng = np.random.default_rng(0)
+    ladder = tuple(
+        Rung(
+            width, (width,) * 4, 1000 * width, 1010 * width, width / 10, ((2.0, 1.0),),
+            tuple(map(tuple, rng.uniform(0.9, 1.1, (4, 2)) * width / 33)) if width <= 32 else (),
+        )
+        for width in (64, 32, 16, 8, 4, 2, 1)
+    )  # fmt: skip
+    table = ScoreTable(
+        plan, ladder, (1,), ("a.png", "b.png"), {"load": 1.0, "score": 2.0, "total": 3.0}, {},
+        (1, 2, 3, 4),
+    )  # fmt: skip
+    return Selection("alignment", 8, votes, confidence, table, threshold)
+
+
+@pytest.mark.parametrize(
+    ("votes", "confidence", "doubt"),
+    [
+        ({8: 0.79, 4: 0.21}, 0.79, "The confidence is under 80%"),
+        ({}, 0.0, "Not even the widest of the compared widths keeps enough"),
+        ({8: 1.0}, None, "One initialisation of a width states no confidence"),
+    ],
+    ids=["unsure", "too narrow", "one initialisation"],
+)
+def test_advice_says_what_to_do_about_low_confidence(plan_2d, votes, confidence, doubt) -> None:
+    selection = aligned(plan_2d, votes, confidence)
+    text = advice(selection)
+    assert text.startswith(doubt)
+    for what in ("--num_seeds", "next wider width, 16", "monai_xtiny verify BUNDLE"):
+        assert what in text
+    assert text in search_summary(selection, "out/x")
+    assert text in card(selection)
+
+
+def test_advice_is_silent_about_a_sure_choice_and_the_published_rule(plan_2d, selection) -> None:
+    assert advice(aligned(plan_2d, {8: 0.8, 4: 0.2}, 0.8)) == ""
+    assert advice(selection) == ""
+
+
+def test_advice_of_a_divided_vote_of_the_published_rule_is_in_the_card(selection) -> None:
+    divided = replace(selection, votes={8: 0.6, 4: 0.4}, confidence=0.6)
+    assert advice(divided) in card(divided)
+
+
+def test_ladder_table_of_alignment_has_its_values_seeds_and_votes(plan_2d) -> None:
+    lines = ladder_table(aligned(plan_2d, {8: 0.79, 4: 0.21}, 0.79)).splitlines()
+    header = ["width", "parameters", "GMACs", "sensitivity", "alignment", "seeds", "votes"]
+    assert lines[0].split() == header
+    assert lines[4].split()[-4:] == ["4", "79%", "<-", "selected"]
+    assert lines[1].split() == ["64", "64,000", "6.400", "1.5", "1"]
+
+
+def test_model_card_of_alignment_states_votes_and_confidence(plan_2d) -> None:
+    text = card(aligned(plan_2d, {8: 0.79, 4: 0.21}, 0.79))
+    assert "Confidence: 79 % of resamples of initialisations and images agree." in text
+    assert re.search(r"\| \*\*8\*\* .*\| 79 % \|", text)
+
+
+def test_plot_sensitivity_of_alignment_draws_both_curves_bands_and_the_threshold(
+    plan_2d, tmp_path, monkeypatch
+) -> None:
+    figures = []
+    save = Figure.savefig
+    monkeypatch.setattr(
+        Figure, "savefig", lambda self, *a, **k: (figures.append(self), save(self, *a, **k))
+    )
+    path = plot_sensitivity(aligned(plan_2d, {8: 0.79, 4: 0.21}, 0.79), tmp_path / "a.png")
+    upper, lower = figures[0].axes
+    names = [text.get_text() for text in upper.get_legend().get_texts()]
+    assert names == [
+        "80 % of initialisations",
+        "geometric mean of 4 initialisations",
+        "threshold 0.25",
+    ]
+    assert "confidence 79%" in upper.get_title()
+    assert "8\n79%" in [label.get_text() for label in lower.get_xticklabels()]
+    with Image.open(path) as image:
+        assert image.size[1] > image.size[0] * 0.9  # two panels

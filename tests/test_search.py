@@ -3,8 +3,10 @@ from __future__ import annotations
 import json
 from dataclasses import replace
 
+import numpy as np
 import pytest
 import torch
+from scipy.ndimage import gaussian_filter
 
 from monai_xtiny import scoring
 from monai_xtiny.data import Sample
@@ -62,15 +64,23 @@ def test_run_search_of_3d_states_costs(plan_3d) -> None:
 
 
 def test_default_search_of_an_anisotropic_3d_plan_chooses_with_a_confidence(plan_3d) -> None:
-    generator = torch.Generator().manual_seed(0)
-    images = tuple(torch.randn(2, *plan_3d.patch_size, generator=generator) for _ in range(3))
-    refine = refinement("alignment", unit_cost=unit_costs(plan_3d).__getitem__)
+    features = (32, 64, 128, 256, 320)
+    plan = replace(
+        plan_3d, patch_size=(32, 32, 8), kernel_size=((3, 3, 1), *((3, 3, 3),) * 4),
+        strides=((1, 1, 1), (2, 2, 1), (2, 2, 1), (2, 2, 2), (2, 2, 2)),
+        features_per_stage=features,
+    )  # fmt: skip
+    rng = np.random.default_rng(0)
+    fields = gaussian_filter(rng.standard_normal((3, 2, *plan.patch_size)), (0, 0, 4, 4, 1))
+    images = tuple(torch.from_numpy(field / field.std()).float() for field in fields)
+    refine = refinement("alignment", unit_cost=unit_costs(plan).__getitem__)
     table = run_search(
-        Sample(("a", "b", "c"), images), plan_3d, align=True, refine=refine, progress=False
+        Sample(("a", "b", "c"), images), plan, align=True, refine=refine, progress=False
     )
     aligned = {rung.max_features: rung.alignment for rung in table.ladder if rung.alignment}
-    assert list(aligned) == [32, 16, 8, 4, 2, 1]
-    assert len(aligned[1]) >= len(aligned[32]) > 1
+    assert table.widths == (320, 160, 80, 40, 20, 10, 5, 2, 1)
+    assert list(aligned) == [40, 20, 10, 5, 2, 1]
+    assert len(aligned[1]) >= len(aligned[40]) > 1
     selection = select_width(table, "alignment")
     assert selection.max_features in aligned
     assert selection.confidence == pytest.approx(selection.votes[selection.max_features])
@@ -214,4 +224,19 @@ def test_table_from_dict_refuses_missing_scores(small, sample_2d) -> None:
     content = table_to_dict(run_search(sample_2d, small, progress=False))
     content["ladder"][2]["sensitivity"] = [[1.0]]
     with pytest.raises(ValueError, match="width 8 lacks scores: expected 1 seeds of 3 images"):
+        table_from_dict(content)
+
+
+def test_table_from_dict_refuses_widths_that_do_not_descend(small, sample_2d) -> None:
+    content = table_to_dict(run_search(sample_2d, small, device="cpu", progress=False))
+    content["ladder"] = content["ladder"][::-1]
+    with pytest.raises(ValueError, match=r"the ladder \(1, 2, .* must descend"):
+        table_from_dict(content)
+
+
+@pytest.mark.parametrize("value", [float("nan"), float("inf"), "a lot"], ids=str)
+def test_table_from_dict_refuses_a_score_that_is_no_number(small, sample_2d, value) -> None:
+    content = table_to_dict(run_search(sample_2d, small, device="cpu", progress=False))
+    content["ladder"][1]["sensitivity"] = [[1.0, value, 2.0]]
+    with pytest.raises(ValueError, match="not finite|no table of scores .*'a lot'"):
         table_from_dict(content)

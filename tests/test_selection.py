@@ -9,6 +9,7 @@ import pytest
 
 from monai_xtiny.search import Rung, ScoreTable
 from monai_xtiny.selection import (
+    Selection,
     select_paper,
     select_width,
     selection_from_dict,
@@ -106,3 +107,29 @@ def test_selection_from_dict_refuses_a_width_outside_the_ladder(plan_2d) -> None
     content["selected"]["max_features"] = 7
     with pytest.raises(ValueError, match="not in the ladder"):
         selection_from_dict(content, selection.table)
+
+
+@pytest.mark.parametrize(
+    ("changed", "message"),
+    [
+        ({"confidence": "high"}, "no selection .*'high'"),
+        ({"confidence": 7}, "shares from 0 to 1, and one is 7"),
+        ({"votes": {"8": -1}}, "shares from 0 to 1, and one is -1"),
+        ({"votes": {"wide": 1}}, "no selection .*'wide'"),
+        ({"threshold": "low"}, "no selection .*'low'"),
+    ],
+    ids=["confidence", "confidence over 1", "negative vote", "vote for a word", "threshold"],
+)
+def test_selection_from_dict_refuses_what_is_no_share(plan_2d, changed, message) -> None:
+    selection = select_width(make_table(plan_2d, [CASES[1]["sensitivity"]] * 2))
+    with pytest.raises(ValueError, match=message):
+        selection_from_dict({**selection_to_dict(selection), **changed}, selection.table)
+
+
+def test_selection_of_alignment_keeps_its_threshold(plan_2d) -> None:
+    table = make_table(plan_2d, [CASES[1]["sensitivity"]])
+    selection = Selection("alignment", 8, {8: 0.6, 4: 0.4}, 0.6, table, 0.31)
+    content = json.loads(json.dumps(selection_to_dict(selection)))
+    assert content["threshold"] == 0.31
+    assert selection_from_dict(content, table) == selection
+    assert "threshold" not in selection_to_dict(select_width(table))
