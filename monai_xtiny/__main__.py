@@ -199,6 +199,8 @@ def score(
     """
 
     def run() -> None:
+        import ignite.distributed as idist
+
         from monai_xtiny.journal import journal_path, remove_journal
         from monai_xtiny.search import table_to_dict
 
@@ -222,8 +224,10 @@ def score(
         overrides["journal"] = journal
         workflow = make_workflow(config_file, overrides, init_id="initialize_scores")
         table = workflow.parser.get_parsed_content("scores")
-        emit(json.dumps(table_to_dict(table), indent=4), output)
-        remove_journal(journal)
+        if idist.get_rank() == 0:
+            emit(json.dumps(table_to_dict(table), indent=4), output)
+            remove_journal(journal)
+        workflow.finalize()
 
     return _Job(run, debug)
 

@@ -2,17 +2,20 @@
 
 from __future__ import annotations
 
+import glob
 import json
 import os
 import shutil
 import tempfile
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
+from itertools import zip_longest
 from pathlib import Path
 from typing import Any
 
 import torch
 
+from monai_xtiny.journal import UnitScore, read_journal, remove_journal
 from monai_xtiny.labels import check_config_text
 from monai_xtiny.large_files import write_large_files
 from monai_xtiny.metadata import bundle_metadata, is_raster
@@ -29,6 +32,8 @@ from monai_xtiny.selection import (
 from monai_xtiny.torchscript import write_torchscript
 from monai_xtiny.unit_tests import render_unit_test
 
+# Names of a bundle that is being written, and of the one that it replaces.
+_PART, _FORMER = ".part.", ".former"
 # Sections of a config that an overlay changes in part; its other keys it replaces.
 _MERGED_SECTIONS = ("train", "validate")
 
@@ -62,6 +67,8 @@ def check_destination(
 ) -> Path:
     """Refuse, before any work, a folder that a bundle cannot be written to.
 
+    A bundle that was being replaced when the process was killed is put back first.
+
     Args:
         bundle_dir: where the bundle shall be.
         overwrite: whether a bundle that is there, and its test, may be replaced.
@@ -88,6 +95,11 @@ def check_destination(
         raise NotADirectoryError(f"{str(parent)!r} is a file: give another --bundle")
     if not os.access(path.parent if path.parent.exists() else parent, os.W_OK | os.X_OK):
         raise PermissionError(f"{str(parent)!r} cannot be written to: give another --bundle")
+    if not path.exists():
+        for former in _parts(path):
+            if former.suffix == _FORMER:  # a kill came before the new bundle was in its place
+                former.rename(path)
+                break
     test = unit_test_path(path)
     if unit_test and test.exists() and not (overwrite and test.is_file()):
         raise FileExistsError(
@@ -167,6 +179,32 @@ def export_bundle(
     return target
 
 
+def clear_finished(bundle_dir: str | os.PathLike[str], journal: str | os.PathLike[str]) -> None:
+    """Delete the journal of a search that was killed after it had written its bundle.
+
+    Args:
+        bundle_dir: the bundle; where it does not hold every score of the journal, nothing happens.
+        journal: of the search.
+
+    Raises:
+        ValueError: the journal or the bundle's search.json is no such file.
+    """
+    path = Path(bundle_dir, "docs", "search.json")
+    if not path.is_file() or not Path(journal).is_file():
+        return
+    table = read_search(path).table
+    known = {
+        (rung.max_features, seed): UnitScore(sensitivity, alignment)
+        for rung in table.ladder
+        for seed, sensitivity, alignment in zip_longest(
+            table.alignment_seeds or table.seeds, rung.sensitivity, rung.alignment, fillvalue=()
+        )
+    }
+    _, units = read_journal(journal)
+    if units and all(known.get(unit) == score for unit, score in units.items()):
+        remove_journal(journal)
+
+
 def write_search(selection: Selection, path: str | os.PathLike[str]) -> Path:
     """Write ``search.json``: the choice, and all that it was made from."""
     content = {**selection_to_dict(selection), **table_to_dict(selection.table)}
@@ -236,7 +274,9 @@ def _written_whole(target: Path) -> Iterator[Path]:
     """A temporary sibling of ``target`` that takes its place if the block succeeds."""
     missing = [item for item in target.parents if not item.exists()]
     target.parent.mkdir(parents=True, exist_ok=True)
-    folder = Path(tempfile.mkdtemp(prefix=f".{target.name}.", dir=target.parent))
+    for left in _parts(target):
+        shutil.rmtree(left, ignore_errors=True)
+    folder = Path(tempfile.mkdtemp(prefix=f".{target.name}{_PART}", dir=target.parent))
     try:
         # mkdtemp makes private folders; a bundle gets what mkdir would give it.
         umask = os.umask(0)
@@ -244,7 +284,7 @@ def _written_whole(target: Path) -> Iterator[Path]:
         folder.chmod(0o777 & ~umask)
         yield folder
         if target.exists():
-            former = folder.with_name(folder.name + ".former")
+            former = folder.with_name(folder.name + _FORMER)
             target.rename(former)
             try:
                 folder.rename(target)
@@ -261,6 +301,11 @@ def _written_whole(target: Path) -> Iterator[Path]:
             if item.exists() and not any(item.iterdir()):
                 item.rmdir()
         raise
+
+
+def _parts(target: Path) -> list[Path]:
+    """What killed processes left of writing a bundle."""
+    return list(target.parent.glob(f".{glob.escape(target.name)}{_PART}*"))
 
 
 def _write_bundle(

@@ -86,31 +86,52 @@ class Journal:
 
     def _read(self, path: Path) -> None:
         """Take up the finished units of one file; cut off what a kill left half written."""
-        content = path.read_bytes()
-        whole = content[: content.rfind(b"\n") + 1]
-        if len(whole) < len(content) and path == self._own:
-            os.truncate(path, len(whole))
-        lines = whole.decode("utf-8", errors="replace").splitlines()
-        if not lines:
+        found, scores = read_journal(path)
+        if path == self._own:
+            _cut_half_line(path)
+        if not found:
             return
-        try:
-            found, *units = [json.loads(line) for line in lines]
-            scores = {
-                (int(unit["max_features"]), int(unit["seed"])): UnitScore(
-                    tuple(map(float, unit["sensitivity"])), tuple(map(float, unit["alignment"]))
-                )
-                for unit in units
-            }
-        except (ValueError, KeyError, TypeError) as error:
-            raise ValueError(f"{str(path)!r} is no journal of a search: delete it") from error
         for name, value in self.subject.items():
-            if not isinstance(found, dict) or found.get(name) != value:
-                former = found.get(name) if isinstance(found, dict) else None
+            if found.get(name) != value:
                 raise ValueError(
                     f"{str(path)!r} is the journal of an interrupted search that differs in its "
-                    f"{name} ({former}, now {value}): finish that one as it was, or delete the file"
+                    f"{name} ({found.get(name)}, now {value}): finish that one as it was, or "
+                    "delete the file"
                 )
         self.scores.update(scores)
+
+
+def read_journal(path: str | os.PathLike[str]) -> tuple[dict[str, str], dict[Unit, UnitScore]]:
+    """What was searched, and the finished units, of one file; a half written line is left out.
+
+    Raises:
+        ValueError: it is no journal.
+    """
+    content = Path(path).read_bytes()
+    whole = content[: content.rfind(b"\n") + 1]
+    lines = whole.decode("utf-8", errors="replace").splitlines()
+    if not lines:
+        return {}, {}
+    try:
+        found, *units = [json.loads(line) for line in lines]
+        # Two processes that began together have both written what they search.
+        scores = {
+            (int(unit["max_features"]), int(unit["seed"])): UnitScore(
+                tuple(map(float, unit["sensitivity"])), tuple(map(float, unit["alignment"]))
+            )
+            for unit in units
+            if unit != found
+        }
+        return dict(found), scores
+    except (ValueError, KeyError, TypeError) as error:
+        raise ValueError(f"{os.fspath(path)!r} is no journal of a search: delete it") from error
+
+
+def _cut_half_line(path: Path) -> None:
+    """Cut off what a kill left half written, so that the next line begins on its own."""
+    content = path.read_bytes()
+    if not content.endswith(b"\n"):
+        os.truncate(path, content.rfind(b"\n") + 1)
 
 
 def journal_path(bundle_dir: str | os.PathLike[str]) -> Path:

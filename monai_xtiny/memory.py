@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+from math import ceil
 from pathlib import Path
 
 import torch
@@ -56,7 +57,8 @@ def scoring_limit_gb(device: torch.device, max_memory_gb: float | None = None) -
     Args:
         device: that computes.
         max_memory_gb: what the process may hold in all; without, ``GB_PER_CORE`` or half of what is
-            free.
+            free. What it holds already counts in steps of half a gigabyte, so that the same
+            command gives the same limit.
 
     Raises:
         ValueError: the process holds more than ``max_memory_gb`` already.
@@ -69,7 +71,7 @@ def scoring_limit_gb(device: torch.device, max_memory_gb: float | None = None) -
             f"max_memory_gb is {max_memory_gb:g}, and the process holds {held:.1f} before it "
             "begins: give more"
         )
-    return max_memory_gb - held
+    return max(max_memory_gb - ceil(2 * held) / 2, 0.0)
 
 
 def is_out_of_memory(error: BaseException) -> bool:

@@ -29,6 +29,8 @@ NUM_VOXELS = 2048
 BATCH_VOXELS = 128 * 128
 NARROW_WIDTH = 8
 NARROW_BATCH_VALUES = 2**21
+# The images, whose preprocessing has more to do with, are compared themselves.
+_SCORED_WITH = ("monai_xtiny", "torch", "monai", "numpy", "scipy")
 CHANNELS_LAST = {2: torch.channels_last, 3: torch.channels_last_3d}
 
 
@@ -85,15 +87,16 @@ class Scorer:
             "plan": plan.hexdigest(),
             "seeds": " ".join(map(str, self.seeds)),
             "alignment": str(self.align),
-            "version of monai_xtiny": environment["monai_xtiny"],
-            "version of torch": environment["torch"],
+            **{f"version of {name}": environment[name] for name in _SCORED_WITH},
             "device": environment["device"],
+            # Sums in another order differ in their last digits.
+            "batch sizes": " ".join(map(str, self._sizes.values())),
         }
 
     def score(self, width: int, seed: int) -> UnitScore:
         """Sensitivity, alignment or both of one initialised network on each image.
 
-        Smaller batches are tried where memory runs out.
+        Smaller batches are tried where memory runs out; they change the last digits of scores.
 
         Raises:
             ValueError: a score is not finite.
@@ -212,7 +215,8 @@ def max_aligned_width(plan: UNetPlan) -> int:
 def describe_environment(device: torch.device) -> dict[str, str]:
     """Versions and device that the scores depend on."""
     packages = {
-        name: version(name) for name in ("torch", "monai", "pytorch-ignite", "nibabel", "numpy")
+        name: version(name)
+        for name in ("torch", "monai", "pytorch-ignite", "nibabel", "numpy", "scipy")
     }
     name = torch.cuda.get_device_name(device) if device.type == "cuda" else device.type
     return {

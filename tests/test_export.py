@@ -11,6 +11,7 @@ import torch
 from monai_xtiny import export
 from monai_xtiny.export import (
     check_destination,
+    clear_finished,
     data_kind,
     export_bundle,
     read_search,
@@ -18,6 +19,7 @@ from monai_xtiny.export import (
     write_search,
     write_text,
 )
+from monai_xtiny.journal import Journal, UnitScore, journal_path
 from monai_xtiny.networks import build_network
 
 
@@ -152,6 +154,47 @@ def test_export_bundle_replaces_no_folder_by_a_test(tmp_path, selection) -> None
     with pytest.raises(FileExistsError, match="exists: .* remove it yourself first"):
         export_bundle(selection, tmp_path / "x_segmentation", overwrite=True, unit_test=True)
     assert listing(tmp_path) == ["test_x_segmentation.py"]
+
+
+def test_export_bundle_clears_what_a_killed_export_left(tmp_path, selection) -> None:
+    left = tmp_path / ".x_segmentation.part.abc"
+    (left / "configs").mkdir(parents=True)
+    other = tmp_path / ".y_segmentation.part.abc"
+    other.mkdir()
+    export_bundle(selection, tmp_path / "x_segmentation")
+    assert {path.name for path in tmp_path.iterdir()} == {"x_segmentation", other.name}
+
+
+def test_check_destination_puts_back_what_a_killed_overwrite_moved_away(
+    tmp_path, selection
+) -> None:
+    target = export_bundle(selection, tmp_path / "x_segmentation")
+    (target / "models" / "mine.pt").touch()
+    target.rename(tmp_path / ".x_segmentation.part.abc.former")
+    (tmp_path / ".x_segmentation.part.abc").mkdir()
+    with pytest.raises(FileExistsError, match="exists and is not empty"):
+        export_bundle(selection, target)
+    assert (target / "models" / "mine.pt").is_file()
+    export_bundle(selection, target, overwrite=True)
+    assert [path.name for path in tmp_path.iterdir()] == ["x_segmentation"]
+    assert not (target / "models" / "mine.pt").exists()
+
+
+def test_clear_finished_deletes_the_journal_of_the_bundles_own_search(tmp_path, selection) -> None:
+    target = export_bundle(selection, tmp_path / "x_segmentation")
+    path = journal_path(target)
+    clear_finished(target, path)
+    journal = Journal(path, {"images": "abc"})
+    rung = selection.table.ladder[0]
+    unit = (rung.max_features, selection.table.seeds[0])
+    journal.add(unit, UnitScore((1e9,)))
+    clear_finished(target, path)
+    assert path.is_file()
+    journal.add(unit, UnitScore(rung.sensitivity[0]))
+    clear_finished(tmp_path / "none", path)
+    assert path.is_file()
+    clear_finished(target, path)
+    assert not path.exists()
 
 
 def test_check_destination_takes_an_empty_folder(tmp_path) -> None:

@@ -34,6 +34,17 @@ def test_journal_leaves_out_a_line_that_a_kill_cut_off(tmp_path) -> None:
         assert Journal(path, SUBJECT).scores == resumed.scores
 
 
+def test_journal_reads_what_two_processes_began_together(tmp_path) -> None:
+    path = tmp_path / "j.jsonl"
+    first, second = Journal(path, SUBJECT), Journal(path, SUBJECT)
+    first.add((8, 0), UnitScore((1.0,)))
+    content = path.read_bytes()
+    path.unlink()
+    second.add((4, 0), UnitScore((2.0,)))
+    path.write_bytes(content + path.read_bytes())
+    assert Journal(path, SUBJECT).scores == {**first.scores, **second.scores}
+
+
 def test_journal_reads_the_files_of_all_ranks_and_writes_its_own(tmp_path) -> None:
     path = tmp_path / "j.jsonl"
     Journal(path, SUBJECT).add((8, 0), UnitScore((1.0,)))

@@ -446,6 +446,27 @@ def test_search_on_two_processes_gives_the_scores_of_one(tmp_path, png_folder, e
     assert found[0]["selected"] == found[1]["selected"]
 
 
+@pytest.mark.slow
+def test_score_on_two_processes_gives_the_table_of_one(tmp_path, png_folder) -> None:
+    found = []
+    for processes in (1, 2):
+        table = tmp_path / f"{processes}.json"
+        start = [sys.executable, "-m", "monai_xtiny"]
+        if processes == 2:
+            start[2:2] = ["torch.distributed.run", "--standalone", "--nproc_per_node=2", "-m"]
+        options = ["score", "--images", str(png_folder), "--output", str(table)]
+        done = subprocess.run(
+            [*start, *options], cwd=tmp_path, capture_output=True, text=True, check=False
+        )
+        assert done.returncode == 0, done.stderr[-3000:]
+        content = json.loads(table.read_text())
+        del content["seconds"]
+        found.append(content)
+    assert found[0] == found[1]
+    assert len(found[0]["alignment_seeds"]) > 8  # the second round was shared out too
+    assert {path.suffix for path in tmp_path.glob("*.json*")} == {".json"}
+
+
 def finished_units(journal: Path) -> int:
     """Whole lines of a journal, its head apart."""
     return max(journal.read_bytes().count(b"\n") - 1, 0) if journal.is_file() else 0
@@ -490,6 +511,30 @@ def test_search_killed_at_random_moments_goes_on_and_ends_with_the_same_bytes(tm
         del content["seconds"]
         results.append(json.dumps(content))
     assert results[0] == results[1]
+
+
+@pytest.mark.parametrize("moment", ["export", "after"])
+def test_search_killed_while_it_ends_leaves_nothing_behind(tmp_path, png_folder, moment) -> None:
+    killed = {"export": "export.model_card", "after": "journal.remove_journal"}[moment]
+    script = (
+        "import os, sys\nfrom monai_xtiny import export, journal\n"
+        f"{killed} = lambda *a, **k: os.kill(os.getpid(), 9)\n"
+        "from monai_xtiny.__main__ import main\nmain(sys.argv[1:])"
+    )
+    bundle = tmp_path / "out" / "x_segmentation"
+    options = ["search", "--images", str(png_folder), "--bundle", str(bundle)]
+    done = subprocess.run([sys.executable, "-c", script, *options], check=False)
+    assert done.returncode == -signal.SIGKILL
+    left = {path.name for path in bundle.parent.iterdir()}
+    assert ".x_segmentation.search.jsonl" in left
+    assert len(left) == 2
+    if moment == "after":
+        before = (bundle / "docs" / "search.json").read_bytes()
+        assert run_main(*options) == 2  # there is a bundle, as after every other search
+        assert (bundle / "docs" / "search.json").read_bytes() == before
+    else:
+        assert run_main(*options) == 0
+    assert [path.name for path in bundle.parent.iterdir()] == ["x_segmentation"]
 
 
 def process_of_rank(rank: int, folder: Path) -> int:

@@ -5,6 +5,7 @@ import os
 import subprocess
 import sys
 from dataclasses import replace
+from math import ceil
 
 import pytest
 import torch
@@ -130,13 +131,14 @@ def test_a_given_limit_makes_batches_smaller_and_refuses_less_than_an_image(samp
 
 
 def _held() -> float:
-    return memory._held_gb(CPU)
+    """What the process holds, in whole halves."""
+    return ceil(2 * memory._held_gb(CPU)) / 2
 
 
 def test_scoring_limit_is_a_share_of_what_is_free_or_what_was_given(monkeypatch) -> None:
     monkeypatch.setattr(memory, "free_memory_gb", lambda device: 0.5)
     assert scoring_limit_gb(CPU) == 0.25
-    assert scoring_limit_gb(CPU, 100.0) == pytest.approx(100.0 - _held(), abs=0.1)
+    assert scoring_limit_gb(CPU, 100.0) == 100.0 - _held()
     with pytest.raises(ValueError, match=r"max_memory_gb is 0\.01, and the process holds"):
         scoring_limit_gb(CPU, 0.01)
 
