@@ -32,9 +32,10 @@ class _Job:
     Fire finds unknown flags only after it has called the command, so commands return this.
     """
 
-    def __init__(self, run: Callable[[], None], debug: bool) -> None:
+    def __init__(self, run: Callable[[], None], debug: bool, *, resumes: bool = False) -> None:
         self._run = run
         self._debug = debug
+        self._resumes = resumes
 
     def __str__(self) -> str:
         return ""
@@ -114,7 +115,7 @@ def search(
         workflow.run()
         workflow.finalize()
 
-    return _Job(run, debug)
+    return _Job(run, debug, resumes=True)
 
 
 @SetParseFns(images=_text, label_names=_text, num_images=_text, output=_text)
@@ -229,7 +230,7 @@ def score(
             remove_journal(journal)
         workflow.finalize()
 
-    return _Job(run, debug)
+    return _Job(run, debug, resumes=True)
 
 
 @SetParseFns(scores=_text, output=_text, method=_text)
@@ -471,7 +472,7 @@ def verify(
         elif is_other:
             print(f"--update moves {bundle} to width {found.recommended}")
 
-    return _Job(run, debug)
+    return _Job(run, debug, resumes=work is not None)
 
 
 @SetParseFns(bundle=_text, images=_text, data=_text, size=_text, output=_text)
@@ -548,7 +549,8 @@ def main(command: list[str] | None = None) -> None:
     try:
         job._run()
     except KeyboardInterrupt:
-        print("interrupted: the same command goes on from what was scored", file=sys.stderr)
+        resumes = ": the same command goes on from what it has finished" if job._resumes else ""
+        print(f"interrupted{resumes}", file=sys.stderr)
         raise SystemExit(130) from None
     except Exception as error:
         if job._debug:

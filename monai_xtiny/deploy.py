@@ -36,6 +36,7 @@ from monai_xtiny.onnx_model import (
     input_format,
     load_network,
     quantise_onnx,
+    remove_stale_int8,
     write_onnx,
 )
 from monai_xtiny.segmenter import InputFormat, import_deploy, load_segmenter
@@ -84,7 +85,8 @@ def deploy_bundle(
 
     Args:
         bundle_dir: the bundle; ``models/model.onnx``, on request ``models/model_int8.onnx``, and
-            ``docs/deploy.json`` are written.
+            ``docs/deploy.json`` are written. An int8 model of other weights is
+            deleted.
         images: unlabeled images, whatever the search takes: ONNX Runtime is compared with PyTorch
             on 16 of them, and int8 calibrated.
         data: nnU-Net data set root with labels, whose held-out cases the Dice is measured on.
@@ -128,6 +130,7 @@ def deploy_bundle(
     model = bundle / "models" / MODEL_FILE
     difference = write_onnx(network, form, model, inputs=windows)
     files = [model]
+    remove_stale_int8(bundle)
     if int8:
         say("quantising to int8")
         files.append(quantise_onnx(model, windows))

@@ -212,6 +212,20 @@ def quantise_onnx(model: str | os.PathLike[str], inputs: Sequence[NDArray[np.flo
     return target
 
 
+def remove_stale_int8(bundle_dir: str | os.PathLike[str]) -> None:
+    """Delete ``models/model_int8.onnx`` if its weights are not those of ``models/model.onnx``."""
+    onnx = import_deploy("onnx")
+    digests = []
+    for name in (MODEL_FILE, INT8_FILE):
+        path = Path(bundle_dir) / "models" / name
+        if not path.is_file():
+            return
+        found = {item.key: item.value for item in onnx.load(path).metadata_props}
+        digests.append(found.get(_DIGEST))
+    if digests[0] != digests[1]:
+        path.unlink()
+
+
 def check_onnx(bundle_dir: str | os.PathLike[str]) -> None:
     """Refuse ONNX files whose weights are not those of ``models/model.pt``.
 

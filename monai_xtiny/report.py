@@ -164,9 +164,7 @@ def plot_sensitivity(selection: Selection, path: str | os.PathLike[str]) -> Path
     axes.set_xlabel("width cap (features a stage at most), and its share of the votes")
     sure = "" if selection.confidence is None else f", confidence {selection.confidence:.0%}"
     panels[0].set_title(f"{len(table.images)} images, method {selection.method}{sure}")
-    target = Path(path)
-    figure.savefig(target, dpi=120, metadata={"Software": None})
-    return target
+    return _save_png(figure, path, dpi=120)
 
 
 def _draw_band(axes: Axes, values: Mapping[int, np.ndarray]) -> None:
@@ -229,8 +227,18 @@ def plot_overlay(
                 )  # fmt: skip
             axes.set_title(title, fontsize=9, parse_math=False)
             axes.set_axis_off()
+    return _save_png(figure, path, dpi=90)
+
+
+def _save_png(figure: Figure, path: str | os.PathLike[str], *, dpi: int) -> Path:
+    """Write a figure whole or not at all, without the version that drew it."""
     target = Path(path)
-    figure.savefig(target, dpi=90, metadata={"Software": None})
+    part = target.with_name(f".{target.name}.part")
+    try:
+        figure.savefig(part, dpi=dpi, format="png", metadata={"Software": None})
+        part.replace(target)
+    finally:
+        part.unlink(missing_ok=True)
     return target
 
 

@@ -176,9 +176,29 @@ def training_from_dict(content: Mapping[str, Any]) -> Training:
 
 
 def read_journal(path: str | os.PathLike[str]) -> list[dict[str, Any]]:
-    """Lines of a journal; the last one may have been cut off by a kill, and is left out then."""
+    """Lines of a journal; the last one may have been cut off by a kill, and is left out then.
+
+    Raises:
+        ValueError: a line is no JSON object.
+    """
     file = Path(path)
     if not file.is_file():
         return []
     lines = file.read_text(encoding="utf-8").split("\n")[:-1]
-    return [json.loads(line) for line in lines]
+    try:
+        return [dict(json.loads(line)) for line in lines]
+    except (ValueError, TypeError) as error:
+        raise ValueError(f"{str(file)!r} is no journal of trainings: delete it") from error
+
+
+def append_line(path: str | os.PathLike[str], line: str) -> None:
+    """Add a line to a journal; one that a kill cut off before it is removed."""
+    file = Path(path)
+    if file.is_file():
+        content = file.read_bytes()
+        if not content.endswith(b"\n"):
+            os.truncate(file, content.rfind(b"\n") + 1)
+    with open(file, "a", encoding="utf-8") as stream:
+        stream.write(line)
+        stream.flush()
+        os.fsync(stream.fileno())

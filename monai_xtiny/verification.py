@@ -15,6 +15,7 @@ from pathlib import Path
 from shutil import copyfile, rmtree
 from typing import Any
 
+import monai
 import numpy as np
 import torch
 from monai.bundle import ConfigParser
@@ -133,7 +134,8 @@ def verify_bundle(
     brief = _brief_training(bundle, {**data_options(data, datalist), **keys}, epochs)
     recipe = [read_json(bundle / "configs" / f"{name}.json") for name in ("train", "evaluate")]
     recipe[0].pop("network_def", None)
-    digest = _digest(recipe, asdict(selection.table.plan), keys, asdict(brief))
+    versions = [torch.__version__, monai.__version__]
+    digest = _digest(recipe, asdict(selection.table.plan), keys, asdict(brief), versions)
     trainings = []
     with _work_folder(work_dir) as folder:
         journal = folder / JOURNAL_FILE
@@ -141,7 +143,7 @@ def verify_bundle(
         done = {
             (line["max_features"], line["seed"]): training_from_dict(line)
             for line in lines
-            if line["digest"] == digest
+            if line.get("digest") == digest
         }
         for number in range(seed, seed + num_seeds):
             for width in neighbourhood(selection):

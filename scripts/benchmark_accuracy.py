@@ -38,6 +38,7 @@ from monai_xtiny.search import Rung
 from monai_xtiny.selection import Selection
 from monai_xtiny.training import (
     Training,
+    append_line,
     read_journal,
     train_width,
     training_from_dict,
@@ -127,8 +128,7 @@ def train(
             f"{root.name} {name} epoch {epoch}: {dice:.4f}", flush=True
         ),
     )
-    with open(journal, "a", encoding="utf-8") as file:
-        file.write(training_to_line(training, set=root.name))
+    append_line(journal, training_to_line(training, set=root.name))
     print(
         f"{root.name} {name}: {training.evaluation.mean_dice:.4f} in {training.seconds:.0f} s",
         flush=True,

@@ -21,7 +21,13 @@ from typing import Any
 import torch
 
 from monai_xtiny.export import read_search
-from monai_xtiny.training import read_journal, train_width, training_from_dict, training_to_line
+from monai_xtiny.training import (
+    append_line,
+    read_journal,
+    train_width,
+    training_from_dict,
+    training_to_line,
+)
 
 POLY = "$lambda epoch: (1 - min(epoch / @train#trainer#max_epochs, 1)) ** 0.9"
 NO_CLIP: dict[str, Any] = {"max_grad_norm": 1e9}
@@ -161,8 +167,7 @@ def main() -> None:
                 f"{name} {recipe} epoch {epoch}: {dice:.4f}", flush=True
             ),
         )
-        with open(journal, "a", encoding="utf-8") as file:
-            file.write(training_to_line(training, set=name, recipe=recipe))
+        append_line(journal, training_to_line(training, set=name, recipe=recipe))
     print(table(read_journal(journal)))
 
 

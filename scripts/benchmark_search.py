@@ -125,7 +125,7 @@ def width_tables(arguments: argparse.Namespace, search: dict[str, Any]) -> list[
         {"images": PlainPath(arguments.images), "plan": plan, "spatial_dims": plan.spatial_dims,
          "num_images": len(search["images"]), "progress": False}
     )  # fmt: skip
-    device = select_device(search["environment"]["device"] if torch.cuda.is_available() else "cpu")
+    device = select_device("auto")
     sample = parser.get_parsed_content("sample")
     num_networks = torch.get_num_threads() if device.type == "cpu" else 1
     seeds = range(369, 369 + num_networks)

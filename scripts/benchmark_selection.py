@@ -156,7 +156,7 @@ def plan_task(arguments: argparse.Namespace, name: str) -> Path:
 
 def train_all(arguments: argparse.Namespace) -> None:
     """Train what the journal lacks: first one seed of everything, then the others."""
-    from monai_xtiny.training import read_journal
+    from monai_xtiny.training import append_line, read_journal
 
     arguments.work.mkdir(parents=True, exist_ok=True)
     journal = arguments.work / "trainings.jsonl"
@@ -181,11 +181,18 @@ def train_all(arguments: argparse.Namespace) -> None:
             pool.submit(train_unit, unit, *jobs[unit], arguments.work, threads, arguments.device)
             for unit in units
         ]
+        units_of = dict(zip(futures, units, strict=True))
+        failed = []
         for future in as_completed(futures):
+            error = future.exception()
+            if error is not None:  # the others are still written down
+                failed.append(f"{units_of[future]}: {error}")
+                continue
             line, summary = future.result()
-            with open(journal, "a", encoding="utf-8") as file:
-                file.write(line)
+            append_line(journal, line)
             print(time.strftime("%H:%M:%S"), summary, flush=True)
+    if failed:
+        raise SystemExit("\n".join([f"error: {len(failed)} trainings failed", *failed]))
 
 
 def train_unit(

@@ -16,6 +16,7 @@ from monai_xtiny.__main__ import main
 from monai_xtiny.card import evaluate_held_out
 from monai_xtiny.deploy import Deployment, deploy_bundle, deployment_table
 from monai_xtiny.latency import ONNX, EngineTiming, benchmark_engines
+from monai_xtiny.onnx_model import check_onnx
 from tests.conftest import texture, write_nifti
 from tests.deployed import exported_bundle, write_bundle
 
@@ -104,6 +105,20 @@ def test_deploy_bundle_leaves_the_former_files_when_export_fails(tmp_path, monke
     with pytest.raises(ValueError, match="cannot be exported as ONNX"):
         deploy_bundle(bundle, benchmark=False)
     assert {path: path.read_bytes() for path in bundle.rglob("*") if path.is_file()} == before
+
+
+@pytest.mark.slow
+def test_deploy_bundle_deletes_an_int8_model_of_other_weights(tmp_path) -> None:
+    bundle, data = labelled_bundle("pictures", tmp_path)
+    deploy_bundle(bundle, images=data, int8=True, benchmark=False)
+    deploy_bundle(bundle, benchmark=False)
+    quantised = bundle / "models" / "model_int8.onnx"
+    assert quantised.is_file()
+    weights = torch.load(bundle / "models" / "model.pt", weights_only=True)
+    torch.save({name: 2 * value for name, value in weights.items()}, bundle / "models" / "model.pt")
+    deploy_bundle(bundle, benchmark=False)
+    assert not quantised.exists()
+    check_onnx(bundle)
 
 
 def test_deploy_bundle_checks_before_it_exports(tmp_path, monkeypatch) -> None:

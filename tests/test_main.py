@@ -14,6 +14,7 @@ import numpy as np
 import pytest
 from monai.bundle import ConfigParser
 
+from monai_xtiny import plan
 from monai_xtiny.__main__ import main
 from monai_xtiny.labels import PlainPath
 from tests.conftest import write_dicom_series, write_nifti, write_png
@@ -511,6 +512,21 @@ def test_search_killed_at_random_moments_goes_on_and_ends_with_the_same_bytes(tm
         del content["seconds"]
         results.append(json.dumps(content))
     assert results[0] == results[1]
+
+
+@pytest.mark.parametrize("command", ["search", "plan"])
+def test_an_interrupted_command_says_whether_it_goes_on(
+    capsys, tmp_path, png_folder, monkeypatch, command
+) -> None:
+    def interrupt(*arguments: object, **options: object) -> None:
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(plan, "plan_images", interrupt)
+    options = ["--bundle", tmp_path / "x_segmentation"] if command == "search" else []
+    assert run_main(command, "--images", png_folder, *options) == 130
+    error = capsys.readouterr().err
+    assert error.startswith("interrupted")
+    assert ("goes on from what it has finished" in error) == (command == "search")
 
 
 @pytest.mark.parametrize("moment", ["export", "after"])

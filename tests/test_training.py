@@ -15,6 +15,7 @@ from monai_xtiny.search import run_search
 from monai_xtiny.selection import Selection, select_width
 from monai_xtiny.training import (
     Training,
+    append_line,
     read_journal,
     train_width,
     training_from_dict,
@@ -90,3 +91,15 @@ def test_journal_gives_back_what_was_written_and_skips_a_line_cut_off(tmp_path) 
     assert training_from_dict(lines[0]) == TRAINING
     assert json.loads(line)["max_features"] == 8
     assert read_journal(tmp_path / "none.jsonl") == []
+    append_line(path, line)
+    assert path.read_text(encoding="utf-8") == 3 * line
+    append_line(tmp_path / "new.jsonl", line)
+    assert (tmp_path / "new.jsonl").read_text(encoding="utf-8") == line
+
+
+@pytest.mark.parametrize("content", ["[1]\n", "no\n", '{"a": 1}\n{\n'], ids=["list", "text", "cut"])
+def test_read_journal_refuses_a_file_that_is_none(tmp_path, content) -> None:
+    path = tmp_path / "journal.jsonl"
+    path.write_text(content, encoding="utf-8")
+    with pytest.raises(ValueError, match=r"journal\.jsonl' is no journal of trainings: delete it"):
+        read_journal(path)

@@ -176,6 +176,17 @@ def test_verify_bundle_goes_on_where_it_was_stopped(
     assert [path.name for path in work.iterdir()] == [verification.JOURNAL_FILE]
 
 
+def test_verify_bundle_leaves_trainings_of_others_in_its_journal_alone(
+    fake, empty_bundles, bundle, labelled, tmp_path
+) -> None:
+    journal = tmp_path / "work" / verification.JOURNAL_FILE
+    journal.parent.mkdir()
+    journal.write_text('{"max_features": 8, "seed": 0}\n')
+    verify_bundle(bundle, data=labelled, work_dir=journal.parent)
+    assert fake.asked == ALL
+    assert journal.read_text().startswith('{"max_features": 8, "seed": 0}\n')
+
+
 def other_epochs(bundle: Path, data: Path) -> dict:
     return {"epochs": 3}
 
