@@ -368,25 +368,42 @@ def write_tables(arguments: argparse.Namespace) -> None:
     import numpy as np
 
     from monai_xtiny.export import read_search
+    from monai_xtiny.search import table_from_dict
+    from monai_xtiny.selection import select_width
     from monai_xtiny.training import read_journal, training_from_dict
 
     arguments.output.mkdir(parents=True, exist_ok=True)
+    lines = read_journal(arguments.work / "trainings.jsonl")
+    with open(arguments.output / "selection_ladders.csv", "w", newline="") as file:
+        rows = csv.writer(file, lineterminator="\n")
+        rows.writerow(["task", "max_features", "num_parameters"])
+        for task in sorted({line["task"] for line in lines}):
+            for rung in read_search(plan_task(arguments, task)).table.ladder:
+                rows.writerow([task, rung.max_features, rung.num_parameters])
     with open(arguments.output / "selection_trainings.csv", "w", newline="") as file:
         rows = csv.writer(file, lineterminator="\n")
-        rows.writerow(
-            ["task", "max_features", "num_parameters", "seed", "epochs", "dice", "seconds"]
-        )
-        for line in read_journal(arguments.work / "trainings.jsonl"):
+        rows.writerow(["task", "max_features", "seed", "epochs", "dice", "seconds"])
+        for line in lines:
             training = training_from_dict(line)
-            ladder = read_search(plan_task(arguments, line["task"])).table.ladder
-            size = {rung.max_features: rung.num_parameters for rung in ladder}
             rows.writerow(
-                [line["task"], training.max_features, size[training.max_features], training.seed,
-                 training.epochs, f"{training.evaluation.mean_dice:.5f}", training.seconds]
+                [line["task"], training.max_features, training.seed, training.epochs,
+                 f"{training.evaluation.mean_dice:.5f}", training.seconds]
+            )  # fmt: skip
+    with open(arguments.output / "selection_searches.csv", "w", newline="") as file:
+        rows = csv.writer(file, lineterminator="\n")
+        rows.writerow(["task", "run", "max_features", "confidence", "seconds"])
+        for path in sorted((arguments.work / "scores").glob("*.json")):
+            table = table_from_dict(json.loads(path.read_text()))
+            selection = select_width(table, "alignment")
+            rows.writerow(
+                [*path.stem.rsplit("_", 1), selection.max_features, selection.confidence,
+                 f"{table.seconds['total']:.1f}"]
             )  # fmt: skip
     with open(arguments.output / "selection_scores.csv", "w", newline="") as file:
         rows = csv.writer(file, lineterminator="\n")
-        rows.writerow(["task", "run", "classes", "statistic", "max_features", "seed", "value"])
+        rows.writerow(
+            ["task", "run", "classes", "statistic", "max_features", "initialisation", "value"]
+        )
         for path in sorted((arguments.work / "scores").glob("*.json")):
             content = json.loads(path.read_text())
             task, run = path.stem.rsplit("_", 1)

@@ -2,9 +2,10 @@
 
 usage: python scripts/report_selection.py --output docs/benchmarks
 
-Reads selection_trainings.csv and selection_scores.csv in the folder, and writes there
-selection_tables.md and images/selection_*.png. Every threshold is fitted on the synthetic tasks and
-then applied to the real ones; that of the default rule once more with each task left out.
+Reads selection_ladders.csv, selection_trainings.csv, selection_searches.csv and
+selection_scores.csv in the folder, and writes there selection_tables.md and images/selection_*.png.
+Every threshold is fitted on the synthetic tasks and then applied to the real ones; that of the
+default rule once more with each task left out.
 
 A rule is judged by the steps (halvings) between its pick and the oracle, the smallest width whose
 mean Dice is within 0.01 of the best that was trained; by the Dice lost against the best; by the
@@ -37,6 +38,8 @@ MAX_LOST = 0.005
 MIN_TRAINED = 6
 NUM_VOTES = 5
 NUM_POOLED = 8
+# Bounds of stated confidences.
+CONFIDENCES = (0.5, 0.8, 0.95)
 REAL = ("fluorescence", "stain", "hippocampus_slices", "hippocampus_3d")
 
 
@@ -48,7 +51,7 @@ class Truth:
         dice: mean over seeds at each trained width, widest first.
         spread: standard deviation over seeds, 0 for one.
         counts: trainings of each width.
-        sizes: parameters of each width.
+        sizes: parameters of each width of the ladder.
     """
 
     dice: dict[int, float]
@@ -63,7 +66,7 @@ class Truth:
         return min(width for width, dice in self.dice.items() if dice >= best - PLATEAU)
 
     def dice_lost(self, width: int) -> float:
-        """Against the best; a width wider than those trained counts as the widest of them."""
+        """Against the best; a width that was not trained counts as the widest that was."""
         return max(self.dice.values()) - self.dice[min(width, max(self.dice))]
 
 
@@ -94,7 +97,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--output", type=Path, default=Path("docs/benchmarks"))
     folder = parser.parse_args().output
-    truths = read_trainings(folder / "selection_trainings.csv")
+    truths = read_trainings(folder / "selection_trainings.csv", folder / "selection_ladders.csv")
     runs = read_scores(folder / "selection_scores.csv")
     tasks = [task for task in truths if task in runs and len(truths[task].dice) >= MIN_TRAINED]
     synthetic = [task for task in tasks if task not in REAL]
@@ -111,6 +114,7 @@ def main() -> None:
     ]
     lines += ["", "That of `alignment` with each synthetic task left out in turn: "
               + ", ".join(f"{value:.3f}" for value in sorted(others)) + "."]  # fmt: skip
+    lines += ["", "## Confidence", "", *confidence_table(folder / "selection_searches.csv")]
     lines += ["", "## Picks", "", *picks_table(rules, truths, runs, tasks)]
     (folder / "selection_tables.md").write_text("\n".join(lines) + "\n", encoding="utf-8")
     draw_truths(truths, folder / "images" / "selection_dice.png")
@@ -123,15 +127,17 @@ def real(task: str) -> bool:
     return task in REAL
 
 
-def read_trainings(path: Path) -> dict[str, Truth]:
-    """Trainings by task."""
+def read_trainings(path: Path, ladders: Path) -> dict[str, Truth]:
+    """Trainings and sizes by task."""
     dice: dict[str, dict[int, list[float]]] = defaultdict(lambda: defaultdict(list))
     sizes: dict[str, dict[int, int]] = defaultdict(dict)
     with open(path, newline="") as file:
         for row in csv.DictReader(file):
             width = int(row["max_features"])
             dice[row["task"]][width].append(float(row["dice"]))
-            sizes[row["task"]][width] = int(row["num_parameters"])
+    with open(ladders, newline="") as file:
+        for row in csv.DictReader(file):
+            sizes[row["task"]][int(row["max_features"])] = int(row["num_parameters"])
     return {
         task: Truth(
             {width: statistics.mean(widths[width]) for width in sorted(widths, reverse=True)},
@@ -362,15 +368,17 @@ def compare(
     rows = []
     for name, rule in rules.items():
         distance, lost = regret(rule, truths, runs, tasks)
-        worst, share = [], []
+        worst, share, is_trained = [], [], []
         agreement = agreements(rule, runs, tasks)
         for task in tasks:
             picks = [rule(runs[task], index) for index in range(len(runs[task]))]
             worst.append(max(abs(steps(pick, truths[task])) for pick in picks))
             sizes = truths[task].sizes
-            share += [sizes[min(pick, max(sizes))] / sizes[truths[task].oracle] for pick in picks]
+            share += [sizes[pick] / sizes[truths[task].oracle] for pick in picks]
+            is_trained += [pick in truths[task].dice for pick in picks]
+        dice = f"{lost:.4f}" + ("" if all(is_trained) else " *") if any(is_trained) else "-"
         rows.append(
-            (distance, lost, f"| {name} | {distance:.2f} | {max(worst):.0f} | {lost:.4f} | "
+            (distance, lost, f"| {name} | {distance:.2f} | {max(worst):.0f} | {dice} | "
              f"{np.exp(np.mean(np.log(share))):.2f} | {min(agreement):.0%} | "
              f"{np.mean(agreement):.0%} |")
         )  # fmt: skip
@@ -382,6 +390,34 @@ def compare(
         "agreement, worst task | mean |",
         "|---|---:|---:|---:|---:|---:|---:|",
         *(row for _, _, row in sorted(rows)),
+        "",
+        "\\* Some picks are wider than what was trained, and count as the widest that was.",
+    ]
+
+
+def confidence_table(path: Path) -> list[str]:
+    """Markdown: how often default searches of a stated confidence give the commonest pick."""
+    searches: dict[str, list[tuple[int, float]]] = defaultdict(list)
+    with open(path, newline="") as file:
+        for row in csv.DictReader(file):
+            searches[row["task"]].append((int(row["max_features"]), float(row["confidence"])))
+    stated: dict[int, list[bool]] = defaultdict(list)
+    for found in searches.values():
+        commonest = Counter(pick for pick, _ in found).most_common(1)[0][0]
+        for pick, confidence in found:
+            stated[sum(confidence >= bound for bound in CONFIDENCES)].append(pick == commonest)
+    bounds = [0.0, *CONFIDENCES, 1.0]
+    return [
+        "Default searches by the confidence that they state, and how many of them give their "
+        "task's commonest pick.",
+        "",
+        "| confidence | searches | commonest pick |",
+        "|---|---:|---:|",
+        *(
+            f"| {bounds[index]:.0%} to {bounds[index + 1]:.0%} | {len(stated[index])} | "
+            f"{np.mean(stated[index]):.0%} |"
+            for index in sorted(stated, reverse=True)
+        ),
     ]
 
 
