@@ -1,0 +1,70 @@
+from __future__ import annotations
+
+from dataclasses import replace
+
+import pytest
+import torch
+
+from monai_xtiny.data import Sample
+from monai_xtiny.networks import build_network
+from monai_xtiny.plan import UNetPlan
+from monai_xtiny.scoring import NARROW_WIDTH, Scorer, describe_environment, max_aligned_width
+from monai_xtiny.sensitivity import jacobian_sensitivity
+from tests.conftest import texture
+
+CPU = torch.device("cpu")
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("width", [16, 8, 4, 2, 1])
+def test_scorer_is_as_near_to_float64_as_the_plain_loop(width) -> None:
+    # A rounding on the other side of a LeakyReLU's kink changes an image's gradient by 2e-3.
+    plan = UNetPlan(
+        2, 1, 2, (1, 1), (256, 256), ((3, 3),) * 7, ((1, 1), *((2, 2),) * 6),
+        (32, 64, 128, 256, 512, 512, 512),
+    )  # fmt: skip
+    pixels = [torch.from_numpy(texture((256, 256), seed)).float() for seed in range(4)]
+    images = tuple(((image - image.mean()) / image.std())[None] for image in pixels)
+    sample = Sample(("a.png", "b.png", "c.png", "d.png"), images)
+    found = torch.tensor(Scorer(sample, plan, (1,), CPU, align=False).score(width, 1).sensitivity)
+    network = build_network(plan, width, seed=1)
+    plain = torch.cat([jacobian_sensitivity(network, image[None]) for image in images])
+    exact = torch.cat(
+        [jacobian_sensitivity(network.double(), image[None].double()) for image in images]
+    )
+    assert (plain / exact - 1).abs().max() < 5e-3
+    assert (found / exact - 1).abs().max() < 5e-3
+    assert float(found.mean() / exact.mean()) == pytest.approx(1, abs=2e-3)
+
+
+def test_scorer_takes_narrow_networks_in_batches_and_wide_ones_image_by_image(sample_2d) -> None:
+    plan = UNetPlan(
+        2, 1, 2, (1, 1), (256, 256), ((3, 3),) * 3, ((1, 1), *((2, 2),) * 2), (16, 32, 64)
+    )
+    images = tuple(torch.zeros(1, 256, 256) for _ in range(8))
+    scorer = Scorer(
+        replace(sample_2d, names=tuple("abcdefgh"), images=images), plan, (1,), CPU, align=False
+    )
+    assert {width: size == 1 for width, size in scorer._sizes.items()} == {
+        width: width > NARROW_WIDTH for width in scorer._sizes
+    }
+
+
+@pytest.mark.parametrize("name", ["torch", "monai", "numpy", "scipy", "monai_xtiny"])
+def test_subject_of_a_search_has_the_versions_that_scores_depend_on(
+    plan_2d, sample_2d, name
+) -> None:
+    subject = Scorer(sample_2d, plan_2d, (1,), CPU, align=False).subject()
+    assert subject[f"version of {name}"] == describe_environment(CPU)[name]
+
+
+def test_subject_of_a_search_changes_with_the_batches(plan_2d, sample_2d, monkeypatch) -> None:
+    first = Scorer(sample_2d, plan_2d, (1,), CPU, align=False).subject()
+    monkeypatch.setattr("monai_xtiny.scoring.NARROW_BATCH_VALUES", 1)
+    second = Scorer(sample_2d, plan_2d, (1,), CPU, align=False).subject()
+    assert {name for name in first if first[name] != second[name]} == {"batch sizes"}
+
+
+def test_max_aligned_width_is_the_narrowest_with_all_features_of_the_first_stage(plan_2d) -> None:
+    assert max_aligned_width(plan_2d) == 32
+    assert max_aligned_width(replace(plan_2d, features_per_stage=(24, 64, 128, 320))) == 40
