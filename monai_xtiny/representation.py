@@ -35,21 +35,6 @@ class ImageFeatures:
     values: torch.Tensor
 
 
-@dataclass(frozen=True)
-class ReferenceFeatures:
-    """Features of wide networks on one image, that those of narrow ones are compared with.
-
-    Args:
-        voxels: indices of the sampled voxels of the image, flat, shape (N,).
-        features: of all wide networks side by side, centred over the voxels, (N, Q), float64.
-        norm: ``||Y^T Y||_F`` of these features ``Y``.
-    """
-
-    voxels: torch.Tensor
-    features: torch.Tensor
-    norm: torch.Tensor
-
-
 def decoder_features(network: DynUNet, images: torch.Tensor) -> torch.Tensor:
     """What the segmentation head of a network sees: the features of its last decoder stage.
 
@@ -109,21 +94,6 @@ def image_features(image: torch.Tensor, voxels: torch.Tensor) -> ImageFeatures:
     return ImageFeatures(voxels, values.to(image.device))
 
 
-def reference_features(
-    networks: Sequence[DynUNet], image: torch.Tensor, voxels: torch.Tensor
-) -> ReferenceFeatures:
-    """Collect the features of wide networks at some voxels of one image.
-
-    Args:
-        networks: initialised wide networks; many stand for the limit of infinite width.
-        image: shape (C, *spatial).
-        voxels: flat indices, shape (N,).
-    """
-    columns = [sampled_features(network, image[None], [voxels])[0] for network in networks]
-    features = _centred(torch.cat(columns, dim=1))
-    return ReferenceFeatures(voxels, features, torch.linalg.matrix_norm(features.mT @ features))
-
-
 def sampled_features(
     network: DynUNet, images: torch.Tensor, voxels: Sequence[torch.Tensor]
 ) -> list[torch.Tensor]:
@@ -134,8 +104,8 @@ def sampled_features(
     ]
 
 
-def linear_alignment(features: torch.Tensor, reference: ReferenceFeatures) -> torch.Tensor:
-    r"""Linear centred kernel alignment of a network's features with those of wide ones.
+def linear_alignment(features: torch.Tensor, others: torch.Tensor) -> torch.Tensor:
+    r"""Linear centred kernel alignment of two sets of features of the same voxels.
 
     .. math:: \mathrm{CKA}(X, Y) = \frac{\|X^T Y\|_F^2}{\|X^T X\|_F \, \|Y^T Y\|_F}
 
@@ -143,20 +113,19 @@ def linear_alignment(features: torch.Tensor, reference: ReferenceFeatures) -> to
     features that agree up to rotation and scale, and near 0 for unrelated ones.
 
     Args:
-        features: ``X``, shape (N, P), at the reference's voxels.
-        reference: ``Y``.
+        features: ``X``, shape (N, P).
+        others: ``Y``, shape (N, Q); those of several networks side by side, for example.
 
     Returns:
         A scalar in [0, 1], float64; 0 where a set of features is constant.
 
-    >>> y = torch.eye(4, dtype=torch.float64) - 0.25
-    >>> reference = ReferenceFeatures(torch.arange(4), y, torch.linalg.matrix_norm(y.mT @ y))
-    >>> round(float(linear_alignment(3 * y.flip(1) + 1, reference)), 6)
+    >>> x = torch.eye(4)
+    >>> round(float(linear_alignment(3 * x.flip(1) + 1, x)), 6)
     1.0
     """
-    x = _centred(features)
-    shared = (x.mT @ reference.features).square().sum()
-    return shared / (torch.linalg.matrix_norm(x.mT @ x) * reference.norm).clamp_min(_TINY)
+    x, y = _centred(features), _centred(others)
+    norms = torch.linalg.matrix_norm(x.mT @ x) * torch.linalg.matrix_norm(y.mT @ y)
+    return (x.mT @ y).square().sum() / norms.clamp_min(_TINY)
 
 
 def explained_variance(

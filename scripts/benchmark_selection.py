@@ -309,7 +309,10 @@ def measure_representations(
         for number in range(FIRST_REFERENCE_SEED, FIRST_REFERENCE_SEED + NUM_REFERENCES)
     ]
     last, deepest = (
-        [join([network[depth][index] for network in wide]) for index in range(len(batch))]
+        [
+            torch.cat([network[depth][index] for network in wide], dim=1)
+            for index in range(len(batch))
+        ]
         for depth in range(2)
     )
     widths = [width for width in width_ladder(plan) if width <= max_aligned_width(plan)]
@@ -322,13 +325,13 @@ def measure_representations(
             if width <= NARROW_WIDTH:
                 network = network.to(memory_format=CHANNELS_LAST[plan.spatial_dims])
             rows: dict[str, list[torch.Tensor]] = {name: [] for name in STATISTICS}
-            for features, deep, reference, deep_reference in zip(
+            for features, deep, wide_features, wide_deep in zip(
                 *last_and_deepest(network, batch, voxels), last, deepest, strict=True
             ):
-                rows["cka"].append(linear_alignment(features, reference))
-                rows["explained"].append(explained_variance(features, reference.features))
+                rows["cka"].append(linear_alignment(features, wide_features))
+                rows["explained"].append(explained_variance(features, wide_features))
                 rows["rank"].append(effective_rank(features))
-                rows["bottleneck"].append(linear_alignment(deep, deep_reference))
+                rows["bottleneck"].append(linear_alignment(deep, wide_deep))
             for name, values in rows.items():
                 found[name][width].append(float(torch.stack(values).mean()))
     return found
@@ -345,19 +348,6 @@ def last_and_deepest(network: Any, images: Any, voxels: Any) -> tuple[list[Any],
     finally:
         hook.remove()
     return features, [item.flatten(1).mT.double() for item in kept[0]]
-
-
-def join(features: list[Any]) -> Any:
-    """Features of several networks side by side, to compare others with."""
-    import torch
-
-    from monai_xtiny.representation import ReferenceFeatures
-
-    columns = torch.cat(features, dim=1)
-    columns = columns - columns.mean(dim=0)
-    return ReferenceFeatures(
-        torch.arange(len(columns)), columns, torch.linalg.matrix_norm(columns.mT @ columns)
-    )
 
 
 def write_tables(arguments: argparse.Namespace) -> None:
