@@ -114,7 +114,9 @@ def main() -> None:
     ]
     lines += ["", "That of `alignment` with each synthetic task left out in turn: "
               + ", ".join(f"{value:.3f}" for value in sorted(others)) + "."]  # fmt: skip
-    lines += ["", "## Confidence", "", *confidence_table(folder / "selection_searches.csv")]
+    searches = read_searches(folder / "selection_searches.csv")
+    lines += ["", "## Default searches", "", *searches_table(searches, truths)]
+    lines += ["", "## Confidence", "", *confidence_table(searches)]
     lines += ["", "## Picks", "", *picks_table(rules, truths, runs, tasks)]
     (folder / "selection_tables.md").write_text("\n".join(lines) + "\n", encoding="utf-8")
     draw_truths(truths, folder / "images" / "selection_dice.png")
@@ -395,12 +397,47 @@ def compare(
     ]
 
 
-def confidence_table(path: Path) -> list[str]:
-    """Markdown: how often default searches of a stated confidence give the commonest pick."""
+def read_searches(path: Path) -> dict[str, list[tuple[int, float]]]:
+    """What default searches of each task picked, and the confidence that they stated."""
     searches: dict[str, list[tuple[int, float]]] = defaultdict(list)
     with open(path, newline="") as file:
         for row in csv.DictReader(file):
             searches[row["task"]].append((int(row["max_features"]), float(row["confidence"])))
+    return dict(searches)
+
+
+def searches_table(
+    searches: dict[str, list[tuple[int, float]]], truths: dict[str, Truth]
+) -> list[str]:
+    """Markdown: what the default search, with the threshold that it ships with, is worth."""
+    lines = [
+        "With the threshold of the package.",
+        "",
+        "| task | oracle | picks | mean steps from oracle | mean Dice lost | agreement |",
+        "|---|---:|---|---:|---:|---:|",
+    ]
+    rows: dict[bool, list[list[float]]] = {False: [], True: []}
+    for task in (task for task in truths if task in searches):
+        truth, counts = truths[task], Counter(pick for pick, _ in searches[task])
+        number = len(searches[task])
+        row = [
+            sum(abs(steps(pick, truth)) * count for pick, count in counts.items()) / number,
+            sum(truth.dice_lost(pick) * count for pick, count in counts.items()) / number,
+            counts.most_common(1)[0][1] / number,
+        ]
+        rows[real(task)].append(row)
+        picks = ", ".join(f"{pick} x {count}" for pick, count in counts.most_common())
+        values = f"{row[0]:.2f} | {row[1]:.4f} | {row[2]:.0%}"
+        lines.append(f"| {task} | {truth.oracle} | {picks} | {values} |")
+    for is_real, name in ((False, "synthetic tasks"), (True, "real data")):
+        if rows[is_real]:
+            distance, lost, share = np.mean(rows[is_real], axis=0)
+            lines.append(f"| {name}, mean | | | {distance:.2f} | {lost:.4f} | {share:.0%} |")
+    return lines
+
+
+def confidence_table(searches: dict[str, list[tuple[int, float]]]) -> list[str]:
+    """Markdown: how often default searches of a stated confidence give the commonest pick."""
     stated: dict[int, list[bool]] = defaultdict(list)
     for found in searches.values():
         commonest = Counter(pick for pick, _ in found).most_common(1)[0][0]
