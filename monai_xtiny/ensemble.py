@@ -113,7 +113,7 @@ def bootstrap_votes(
     for array in values.values():
         count = len(array)
         seeds = rng.multinomial(count, [1 / count] * count, NUM_RESAMPLES)
-        columns.append(np.einsum("br,ri,bi->b", seeds, _widened(array), images))
+        columns.append(np.einsum("br,ri,bi->b", seeds, _moved_apart(array), images))
         columns[-1] /= count * num_images
     curves = np.stack(columns, axis=1)
     curves = curves[curves[:, 0] >= threshold]
@@ -221,7 +221,7 @@ def _contested(values: Mapping[int, np.ndarray], votes: Mapping[int, float]) -> 
     return [width for index, width in enumerate(widths) if index in beside]
 
 
-def _widened(array: np.ndarray) -> np.ndarray:
+def _moved_apart(array: np.ndarray) -> np.ndarray:
     """Means of the rows and of the columns moved apart, so that a bootstrap of n varies by n - 1.
 
     A single row or column stays as it is.

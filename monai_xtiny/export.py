@@ -15,7 +15,7 @@ from typing import Any
 
 import torch
 
-from monai_xtiny.journal import UnitScore, read_journal, remove_journal
+from monai_xtiny.journal import UnitScore, read_units, remove_journal
 from monai_xtiny.labels import check_config_text
 from monai_xtiny.large_files import write_large_files
 from monai_xtiny.metadata import bundle_metadata, is_raster
@@ -200,7 +200,7 @@ def clear_finished(bundle_dir: str | os.PathLike[str], journal: str | os.PathLik
             table.alignment_seeds or table.seeds, rung.sensitivity, rung.alignment, fillvalue=()
         )
     }
-    _, units = read_journal(journal)
+    _, units = read_units(journal)
     if units and all(known.get(unit) == score for unit, score in units.items()):
         remove_journal(journal)
 

@@ -86,7 +86,7 @@ class Journal:
 
     def _read(self, path: Path) -> None:
         """Take up the finished units of one file; cut off what a kill left half written."""
-        found, scores = read_journal(path)
+        found, scores = read_units(path)
         if path == self._own:
             _cut_half_line(path)
         if not found:
@@ -101,7 +101,7 @@ class Journal:
         self.scores.update(scores)
 
 
-def read_journal(path: str | os.PathLike[str]) -> tuple[dict[str, str], dict[Unit, UnitScore]]:
+def read_units(path: str | os.PathLike[str]) -> tuple[dict[str, str], dict[Unit, UnitScore]]:
     """What was searched, and the finished units, of one file; a half written line is left out.
 
     Raises:
