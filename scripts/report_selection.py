@@ -177,7 +177,11 @@ def make_rules(
         "log variation, published window": variation(window=True),
         "log variation, any split": variation(window=False),
         "log variation, any split, parsimony": variation(window=False, parsimony=0.1),
-        "dispersion of log S, change point": dispersion,
+        "log variation, published window, parsimony": variation(window=True, parsimony=0.1),
+        "dispersion of log S, change point": dispersion(),
+        "dispersion of log S, change point, parsimony": dispersion(parsimony=0.1),
+        "dispersion of log S, change point in the published window": dispersion(window=True),
+        "dispersion of log S, published window, parsimony": dispersion(window=True, parsimony=0.1),
     }
     fitted = {}
     for statistic, title in (
@@ -283,12 +287,26 @@ def spreads(runs: Sequence[Run], index: int) -> dict[int, float]:
     }
 
 
-def dispersion(runs: Sequence[Run], index: int) -> int:
-    """The width before the largest relative growth of the dispersion of log S."""
-    found = spreads(runs, index)
-    widths = list(found)
-    growth = [found[b] / max(found[a], 1e-9) for a, b in zip(widths, widths[1:], strict=False)]
-    return widths[int(np.argmax(growth))]
+def dispersion(*, window: bool = False, parsimony: float = 0.0) -> Rule:
+    """The width before the largest relative growth of the dispersion of log S.
+
+    With ``window`` only widths that the published rule can choose. With ``parsimony`` the smallest
+    width after which it grows within that share of the most.
+    """
+
+    def rule(runs: Sequence[Run], index: int) -> int:
+        found = spreads(runs, index)
+        widths = list(found)
+        growth = {
+            before: found[after] / max(found[before], 1e-9)
+            for before, after in zip(widths[:-1], widths[1:], strict=True)
+        }
+        if window:
+            growth = {width: growth[width] for width in widths[1:-3]}
+        top = max(growth.values())
+        return min(width for width, value in growth.items() if value >= (1 - parsimony) * top)
+
+    return rule
 
 
 def above(statistic: str) -> Callable[[float], Rule]:
