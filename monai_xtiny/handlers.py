@@ -13,6 +13,7 @@ from monai.networks.nets import DynUNet
 from monai.utils import ensure_tuple, evenly_divisible_all_gather, string_list_all_gather
 from torch import nn
 
+from monai_xtiny.packing import PackedNetwork
 from monai_xtiny.representation import ImageFeatures, explained_variance, sampled_features
 from monai_xtiny.sensitivity import jacobian_sensitivity
 
@@ -154,7 +155,7 @@ class AlignmentHandler(SensitivityHandler):
     features, and the results are in the engine's state as those of :class:`SensitivityHandler` are.
 
     Args:
-        network: the DynUNet to measure.
+        network: the DynUNet to measure, as it is or packed.
         image_features: one an image, in the order in which the engine sees them.
         keys: key of the images in a dictionary batch; of several, the first.
         name: under which the results appear in the engine's state.
@@ -167,7 +168,7 @@ class AlignmentHandler(SensitivityHandler):
 
     def __init__(
         self,
-        network: DynUNet,
+        network: DynUNet | PackedNetwork,
         image_features: Sequence[ImageFeatures],
         keys: KeysCollection = "image",
         name: str = "alignment",
@@ -187,7 +188,7 @@ class AlignmentHandler(SensitivityHandler):
                 f"{first + len(images)} images and features of {len(self.image_features)}: give "
                 "one each"
             )
-        network = cast(DynUNet, self.network)
+        network = cast(DynUNet | PackedNetwork, self.network)
         features = sampled_features(network, images, [item.voxels for item in targets])
         pairs = zip(features, targets, strict=True)
         return torch.stack([explained_variance(item, target.values) for item, target in pairs])

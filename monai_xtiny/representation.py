@@ -15,6 +15,8 @@ import torch
 from monai.networks.nets import DynUNet
 from scipy import ndimage
 
+from monai_xtiny.packing import PackedNetwork
+
 _TINY = 1e-300
 # Below it a feature of a normalised image is constant but for rounding.
 _SMALLEST_SPREAD = 1e-6
@@ -35,7 +37,7 @@ class ImageFeatures:
     values: torch.Tensor
 
 
-def decoder_features(network: DynUNet, images: torch.Tensor) -> torch.Tensor:
+def decoder_features(network: DynUNet | PackedNetwork, images: torch.Tensor) -> torch.Tensor:
     """What the segmentation head of a network sees: the features of its last decoder stage.
 
     The network is evaluated in evaluation mode and without gradients, and left as it was.
@@ -95,7 +97,7 @@ def image_features(image: torch.Tensor, voxels: torch.Tensor) -> ImageFeatures:
 
 
 def sampled_features(
-    network: DynUNet, images: torch.Tensor, voxels: Sequence[torch.Tensor]
+    network: DynUNet | PackedNetwork, images: torch.Tensor, voxels: Sequence[torch.Tensor]
 ) -> list[torch.Tensor]:
     """Last decoder features at some voxels of each image of a batch, (N, F) float64 each."""
     flat = decoder_features(network, images).flatten(2)

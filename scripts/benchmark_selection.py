@@ -289,13 +289,14 @@ def measure_representations(
 
     from monai_xtiny.ensemble import first_seeds
     from monai_xtiny.networks import build_network, width_ladder
+    from monai_xtiny.packing import CHANNELS_LAST
     from monai_xtiny.representation import (
         effective_rank,
         explained_variance,
         linear_alignment,
         sample_voxels,
     )
-    from monai_xtiny.scoring import CHANNELS_LAST, NARROW_WIDTH, NUM_VOXELS, max_aligned_width
+    from monai_xtiny.scoring import NARROW_WIDTH, NUM_VOXELS, max_aligned_width
 
     batch = torch.stack([image.to(device) for image in images])
     voxels = [

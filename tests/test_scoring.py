@@ -8,7 +8,7 @@ import torch
 from monai_xtiny.data import Sample
 from monai_xtiny.networks import build_network
 from monai_xtiny.plan import UNetPlan
-from monai_xtiny.scoring import NARROW_WIDTH, Scorer, describe_environment, max_aligned_width
+from monai_xtiny.scoring import Scorer, describe_environment, max_aligned_width
 from monai_xtiny.sensitivity import jacobian_sensitivity
 from tests.conftest import texture
 
@@ -37,17 +37,44 @@ def test_scorer_is_as_near_to_float64_as_the_plain_loop(width) -> None:
     assert float(found.mean() / exact.mean()) == pytest.approx(1, abs=2e-3)
 
 
-def test_scorer_takes_narrow_networks_in_batches_and_wide_ones_image_by_image(sample_2d) -> None:
-    plan = UNetPlan(
-        2, 1, 2, (1, 1), (256, 256), ((3, 3),) * 3, ((1, 1), *((2, 2),) * 2), (16, 32, 64)
+def _scorer(size: tuple[int, ...], num_images: int) -> Scorer:
+    dims = len(size)
+    strides = ((1,) * dims, *((2,) * dims,) * 2)
+    plan = UNetPlan(dims, 1, 2, (1,) * dims, size, ((3,) * dims,) * 3, strides, (16, 32, 64))
+    names = tuple(f"{index}.png" for index in range(num_images))
+    images = tuple(
+        torch.from_numpy(texture(size, seed)).float()[None] for seed in range(num_images)
     )
-    images = tuple(torch.zeros(1, 256, 256) for _ in range(8))
-    scorer = Scorer(
-        replace(sample_2d, names=tuple("abcdefgh"), images=images), plan, (1,), CPU, align=False
-    )
-    assert {width: size == 1 for width, size in scorer._sizes.items()} == {
-        width: width > NARROW_WIDTH for width in scorer._sizes
-    }
+    return Scorer(Sample(names, images), plan, (1,), CPU, align=True)
+
+
+@pytest.mark.parametrize(
+    ("size", "sizes"),
+    [
+        ((256, 256), {64: 1, 32: 1, 16: 1, 8: 2, 4: 4, 2: 6, 1: 6}),
+        ((40, 56), {64: 6, 32: 6, 16: 6, 8: 6, 4: 6, 2: 6, 1: 6}),
+        ((64, 64, 64), {64: 1, 32: 1, 16: 1, 8: 1, 4: 2, 2: 4, 1: 6}),
+    ],
+    ids=["picture", "small_picture", "volume"],
+)
+def test_scorer_takes_as_many_images_at_a_time_as_cost_least(size, sizes) -> None:
+    assert _scorer(size, 6)._sizes == sizes
+
+
+def test_scorer_gives_packed_pictures_the_scores_of_each_alone(monkeypatch) -> None:
+    scorer = _scorer((128, 128), 3)
+    packed = scorer.score(4, 1)
+    scorer._is_packed = False
+    alone = scorer._score(4, 1, 1)
+    assert packed.sensitivity == pytest.approx(alone.sensitivity, rel=2e-3)
+    assert packed.alignment == pytest.approx(alone.alignment, abs=1e-4)
+
+
+def test_scorer_names_the_one_packed_picture_that_is_not_finite() -> None:
+    scorer = _scorer((128, 128), 3)
+    scorer.sample.images[1][0, 5, 5] = float("nan")
+    with pytest.raises(ValueError, match=r"the sensitivity is not finite on 1\.png: check"):
+        scorer.score(4, 1)
 
 
 @pytest.mark.parametrize("name", ["torch", "monai", "numpy", "scipy", "monai_xtiny"])
