@@ -61,6 +61,7 @@ class PackedNetwork(nn.Module):
                 slope, eps = block.lrelu.negative_slope, block.norm1.eps
                 block.norm1, block.norm2 = (_NormalisedLeakyReLU(eps, slope) for _ in range(2))
                 block.lrelu = nn.Identity()
+        network.output_block = _Pointwise(*network.output_block.parameters())
         self.network = network.to(memory_format=self.memory_format)  # type: ignore[call-overload]
 
     def forward(self, images: torch.Tensor) -> torch.Tensor:
@@ -83,6 +84,19 @@ class PackedNetwork(nn.Module):
 
     def _unpacked(self, packed: torch.Tensor, num_images: int) -> torch.Tensor:
         return packed[0].unflatten(0, (self.num_images, -1))[:num_images]
+
+
+class _Pointwise(nn.Module):
+    """A convolution of one voxel, as the matrix product that it is with channels last."""
+
+    def __init__(self, weight: torch.Tensor, bias: torch.Tensor) -> None:
+        super().__init__()
+        self.weight = nn.Parameter(weight.detach().flatten(1))
+        self.bias = nn.Parameter(bias.detach())
+
+    def forward(self, image: torch.Tensor) -> torch.Tensor:
+        features = image.movedim(1, -1)
+        return nn.functional.linear(features, self.weight, self.bias).movedim(-1, 1)
 
 
 class _NormalisedLeakyReLU(nn.Module):
@@ -117,10 +131,9 @@ class _NormaliseInPlace(torch.autograd.Function):
     @staticmethod
     def forward(ctx: Any, image: torch.Tensor, eps: float, slope: float) -> torch.Tensor:
         rows, num_channels = _rows(image), image.shape[1]
-        columns = rows.t()[None, :, :, None]  # as an image of many channels, kept last
         mean, variance = (
             item.unflatten(0, (-1, num_channels))
-            for item in torch.batch_norm_update_stats(columns, None, None, 0.0)
+            for item in torch.batch_norm_update_stats(_columns(rows), None, None, 0.0)
         )
         centre = mean.mean(0)
         spread = variance.mean(0) + (mean - centre).square().mean(0)
@@ -140,9 +153,14 @@ class _NormaliseInPlace(torch.autograd.Function):
         inner = torch.ops.aten.leaky_relu_backward(_rows(gradient), output, ctx.slope, True)
         # Whoever else took the output is done with it: this is its gradient.
         normal = nn.functional.leaky_relu_(output, 1 / ctx.slope)
+        zeros, ones = (normal.new_full(normal.shape[1:], value) for value in (0, 1))
+        _, products, sums = torch.ops.aten.native_batch_norm_backward(
+            _columns(inner), _columns(normal), None, None, None, zeros, ones, True, 0.0,
+            [False, True, True],
+        )  # fmt: skip
         shift, slope = (
             item.unflatten(0, (-1, num_channels)).sum(0) / (image.numel() // num_channels)
-            for item in (inner.sum(0), torch.linalg.vecdot(inner, normal, dim=0))
+            for item in (sums, products)
         )
         torch.addcmul(
             _tiled(-scale * shift, normal), normal, _tiled(-scale * slope, normal), out=normal
@@ -155,6 +173,11 @@ def _rows(image: torch.Tensor) -> torch.Tensor:
     """A view of one image, channels last: first spatial axis by the rest of it and channels."""
     axes = range(2, image.ndim)
     return image.permute(0, *axes, 1).view(image.shape[2], -1)
+
+
+def _columns(rows: torch.Tensor) -> torch.Tensor:
+    """A view of rows as an image whose channels, kept last, are their columns."""
+    return rows.t()[None, :, :, None]
 
 
 def _tiled(values: torch.Tensor, rows: torch.Tensor) -> torch.Tensor:
