@@ -475,13 +475,14 @@ def verify(
     return _Job(run, debug, resumes=work is not None)
 
 
-@SetParseFns(bundle=_text, images=_text, data=_text, size=_text, output=_text)
+@SetParseFns(bundle=_text, images=_text, data=_text, device=_text, size=_text, output=_text)
 def deploy(
     bundle: str,
     images: str | None = None,
     data: str | None = None,
     int8: bool = False,
     benchmark: bool = True,
+    device: str = "cpu",
     size: str | None = None,
     output: str | None = None,
     debug: bool = False,
@@ -494,6 +495,7 @@ def deploy(
         data: nnU-Net data set root with imagesTr and labelsTr, to measure Dice on held-out cases.
         int8: write models/model_int8.onnx too; needs --images.
         benchmark: time the engines; --nobenchmark only exports.
+        device: to time them on: cpu, cuda, cuda:1, ...
         size: of the image to time, with commas, for a picture WIDTH,HEIGHT; the patch without.
         output: JSON file to write in place of docs/deploy.json.
         debug: show tracebacks.
@@ -509,6 +511,7 @@ def deploy(
             data=data,
             int8=parse_flag("int8", int8),
             benchmark=parse_flag("benchmark", benchmark),
+            device=device,
             size=None if size is None else [parse_int("size", edge) for edge in size.split(",")],
             output=output,
             progress=lambda text: print(text, flush=True),

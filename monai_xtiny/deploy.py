@@ -39,7 +39,9 @@ from monai_xtiny.onnx_model import (
     remove_stale_int8,
     write_onnx,
 )
-from monai_xtiny.segmenter import InputFormat, import_deploy, load_segmenter
+from monai_xtiny.scoring import device_name
+from monai_xtiny.search import select_device
+from monai_xtiny.segmenter import CUDA_PROVIDER, InputFormat, import_deploy, load_segmenter
 from monai_xtiny.selection import Selection
 
 DEPLOY_FILE = "deploy.json"
@@ -59,6 +61,7 @@ class Deployment:
         num_cases: that were held out.
         size: of the image that engines were timed on.
         timings: of the full-width and of the selected network.
+        device: name of the device that they were timed on.
     """
 
     files: tuple[Path, ...]
@@ -68,6 +71,7 @@ class Deployment:
     num_cases: int = 0
     size: tuple[int, ...] = ()
     timings: tuple[EngineTiming, ...] = ()
+    device: str = ""
 
 
 def deploy_bundle(
@@ -77,6 +81,7 @@ def deploy_bundle(
     data: str | os.PathLike[str] | None = None,
     int8: bool = False,
     benchmark: bool = True,
+    device: str = "cpu",
     size: Sequence[int] | None = None,
     output: str | os.PathLike[str] | None = None,
     progress: Callable[[str], None] | None = None,
@@ -93,6 +98,8 @@ def deploy_bundle(
         int8: quantise too.
         benchmark: time four engines, with one thread and with two, on the selected network and on
             the full-width one at its initialisation.
+        device: to time them on, ``cpu`` or a ``cuda`` one: there with one thread, without int8, and
+            with ONNX Runtime where onnxruntime-gpu is installed.
         size: of the image to time, (*spatial); the patch size without.
         output: JSON file to write in place of ``docs/deploy.json``.
         progress: is told what is being done.
@@ -104,11 +111,13 @@ def deploy_bundle(
         FileNotFoundError: there is no bundle, or no images or data.
         ImportError: the extra ``deploy`` is not installed.
         ValueError: a case cannot be read, outputs differ, int8 has no images, the bundle was not
-            trained and cannot have a Dice, or the size is not one of the plan's dimension.
+            trained and cannot have a Dice, the size is not one of the plan's dimension, or there is
+            no such device.
     """
     bundle = find_bundle(bundle_dir)
     for name in ("onnx", "onnxruntime", "onnxscript"):
         import_deploy(name)
+    timed_on = select_device(device)
     selection = read_search(bundle / "docs" / "search.json")
     plan = selection.table.plan
     timed = plan.patch_size if size is None else tuple(size)
@@ -144,7 +153,7 @@ def deploy_bundle(
             num_cases = len(found.cases)
     timings: tuple[EngineTiming, ...] = ()
     if benchmark:
-        timings = _time_engines(network, selection, form, files, timed, say)
+        timings = _time_engines(network, selection, form, files, timed, timed_on, say)
     deployment = Deployment(
         tuple(files),
         difference,
@@ -153,6 +162,7 @@ def deploy_bundle(
         num_cases,
         timed if benchmark else (),
         timings,
+        device_name(timed_on) if benchmark else "",
     )
     _write(deployment, Path(output) if output is not None else bundle / "docs" / DEPLOY_FILE)
     return deployment
@@ -198,9 +208,16 @@ def _time_engines(
     form: InputFormat,
     files: Sequence[Path],
     size: tuple[int, ...],
+    device: torch.device,
     say: Callable[[str], None],
 ) -> tuple[EngineTiming, ...]:
     """Both networks in all engines, from files in a folder that is thrown away."""
+    engines = [EAGER, TORCHSCRIPT, ONNX, INT8]
+    if device.type != "cpu":
+        del engines[-1]
+        if CUDA_PROVIDER not in import_deploy("onnxruntime").get_available_providers():
+            say(f"no onnxruntime-gpu: ONNX Runtime is not timed on {device}")
+            del engines[-1]
     plan, width = selection.table.plan, selection.max_features
     widest = plan.features_per_stage[-1]
     wide = build_network(plan, seed=0).eval()
@@ -225,13 +242,15 @@ def _time_engines(
                 write_onnx(item, form, exported[0])
                 if len(files) > 1:
                     exported.append(quantise_onnx(exported[0], [noise]))
-            engines = (EAGER, TORCHSCRIPT, ONNX, INT8)
             models += [
                 EngineModel(name, cap, engine, path)
                 for engine, path in zip(engines, (eager, script, *exported), strict=False)
             ]
         pictures = _draw_picture(form, size, folder) if form.kind == "images" else ()
-        return benchmark_engines(models, form, pictures, size, progress=say)
+        threads = (1, 2) if device.type == "cpu" else (1,)
+        return benchmark_engines(
+            models, form, pictures, size, device=str(device), threads=threads, progress=say
+        )
 
 
 def _draw_picture(form: InputFormat, size: tuple[int, ...], folder: Path) -> tuple[Path, ...]:

@@ -53,7 +53,7 @@ class EngineTiming:
         engine: name of the engine.
         num_threads: that the engine may use.
         num_bytes: size of the file.
-        peak_mib: largest resident memory of the process, MiB.
+        peak_mib: largest resident memory of the process, MiB; a GPU's own memory is not counted.
         network_ms: median of the passes of the network on one image in memory, ms.
         network_p95_ms: 95th percentile of the same.
         picture_ms: median from the file of a picture to labels in memory (decoding, normalisation,
@@ -84,6 +84,7 @@ def benchmark_engines(
     pictures: Sequence[str | os.PathLike[str]],
     size: Sequence[int],
     *,
+    device: str = "cpu",
     threads: Sequence[int] = (1, 2),
     rounds: int = 5,
     seconds: float = 0.3,
@@ -96,6 +97,8 @@ def benchmark_engines(
         form: what the networks take.
         pictures: one picture, in one file or one a channel; none for volumes.
         size: of the image, (*spatial); the networks get it padded to what they take.
+        device: that computes, ``cpu`` or a ``cuda`` one; images in host memory are copied to it,
+            and logits back.
         threads: numbers of threads to measure with, one after the other.
         rounds: turns of each engine.
         seconds: of each turn, at least; three passes are made at least.
@@ -114,7 +117,7 @@ def benchmark_engines(
             for model in models:
                 if progress is not None:
                     progress(f"{model.network} network, {model.engine}, {num_threads} threads")
-                worker = _Worker(model, form, pictures, size, num_threads)
+                worker = _Worker(model, form, pictures, size, num_threads, device)
                 workers.append(stack.enter_context(worker))
             for _ in range(rounds):
                 for worker in workers:
@@ -135,6 +138,7 @@ class _Worker:
         pictures: Sequence[str | os.PathLike[str]],
         size: Sequence[int],
         num_threads: int,
+        device: str,
     ) -> None:
         self._model, self._num_threads = model, num_threads
         self._milliseconds: dict[str, list[float]] = {"network": [], "picture": []}
@@ -145,6 +149,7 @@ class _Worker:
             "pictures": [os.fspath(picture) for picture in pictures],
             "size": list(size),
             "num_threads": num_threads,
+            "device": device,
         }
         self._words: IO[bytes] = tempfile.TemporaryFile()
         self._process = subprocess.Popen(
@@ -208,7 +213,7 @@ def _median_and_p95(milliseconds: Sequence[float]) -> tuple[float, float]:
 def _serve(job: dict[str, Any]) -> None:
     """Answer the requests of a :class:`_Worker`, one a line, until there are no more."""
     form = format_from_metadata(job["form"])
-    predict = _predictor(job["engine"], job["path"], job["num_threads"])
+    predict = _predictor(job["engine"], job["path"], job["num_threads"], job["device"])
     segmenter = Segmenter(predict, form, whole_image=True)
     shape = (1, form.in_channels, *form.padded(job["size"]))
     image = np.random.default_rng(0).standard_normal(shape, dtype=np.float32)
@@ -223,11 +228,11 @@ def _serve(job: dict[str, Any]) -> None:
 
 
 def _predictor(
-    engine: str, path: str, num_threads: int
+    engine: str, path: str, num_threads: int, device: str
 ) -> Callable[[NDArray[np.float32]], NDArray[np.float32]]:
     """The network in an engine, from arrays to arrays."""
     if engine in (ONNX, INT8):
-        return load_segmenter(path, num_threads=num_threads).predict
+        return load_segmenter(path, num_threads=num_threads, device=device).predict
     import torch
 
     torch.set_num_threads(num_threads)
@@ -239,11 +244,11 @@ def _predictor(
         network.load_state_dict(content["state_dict"])
     else:
         network = torch.jit.load(path)
-    network.eval()
+    network.eval().to(device)
 
     def predict(images: NDArray[np.float32]) -> NDArray[np.float32]:
         with torch.inference_mode():
-            return network(torch.from_numpy(images)).numpy()
+            return network(torch.from_numpy(images).to(device)).cpu().numpy()
 
     return predict
 

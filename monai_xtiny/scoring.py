@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import hashlib
 import platform
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from contextlib import contextmanager
 from importlib.metadata import version
 from itertools import pairwise
 
@@ -168,7 +169,8 @@ class Scorer:
         for handler in handlers:
             handler.attach(engine)
         try:
-            state = engine.run(_make_batches(self.sample.images, size))
+            with _exact_kernels(self.device):
+                state = engine.run(_make_batches(self.sample.images, size))
         except ValueError as error:
             if self._is_packed and size > 1:  # one image may have spoilt others
                 return self._score(width, seed, 1)
@@ -238,13 +240,27 @@ def describe_environment(device: torch.device) -> dict[str, str]:
         name: version(name)
         for name in ("torch", "monai", "pytorch-ignite", "nibabel", "numpy", "scipy")
     }
-    name = torch.cuda.get_device_name(device) if device.type == "cuda" else device.type
     return {
         "monai_xtiny": monai_xtiny.__version__,
         **packages,
         "python": platform.python_version(),
-        "device": name,
+        "device": device_name(device),
     }
+
+
+def device_name(device: torch.device) -> str:
+    """What a GPU calls itself; of other devices the type."""
+    return torch.cuda.get_device_name(device) if device.type == "cuda" else device.type
+
+
+@contextmanager
+def _exact_kernels(device: torch.device) -> Iterator[None]:
+    """On CUDA, convolutions that repeat bit for bit, in float32 and not in TF32."""
+    if device.type != "cuda":
+        yield
+        return
+    with torch.backends.cudnn.flags(enabled=True, deterministic=True, allow_tf32=False):
+        yield
 
 
 def _make_batches(images: Sequence[torch.Tensor], size: int) -> list[dict[str, torch.Tensor]]:

@@ -19,6 +19,7 @@ from numpy.typing import NDArray
 
 # What the emitted inference.json gives its SlidingWindowInferer.
 _OVERLAP, _WINDOWS_AT_ONCE = 0.5, 4
+CUDA_PROVIDER = "CUDAExecutionProvider"
 
 
 @dataclass(frozen=True)
@@ -198,21 +199,34 @@ class Segmenter:
 
 
 def load_segmenter(
-    model: str | os.PathLike[str], *, num_threads: int | None = None, whole_image: bool = False
+    model: str | os.PathLike[str],
+    *,
+    num_threads: int | None = None,
+    whole_image: bool = False,
+    device: str = "cpu",
 ) -> Segmenter:
-    """Load ``models/model.onnx`` or ``models/model_int8.onnx`` into ONNX Runtime, on the CPU.
+    """Load ``models/model.onnx`` or ``models/model_int8.onnx`` into ONNX Runtime.
 
     Args:
         model: what ``python -m monai_xtiny deploy`` wrote.
         num_threads: of ONNX Runtime; its choice, one a core, without.
         whole_image: as :class:`Segmenter` takes it.
+        device: ``cpu``, or ``cuda`` with its number or without, for onnxruntime-gpu.
 
     Raises:
         FileNotFoundError: there is no such file.
         ImportError: ONNX Runtime is not installed.
-        ValueError: the file is none that ``deploy`` wrote.
+        ValueError: the file is none that ``deploy`` wrote, or ONNX Runtime has no such device.
     """
     runtime = import_deploy("onnxruntime")
+    kind, _, number = device.partition(":")
+    providers: list[Any] = ["CPUExecutionProvider"]
+    if kind != "cpu":
+        if kind != "cuda" or CUDA_PROVIDER not in runtime.get_available_providers():
+            raise ValueError(
+                f"ONNX Runtime has no device {device!r} here: pip install onnxruntime-gpu, or cpu"
+            )
+        providers.insert(0, (CUDA_PROVIDER, {"device_id": int(number or 0)}))
     path = Path(model)
     if not path.is_file():
         raise FileNotFoundError(f"no such file: {str(path)!r}: run python -m monai_xtiny deploy")
@@ -221,11 +235,11 @@ def load_segmenter(
     options.inter_op_num_threads = 1
     options.intra_op_num_threads = num_threads or 0
     try:
-        session = runtime.InferenceSession(
-            os.fspath(path), options, providers=["CPUExecutionProvider"]
-        )
+        session = runtime.InferenceSession(os.fspath(path), options, providers=providers)
     except Exception as error:
         raise ValueError(f"{str(path)!r} is no ONNX model that runs here: {error}") from error
+    if kind != "cpu" and session.get_providers()[0] != CUDA_PROVIDER:
+        raise ValueError(f"ONNX Runtime cannot use {device!r} here: its CUDA libraries are missing")
     form = format_from_metadata(session.get_modelmeta().custom_metadata_map)
     return Segmenter(
         lambda images: session.run(None, {"image": images})[0], form, whole_image=whole_image

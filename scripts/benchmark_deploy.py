@@ -1,13 +1,14 @@
 """Time a bundle's network in four engines beside the full width, and write the table.
 
 usage: python scripts/benchmark_deploy.py BUNDLE [--images DIR] [--data DIR] [--size WIDTH,HEIGHT]
-           [--output docs/benchmarks/speed.md]
+           [--device cuda] [--output docs/benchmarks/speed.md]
 example: python scripts/benchmark_deploy.py bundle/nuclei_fluorescence_xtiny_segmentation
              --images DATA/Dataset076_DSB2018Fluo --data DATA/Dataset076_DSB2018Fluo
 
 The bundle is copied first and stays as it is. With --images int8 is timed too, with --data the Dice
 on the cases held out is measured. With --output the section Deployment of that file is replaced, or
-added at its end. Let nothing else run on the machine meanwhile.
+added at its end; with --device cuda the section Deployment on a GPU, and without a GPU it is left
+as it is. Let nothing else run on the machine meanwhile.
 """
 
 from __future__ import annotations
@@ -25,9 +26,11 @@ import warnings
 from importlib.metadata import version
 from pathlib import Path
 
+import torch
+
 from monai_xtiny.deploy import Deployment, deploy_bundle, deployment_table
 
-HEADING = "## Deployment\n"
+HEADING, HEADING_GPU = "## Deployment\n", "## Deployment on a GPU\n"
 
 
 def processor() -> str:
@@ -39,11 +42,13 @@ def processor() -> str:
 
 def section(made: Deployment, command: str) -> str:
     """The section of the file: how it was measured, the table, and the Dice."""
+    on_cpu = made.device == "cpu"
     packages = ", ".join(f"{name} {version(name)}" for name in ("torch", "onnxruntime", "onnx"))
     size = " x ".join(str(edge) for edge in made.size)
     lines = [
-        HEADING,
-        f"`{command}`, {time.strftime('%Y-%m-%d')}, {processor()}, {os.cpu_count()} cores, "
+        HEADING if on_cpu else HEADING_GPU,
+        f"`{command}`, {time.strftime('%Y-%m-%d')}, "
+        f"{'' if on_cpu else f'{made.device}, '}{processor()}, {os.cpu_count()} cores, "
         f"Python {platform.python_version()}, {packages}.",
         "",
         f"An image of {size}, batch 1. Each engine runs in a process of its own, and they take "
@@ -66,9 +71,13 @@ def main() -> None:
     parser.add_argument("bundle", type=Path)
     parser.add_argument("--images", type=Path)
     parser.add_argument("--data", type=Path)
+    parser.add_argument("--device", default="cpu")
     parser.add_argument("--size", type=lambda text: [int(edge) for edge in text.split(",")])
     parser.add_argument("--output", type=Path)
     arguments = parser.parse_args()
+    if arguments.device.startswith("cuda") and not torch.cuda.is_available():
+        print("skipped: there is no CUDA device here")
+        return
     warnings.filterwarnings("ignore")
     logging.disable(logging.CRITICAL)
     with tempfile.TemporaryDirectory() as folder:
@@ -79,6 +88,7 @@ def main() -> None:
             images=arguments.images,
             data=arguments.data,
             int8=arguments.images is not None,
+            device=arguments.device,
             size=arguments.size,
             progress=lambda text: print(text, file=sys.stderr, flush=True),
         )
@@ -87,7 +97,7 @@ def main() -> None:
     print(text, end="")
     if arguments.output is not None:
         former = arguments.output.read_text() if arguments.output.is_file() else "# Speed\n\n"
-        before, _, after = former.partition(HEADING)
+        before, _, after = former.partition(text.partition("\n")[0] + "\n")
         rest = after[after.index("\n## ") :] if "\n## " in after else ""
         whole = before.rstrip("\n") + "\n\n" + text + rest
         arguments.output.write_text(whole, encoding="utf-8")

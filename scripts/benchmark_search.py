@@ -1,7 +1,8 @@
 """Time a search: from process start, width by width against the arithmetic, and with many files.
 
-usage: python scripts/benchmark_search.py --images DATA [--repeats N] [--output FILE.md]
-           [--by_width] [--profile] [--cases 100,1000,10000,100000] [SEARCH OPTIONS]
+usage: python scripts/benchmark_search.py --images DATA [--device DEVICE] [--repeats N]
+           [--output FILE.md] [--by_width] [--profile] [--cases 100,1000,10000,100000]
+           [SEARCH OPTIONS]
 example: python scripts/benchmark_search.py --images DATA/Dataset076_DSB2018Fluo --method paper \
              --by_width --profile
 
@@ -11,7 +12,8 @@ peak resident memory. --by_width scores every width of that search again, with a
 initialisations side by side as there are cores, and once more in a plain loop: one image at a time,
 one network after the other. The floor is the time of the arithmetic alone (a forward pass and the
 gradient to the image) at the rate of a matrix product measured in between. --profile lists where
-the time goes. --cases links the first image so many times and plans and searches those.
+the time goes. --cases links the first image so many times and plans and searches those. With
+--device cuda on a machine that has none, nothing is measured.
 """
 
 from __future__ import annotations
@@ -65,14 +67,21 @@ def main() -> None:
     parser.add_argument("--profile", action="store_true")
     parser.add_argument("--cases", help="numbers of files with commas")
     parser.add_argument("--output", type=Path)
+    parser.add_argument("--device", default="auto")
     arguments, options = parser.parse_known_args()
+    if arguments.device.startswith("cuda") and not has_cuda():
+        print("skipped: there is no CUDA device here")
+        return
+    if arguments.device != "auto":
+        options += ["--device", arguments.device]
     if arguments.num_images is not None:
         options += ["--num_images", arguments.num_images]
     runs, search = [], {}
     for _ in range(arguments.repeats):
         run, search = run_once(["--images", arguments.images, *options])
         runs.append(run)
-    parts = [describe(["--images", arguments.images, *options]), repeats_table(runs)]
+    device = search["environment"]["device"]
+    parts = [describe(["--images", arguments.images, *options], device), repeats_table(runs)]
     if arguments.by_width or arguments.profile:
         parts += width_tables(arguments, search)
     if arguments.cases is not None:
@@ -83,11 +92,19 @@ def main() -> None:
         arguments.output.write_text(text, encoding="utf-8")
 
 
-def describe(options: Sequence[str]) -> str:
+def has_cuda() -> bool:
+    """Whether there is a GPU that PyTorch can use."""
+    import torch
+
+    return bool(torch.cuda.is_available())
+
+
+def describe(options: Sequence[str], device: str) -> str:
     """What was run, when, and on what; of paths the names only."""
     shown = " ".join(Path(option).name if os.sep in option else option for option in options)
     return (
-        f"`monai_xtiny search {shown}`, {time.strftime('%Y-%m-%d')}, {os.cpu_count()} cores, "
+        f"`monai_xtiny search {shown}`, {time.strftime('%Y-%m-%d')}, "
+        f"{'' if device == 'cpu' else f'{device}, '}{os.cpu_count()} cores, "
         f"{platform.machine()}, Python {platform.python_version()}\n"
     )
 
@@ -125,7 +142,7 @@ def width_tables(arguments: argparse.Namespace, search: dict[str, Any]) -> list[
         {"images": PlainPath(arguments.images), "plan": plan, "spatial_dims": plan.spatial_dims,
          "num_images": len(search["images"]), "progress": False}
     )  # fmt: skip
-    device = select_device("auto")
+    device = select_device(arguments.device)
     sample = parser.get_parsed_content("sample")
     num_networks = torch.get_num_threads() if device.type == "cpu" else 1
     seeds = range(369, 369 + num_networks)
@@ -161,7 +178,7 @@ def widths_table(
     size = " x ".join(map(str, plan.patch_size))
     lines = [
         f"\nOne image of {size}: {num_networks} networks of each width side by side; matrix "
-        f"product {rate:.0f} GFLOP/s with all cores.\n",
+        f"product {rate:.0f} GFLOP/s.\n",
         "| width | GFLOP an image | ms an image | images/s | GFLOP/s | floor, ms | ratio to floor "
         "| plain loop, ms | times faster |",
         "|---|---:|---:|---:|---:|---:|---:|---:|---:|",
@@ -180,11 +197,16 @@ def widths_table(
 
 def scaling_table(rows: Sequence[tuple[int, float, float, float]], search: dict[str, Any]) -> str:
     """Expected speed-up of this search's scoring on more processes of as many cores each."""
+    from monai_xtiny.ensemble import ALIGNMENT_COST
+
     seconds = {width: item for width, _, item, _ in rows}
     # A unit's sensitivity and its alignment, which needs no gradient.
     costs = [
         seconds[rung["max_features"]]
-        * ((index < len(search["seeds"])) + (index < len(rung.get("alignment", []))) / 3)
+        * (
+            (index < len(search["seeds"]))
+            + (index < len(rung.get("alignment", []))) * ALIGNMENT_COST
+        )
         for rung in search["ladder"]
         for index in range(max(len(search["seeds"]), len(rung.get("alignment", []))))
     ]
@@ -238,11 +260,14 @@ def profile_table(scorer: Any, widths: Sequence[int], name: str) -> str:
     """The operations that take most of one thread's time."""
     from torch.profiler import ProfilerActivity, profile
 
-    with profile(activities=[ProfilerActivity.CPU]) as profiler:
+    on_gpu = scorer.device.type == "cuda"
+    activities = [ProfilerActivity.CPU, *([ProfilerActivity.CUDA] if on_gpu else [])]
+    measure = f"self_{'device' if on_gpu else 'cpu'}_time_total"
+    with profile(activities=activities) as profiler:
         for width in widths:
             scorer.score(width, 369)
-    events = sorted(profiler.key_averages(), key=lambda event: -event.self_cpu_time_total)
-    total = sum(event.self_cpu_time_total for event in events)
+    events = sorted(profiler.key_averages(), key=lambda event: -getattr(event, measure))
+    total = sum(getattr(event, measure) for event in events)
     lines = [
         f"\nWhere the time of the {name} widths goes ({', '.join(map(str, widths))}; "
         f"{total / 1e6:.2f} s):\n",
@@ -250,7 +275,7 @@ def profile_table(scorer: Any, widths: Sequence[int], name: str) -> str:
         "|---|---:|---:|",
     ]
     lines += [
-        f"| `{event.key}` | {event.self_cpu_time_total / total:.0%} | {event.count} |"
+        f"| `{event.key}` | {getattr(event, measure) / total:.0%} | {event.count} |"
         for event in events[:8]
     ]
     return "\n".join(lines) + "\n"

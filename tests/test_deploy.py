@@ -158,6 +158,7 @@ def test_deploy_says_in_one_line_what_is_missing(tmp_path, capsys, monkeypatch) 
     for options, message in (
         (["--int8"], "give --images"),
         (["--size", "32,x"], "--size is 'x'"),
+        (["--device", "cuda:99"], "device 'cuda:99' is unknown or not available"),
         (["--output", str(tmp_path / "no" / "x.json")], "cannot write"),
     ):
         with pytest.raises(SystemExit, match="2"):
@@ -194,6 +195,6 @@ def test_deploy_times_both_networks_in_every_engine(tmp_path, capsys, monkeypatc
     assert torch.equal(torch.get_rng_state(), state)
     written = json.loads((bundle / "docs" / "deploy.json").read_text())
     assert written["size"] == [30, 45] and len(written["timings"]) == 2 * 4 * 2
-    assert written["dice"] is None
+    assert written["dice"] is None and written["device"] == "cpu"
     output = capsys.readouterr().out
     assert output.count("| selected, cap 4 |") == output.count("| full-width, cap 256 |") == 8

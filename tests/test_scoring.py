@@ -8,7 +8,7 @@ import torch
 from monai_xtiny.data import Sample
 from monai_xtiny.networks import build_network
 from monai_xtiny.plan import UNetPlan
-from monai_xtiny.scoring import Scorer, describe_environment, max_aligned_width
+from monai_xtiny.scoring import Scorer, _exact_kernels, describe_environment, max_aligned_width
 from monai_xtiny.sensitivity import jacobian_sensitivity
 from tests.conftest import texture
 
@@ -90,6 +90,18 @@ def test_subject_of_a_search_changes_with_the_batches(plan_2d, sample_2d, monkey
     monkeypatch.setattr("monai_xtiny.scoring.NARROW_BATCH_VALUES", 1)
     second = Scorer(sample_2d, plan_2d, (1,), CPU, align=False).subject()
     assert {name for name in first if first[name] != second[name]} == {"batch sizes"}
+
+
+def test_scorer_on_cuda_asks_for_kernels_that_repeat_in_float32() -> None:
+    def flags() -> tuple[bool, bool]:
+        return torch.backends.cudnn.deterministic, torch.backends.cudnn.allow_tf32
+
+    before = flags()
+    with _exact_kernels(CPU):
+        assert flags() == before
+    with _exact_kernels(torch.device("cuda")):
+        assert flags() == (True, False)
+    assert flags() == before
 
 
 def test_max_aligned_width_is_the_narrowest_with_all_features_of_the_first_stage(plan_2d) -> None:

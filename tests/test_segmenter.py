@@ -138,6 +138,14 @@ def test_load_segmenter_refuses_other_files(model, tmp_path, monkeypatch) -> Non
         load_segmenter(path)
 
 
+@pytest.mark.parametrize("device", ["cuda", "cuda:1", "tpu"])
+def test_load_segmenter_refuses_a_device_that_onnx_runtime_lacks(model, device) -> None:
+    if "CUDAExecutionProvider" in pytest.importorskip("onnxruntime").get_available_providers():
+        pytest.skip("ONNX Runtime has CUDA here")
+    with pytest.raises(ValueError, match=f"no device '{device}' here: pip install onnxruntime-gpu"):
+        load_segmenter(model, device=device)
+
+
 def test_input_format_survives_its_metadata() -> None:
     assert format_from_metadata(FORM.to_metadata()) == FORM
 
