@@ -9,15 +9,15 @@ normalisation and LeakyReLU take the memory of their input.
 
 from __future__ import annotations
 
-from dataclasses import replace
 from typing import Any
 
 import torch
-from monai.networks.blocks.dynunet_block import UnetBasicBlock
+from monai.networks.blocks.dynunet_block import UnetBasicBlock, UnetUpBlock
 from monai.networks.nets import DynUNet
 from torch import nn
+from torch.nn.modules.conv import _ConvNd
 
-from monai_xtiny.networks import build_network, cap_features
+from monai_xtiny.networks import build_network
 from monai_xtiny.plan import UNetPlan
 
 CHANNELS_LAST = {2: torch.channels_last, 3: torch.channels_last_3d}
@@ -55,7 +55,7 @@ class PackedNetwork(nn.Module):
         self.memory_format = CHANNELS_LAST[plan.spatial_dims]
         network = build_network(plan, max_features, seed=seed)
         if num_images > 1:
-            network = _on_the_diagonal(network, plan, max_features, num_images)
+            _put_on_the_diagonal(network, num_images)
         for block in network.modules():
             if isinstance(block, UnetBasicBlock):
                 slope, eps = block.lrelu.negative_slope, block.norm1.eps
@@ -185,22 +185,21 @@ def _tiled(values: torch.Tensor, rows: torch.Tensor) -> torch.Tensor:
     return values.repeat(rows.shape[1] // len(values))
 
 
-def _on_the_diagonal(network: DynUNet, plan: UNetPlan, max_features: int, count: int) -> DynUNet:
-    """A network of ``count`` times the channels, each share of which computes as ``network``."""
-    wide_plan = replace(
-        plan,
-        in_channels=count * plan.in_channels,
-        out_channels=count * plan.out_channels,
-        features_per_stage=tuple(count * item for item in cap_features(plan, max_features)),
-    )
-    wide = build_network(wide_plan, seed=0)
-    weights = {}
-    for name, values in network.state_dict().items():
-        # The first convolution of a decoder stage sees the upsampled features, then the skipped.
-        parts = 2 if name.endswith("upsample.conv_block.conv1.conv.weight") else 1
-        weights[name] = values.repeat(count) if values.ndim == 1 else _block(values, count, parts)
-    wide.load_state_dict(weights)
-    return wide
+def _put_on_the_diagonal(network: DynUNet, count: int) -> None:
+    """Give a network ``count`` times the channels, each share of which computes as it did."""
+    # The first convolution of a decoder stage sees the upsampled features, then the skipped ones.
+    joined = {
+        block.conv_block.conv1.conv for block in network.modules() if isinstance(block, UnetUpBlock)
+    }
+    for layer in network.modules():
+        if isinstance(layer, _ConvNd):
+            weight = _block(layer.weight.detach(), count, parts=2 if layer in joined else 1)
+            layer.weight = nn.Parameter(weight)
+            layer.in_channels, layer.out_channels = (
+                count * channels for channels in (layer.in_channels, layer.out_channels)
+            )
+            if layer.bias is not None:
+                layer.bias = nn.Parameter(layer.bias.detach().repeat(count))
 
 
 def _block(weight: torch.Tensor, count: int, parts: int) -> torch.Tensor:
