@@ -11,15 +11,17 @@ import torch
 from monai_xtiny.networks import network_cost, num_activations
 from monai_xtiny.plan import UNetPlan
 
-# Measured: the outputs of the convolutions, what normalises them and their gradients; weights once
-# more in the layout of the kernels; work space.
-COPIES_OF_ACTIVATIONS, COPIES_OF_WEIGHTS, WORK_SPACE_GB = 3, 2, 0.1
+# Measured: the outputs of the convolutions, what normalises them and their gradients, of packed
+# networks little more than the outputs; weights once more in the layout of the kernels; work space.
+COPIES_OF_ACTIVATIONS, COPIES_OF_PACKED, COPIES_OF_WEIGHTS, WORK_SPACE_GB = 3, 1.25, 2, 0.1
 # Without a limit, networks are scored side by side as long as they take less than this for each
 # core together, and less than half of the free memory.
 GB_PER_CORE = 1.0
 
 
-def scoring_memory_gb(plan: UNetPlan, max_features: int, batch_size: int = 1) -> float:
+def scoring_memory_gb(
+    plan: UNetPlan, max_features: int, batch_size: int = 1, *, is_packed: bool = False
+) -> float:
     """Memory that a forward pass and the gradient to the images take, in float32.
 
     An estimate within a third of the measured peak (2D and 3D, narrow and full).
@@ -28,10 +30,12 @@ def scoring_memory_gb(plan: UNetPlan, max_features: int, batch_size: int = 1) ->
         plan: of the full network.
         max_features: width cap.
         batch_size: images at a time.
+        is_packed: in a :class:`monai_xtiny.packing.PackedNetwork`.
     """
+    per_activation = COPIES_OF_PACKED if is_packed else COPIES_OF_ACTIVATIONS
     activations = num_activations(plan, max_features) * batch_size
     weights = network_cost(plan, max_features).num_parameters
-    copies = COPIES_OF_ACTIVATIONS * activations + COPIES_OF_WEIGHTS * weights
+    copies = per_activation * activations + COPIES_OF_WEIGHTS * weights
     return 4 * copies / 1e9 + WORK_SPACE_GB
 
 

@@ -35,6 +35,9 @@ PACKED_CHANNELS = 16
 BATCH_VOXELS = 128 * 128
 NARROW_WIDTH = 8
 NARROW_BATCH_VALUES = 2**21
+# On GPUs launching kernels costs most, so that batches are as large as modest ones hold: 16 images
+# of 256 x 256 with 32 channels.
+CUDA_BATCH_VALUES = 2**25
 # The images, whose preprocessing has more to do with, are compared themselves.
 _SCORED_WITH = ("monai_xtiny", "torch", "monai", "numpy", "scipy")
 
@@ -129,7 +132,8 @@ class Scorer:
 
     def memory_gb(self, width: int) -> float:
         """Memory that scoring a network of that width takes, about."""
-        return scoring_memory_gb(self.plan, width, self._sizes[width])
+        size = self._sizes[width]
+        return scoring_memory_gb(self.plan, width, size, is_packed=self._is_packed)
 
     def prepare(
         self, run: Callable[[Callable[[int], ImageFeatures], range], Iterable[ImageFeatures]]
@@ -204,6 +208,9 @@ class Scorer:
         num_voxels = self.sample.images[0][0].numel()
         if self._is_packed:
             most = PACKED_CHANNELS // width
+        elif self.device.type == "cuda":
+            channels = min(width, self.plan.features_per_stage[0])
+            most = CUDA_BATCH_VALUES // (channels * num_voxels)
         elif width <= NARROW_WIDTH:
             most = NARROW_BATCH_VALUES // (width * num_voxels)
         else:
@@ -212,10 +219,9 @@ class Scorer:
 
     def _fit(self, max_memory_gb: float) -> None:
         """Make the batches small enough for a given limit."""
-        for width, size in self._sizes.items():
-            while size > 1 and scoring_memory_gb(self.plan, width, size) > self.limit_gb:
-                size = (size + 1) // 2
-            self._sizes[width] = size
+        for width in self._sizes:
+            while self._sizes[width] > 1 and self.memory_gb(width) > self.limit_gb:
+                self._sizes[width] = (self._sizes[width] + 1) // 2
             if self.memory_gb(width) > self.limit_gb:
                 raise ValueError(
                     f"max_memory_gb is {max_memory_gb:g}, and width {width} needs about "

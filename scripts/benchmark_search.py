@@ -180,17 +180,24 @@ def widths_table(
         f"\nOne image of {size}: {num_networks} networks of each width side by side; matrix "
         f"product {rate:.0f} GFLOP/s.\n",
         "| width | GFLOP an image | ms an image | images/s | GFLOP/s | floor, ms | ratio to floor "
-        "| plain loop, ms | times faster |",
-        "|---|---:|---:|---:|---:|---:|---:|---:|---:|",
+        "| plain loop, ms | times faster | overhead, times less |",
+        "|---|---:|---:|---:|---:|---:|---:|---:|---:|---:|",
     ]
-    total = ("all", *(sum(row[index] for row in rows) for index in (1, 2, 3)))
-    for width, gmacs, seconds, plain in [*rows, total]:
+    narrow = [row for row in rows if row[0] <= NARROW]
+    totals = [
+        (name, *(sum(row[index] for row in group) for index in (1, 2, 3)))
+        for name, group in ((f"{NARROW} and less", narrow), ("all", rows))
+    ]
+    for width, gmacs, seconds, plain in [*rows, *totals]:
         flop = 4 * gmacs  # two a multiply-accumulate, forward and backward
         floor = flop / rate
+        # What is above the floor; wide networks have next to none.
+        is_clear = seconds > 1.5 * floor
+        less = f"{(plain - floor) / (seconds - floor):.1f}" if is_clear else "-"
         lines.append(
             f"| {width} | {flop:.3g} | {1e3 * seconds:.2f} | {1 / seconds:.1f} "
             f"| {flop / seconds:.1f} | {1e3 * floor:.2f} | {seconds / floor:.2f} "
-            f"| {1e3 * plain:.2f} | {plain / seconds:.1f} |"
+            f"| {1e3 * plain:.2f} | {plain / seconds:.1f} | {less} |"
         )
     return "\n".join(lines) + "\n"
 

@@ -61,6 +61,13 @@ def test_scorer_takes_as_many_images_at_a_time_as_cost_least(size, sizes) -> Non
     assert _scorer(size, 6)._sizes == sizes
 
 
+def test_scorer_on_cuda_takes_larger_batches(monkeypatch) -> None:
+    monkeypatch.setattr("monai_xtiny.memory.free_memory_gb", lambda device: 80.0)
+    cpu = _scorer((512, 512), 16)
+    cuda = Scorer(cpu.sample, cpu.plan, (1,), torch.device("cuda"), align=True)
+    assert cuda._sizes == {64: 8, 32: 8, 16: 8, 8: 16, 4: 16, 2: 16, 1: 16}
+
+
 def test_scorer_gives_packed_pictures_the_scores_of_each_alone(monkeypatch) -> None:
     scorer = _scorer((128, 128), 3)
     packed = scorer.score(4, 1)
