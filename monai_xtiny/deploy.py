@@ -118,6 +118,8 @@ def deploy_bundle(
     for name in ("onnx", "onnxruntime", "onnxscript"):
         import_deploy(name)
     timed_on = select_device(device)
+    if timed_on.type not in ("cpu", "cuda"):
+        raise ValueError(f"device {device!r}: engines are timed on cpu or cuda")
     selection = read_search(bundle / "docs" / "search.json")
     plan = selection.table.plan
     timed = plan.patch_size if size is None else tuple(size)
@@ -212,12 +214,13 @@ def _time_engines(
     say: Callable[[str], None],
 ) -> tuple[EngineTiming, ...]:
     """Both networks in all engines, from files in a folder that is thrown away."""
-    engines = [EAGER, TORCHSCRIPT, ONNX, INT8]
-    if device.type != "cpu":
-        del engines[-1]
-        if CUDA_PROVIDER not in import_deploy("onnxruntime").get_available_providers():
+    # The ones that read the exported files.
+    runtimes = [ONNX, INT8][: len(files)]
+    if device.type == "cuda":
+        has_cuda = CUDA_PROVIDER in import_deploy("onnxruntime").get_available_providers()
+        runtimes = [ONNX] if has_cuda else []
+        if not has_cuda:
             say(f"no onnxruntime-gpu: ONNX Runtime is not timed on {device}")
-            del engines[-1]
     plan, width = selection.table.plan, selection.max_features
     widest = plan.features_per_stage[-1]
     wide = build_network(plan, seed=0).eval()
@@ -234,17 +237,18 @@ def _time_engines(
             }
             torch.save(content, eager)
             torch.jit.script(item).save(script)
-            exported = list(files)
-            if name == FULL_WIDTH:
+            exported = list(files[: len(runtimes)])
+            if name == FULL_WIDTH and runtimes:
                 say("exporting the full-width network")
                 (folder / name).mkdir()
                 exported = [folder / name / MODEL_FILE]
                 write_onnx(item, form, exported[0])
-                if len(files) > 1:
+                if INT8 in runtimes:
                     exported.append(quantise_onnx(exported[0], [noise]))
+            engines = (EAGER, TORCHSCRIPT, *runtimes)
             models += [
                 EngineModel(name, cap, engine, path)
-                for engine, path in zip(engines, (eager, script, *exported), strict=False)
+                for engine, path in zip(engines, (eager, script, *exported), strict=True)
             ]
         pictures = _draw_picture(form, size, folder) if form.kind == "images" else ()
         threads = (1, 2) if device.type == "cpu" else (1,)

@@ -98,7 +98,7 @@ def benchmark_engines(
         pictures: one picture, in one file or one a channel; none for volumes.
         size: of the image, (*spatial); the networks get it padded to what they take.
         device: that computes, ``cpu`` or a ``cuda`` one; images in host memory are copied to it,
-            and logits back.
+            and logits back. Engines are as they come, with TF32 where that is their default.
         threads: numbers of threads to measure with, one after the other.
         rounds: turns of each engine.
         seconds: of each turn, at least; three passes are made at least.

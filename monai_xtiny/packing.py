@@ -15,22 +15,25 @@ import torch
 from monai.networks.blocks.dynunet_block import UnetBasicBlock, UnetUpBlock
 from monai.networks.nets import DynUNet
 from torch import nn
+from torch.autograd.function import once_differentiable
 from torch.nn.modules.conv import _ConvNd
 
 from monai_xtiny.networks import build_network
 from monai_xtiny.plan import UNetPlan
 
 CHANNELS_LAST = {2: torch.channels_last, 3: torch.channels_last_3d}
-# Up to so many voxels PyTorch's own normalisation is exact enough: it adds up one after the other.
+# Maps of so many voxels are copied for PyTorch's own normalisation in less time than calls take.
 _FEW_VOXELS = 64 * 64
+# Products are added up in parts of so many values, which stay in the cache.
+_PART_VALUES = 2**17
 
 
 class PackedNetwork(nn.Module):
     """A width-capped U-Net at initialisation that sees a batch as the channels of one image.
 
     The images of a batch do not act on each other; but where one of them gives infinities, the
-    zeros between them turn those into NaN for all. Only gradients with respect to the images can
-    be taken, once for each pass.
+    zeros between them turn those into NaN for all. Its parameters are frozen; the gradient with
+    respect to the images can be taken once for each pass.
 
     Args:
         plan: the full network's plan.
@@ -39,7 +42,7 @@ class PackedNetwork(nn.Module):
         num_images: the most images of a batch; fewer take the time of that many.
 
     Raises:
-        ValueError: the cap is not positive.
+        ValueError: the cap or the number of images is not positive.
 
     >>> strides = ((1, 1), (2, 2), (2, 2))
     >>> plan = UNetPlan(2, 1, 2, (1, 1), (16, 16), ((3, 3),) * 3, strides, (4, 4, 4))
@@ -51,6 +54,8 @@ class PackedNetwork(nn.Module):
 
     def __init__(self, plan: UNetPlan, max_features: int, *, seed: int, num_images: int) -> None:
         super().__init__()
+        if num_images < 1:
+            raise ValueError(f"num_images is {num_images}: give at least 1")
         self.num_images = num_images
         self.memory_format = CHANNELS_LAST[plan.spatial_dims]
         network = build_network(plan, max_features, seed=seed)
@@ -61,8 +66,9 @@ class PackedNetwork(nn.Module):
                 slope, eps = block.lrelu.negative_slope, block.norm1.eps
                 block.norm1, block.norm2 = (_NormalisedLeakyReLU(eps, slope) for _ in range(2))
                 block.lrelu = nn.Identity()
-        network.output_block = _Pointwise(*network.output_block.parameters())
-        self.network = network.to(memory_format=self.memory_format)  # type: ignore[call-overload]
+        head = network.output_block.conv.conv
+        network.output_block = _Pointwise(head.weight, head.bias)
+        self.network = network.requires_grad_(False).to(memory_format=self.memory_format)  # type: ignore[call-overload]
 
     def forward(self, images: torch.Tensor) -> torch.Tensor:
         """Logits (B, K, *spatial) of images (B, C, *spatial)."""
@@ -108,7 +114,7 @@ class _NormalisedLeakyReLU(nn.Module):
 
     def forward(self, image: torch.Tensor) -> torch.Tensor:
         if image[0, 0].numel() <= _FEW_VOXELS:
-            normal = nn.functional.batch_norm(image, None, None, training=True, eps=self.eps)
+            normal = nn.functional.instance_norm(image, eps=self.eps)
             return nn.functional.leaky_relu_(normal, self.slope)
         image = image.contiguous(memory_format=CHANNELS_LAST[image.ndim - 2])
         return _NormaliseInPlace.apply(image, self.eps, self.slope)
@@ -125,20 +131,17 @@ class _NormaliseInPlace(torch.autograd.Function):
 
     with means over the voxels; ``z`` comes back from ``y``, since LeakyReLU can be inverted (Rota
     Bulo et al. 2018, In-Place Activated BatchNorm, arXiv:1712.02616). Voxels are added up along
-    the first spatial axis, then over the others: one sum over all of them loses digits.
+    the first spatial axis, then over the others: PyTorch's batch normalisation with channels last
+    adds up all of them one after the other, which loses digits, and in as many parts as there are
+    threads, which changes them.
     """
 
     @staticmethod
     def forward(ctx: Any, image: torch.Tensor, eps: float, slope: float) -> torch.Tensor:
-        rows, num_channels = _rows(image), image.shape[1]
-        mean, variance = (
-            item.unflatten(0, (-1, num_channels))
-            for item in torch.batch_norm_update_stats(_columns(rows), None, None, 0.0)
-        )
-        centre = mean.mean(0)
-        spread = variance.mean(0) + (mean - centre).square().mean(0)
-        scale = (spread + eps).rsqrt()
-        torch.addcmul(_tiled(-centre * scale, rows), rows, _tiled(scale, rows), out=rows)
+        rows = _rows(image)
+        rows.sub_(_tiled(_channel_means(rows.sum(0), image), rows))
+        scale = (_channel_means(_column_products(rows, rows), image) + eps).rsqrt()
+        rows.mul_(_tiled(scale, rows))
         nn.functional.leaky_relu_(rows, slope)
         ctx.slope = slope
         ctx.mark_dirty(image)
@@ -146,22 +149,16 @@ class _NormaliseInPlace(torch.autograd.Function):
         return image
 
     @staticmethod
+    @once_differentiable
     def backward(ctx: Any, *gradients: torch.Tensor) -> tuple[torch.Tensor, None, None]:
         image, scale = ctx.saved_tensors
-        output, num_channels = _rows(image), len(scale)
+        output = _rows(image)
         gradient = gradients[0].contiguous(memory_format=CHANNELS_LAST[image.ndim - 2])
         inner = torch.ops.aten.leaky_relu_backward(_rows(gradient), output, ctx.slope, True)
         # Whoever else took the output is done with it: this is its gradient.
         normal = nn.functional.leaky_relu_(output, 1 / ctx.slope)
-        zeros, ones = (normal.new_full(normal.shape[1:], value) for value in (0, 1))
-        _, products, sums = torch.ops.aten.native_batch_norm_backward(
-            _columns(inner), _columns(normal), None, None, None, zeros, ones, True, 0.0,
-            [False, True, True],
-        )  # fmt: skip
-        shift, slope = (
-            item.unflatten(0, (-1, num_channels)).sum(0) / (image.numel() // num_channels)
-            for item in (sums, products)
-        )
+        shift = _channel_means(inner.sum(0), image)
+        slope = _channel_means(_column_products(inner, normal), image)
         torch.addcmul(
             _tiled(-scale * shift, normal), normal, _tiled(-scale * slope, normal), out=normal
         )
@@ -175,9 +172,18 @@ def _rows(image: torch.Tensor) -> torch.Tensor:
     return image.permute(0, *axes, 1).view(image.shape[2], -1)
 
 
-def _columns(rows: torch.Tensor) -> torch.Tensor:
-    """A view of rows as an image whose channels, kept last, are their columns."""
-    return rows.t()[None, :, :, None]
+def _column_products(left: torch.Tensor, right: torch.Tensor) -> torch.Tensor:
+    """Scalar products of the columns of two sets of rows."""
+    count = max(1, _PART_VALUES // left.shape[1])
+    parts = zip(left.split(count), right.split(count), strict=True)
+    return torch.stack([(first * second).sum(0) for first, second in parts]).sum(0)
+
+
+def _channel_means(column_sums: torch.Tensor, image: torch.Tensor) -> torch.Tensor:
+    """Means of the channels of an image, from sums of the columns of its rows."""
+    num_channels = image.shape[1]
+    sums = column_sums.unflatten(0, (-1, num_channels)).sum(0)
+    return sums / (image.numel() // num_channels)
 
 
 def _tiled(values: torch.Tensor, rows: torch.Tensor) -> torch.Tensor:

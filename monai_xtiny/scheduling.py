@@ -28,9 +28,9 @@ def score_side_by_side(
     """Score units in threads with one core each, and write each down as it ends.
 
     Narrow networks keep no more than one core busy, and two kernel threads of one network that
-    wait for each other lose much more than they gain where another program computes. Scores do not
-    depend on the number of threads. Networks that are too large to be scored side by side get all
-    cores, one after the other.
+    wait for each other lose much more than they gain where another program computes. Packed
+    networks always have one core each: their kernels add up in an order that follows the number of
+    threads. Others that are too large to be scored side by side get all cores, one after the other.
 
     Args:
         scorer: of the search.
@@ -59,35 +59,50 @@ def score_side_by_side(
     num_cores = torch.get_num_threads() if scorer.device.type == "cpu" else 1
     if scorer.align:
         scorer.prepare(lambda work, items: side_by_side(work, items, num_cores))
+    threads_each = 1 if scorer.is_packed else None
     too_large = []
     for num_workers, group in _groups(scorer, units, num_cores):
-        scores = side_by_side(score, group, num_workers)
+        scores = side_by_side(score, group, num_workers, threads_each=threads_each)
         for unit, result in zip(group, scores, strict=True):
             if result is None:
                 too_large.append(unit)
             else:
                 yield unit, result
-    for unit in too_large:
-        result = scorer.score(*unit)
+    if not too_large:
+        return
+    alone = side_by_side(lambda unit: scorer.score(*unit), too_large, 1, threads_each=threads_each)
+    for unit, result in zip(too_large, alone, strict=True):
         if journal is not None:
             journal.add(unit, result)
         yield unit, result
 
 
 def side_by_side(
-    work: Callable[[Item], Result], items: Sequence[Item], num_workers: int
+    work: Callable[[Item], Result],
+    items: Sequence[Item],
+    num_workers: int,
+    *,
+    threads_each: int | None = None,
 ) -> Iterator[Result]:
     """Results in the order of the items, from threads that share the cores out among them.
 
     The first error, in the order of the items, ends the work after what has begun.
+
+    Args:
+        work: on one item.
+        items: to work on.
+        num_workers: of them at a time.
+        threads_each: kernel threads of a worker; without, the cores are shared out.
     """
-    num_workers = min(num_workers, len(items))
-    if num_workers <= 1:
+    num_threads = torch.get_num_threads()
+    num_workers = max(1, min(num_workers, len(items)))
+    if threads_each is None:
+        threads_each = max(1, num_threads // num_workers)
+    if num_workers == 1 and threads_each == num_threads:
         yield from map(work, items)
         return
-    num_threads = torch.get_num_threads()
     pool = ThreadPoolExecutor(
-        num_workers, initializer=torch.set_num_threads, initargs=(num_threads // num_workers,)
+        num_workers, initializer=torch.set_num_threads, initargs=(threads_each,)
     )
     try:
         for future in [pool.submit(work, item) for item in items]:

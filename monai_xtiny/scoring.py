@@ -8,6 +8,7 @@ from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from importlib.metadata import version
 from itertools import pairwise
+from typing import Any
 
 import torch
 from ignite.engine import Engine
@@ -76,7 +77,7 @@ class Scorer:
         self.device = device
         self.align = align
         self.limit_gb = scoring_limit_gb(device, max_memory_gb)
-        self._is_packed = (
+        self.is_packed = (
             device.type == "cpu"
             and plan.spatial_dims == 2
             and sample.images[0][0].numel() >= PACKED_VOXELS
@@ -104,6 +105,7 @@ class Scorer:
             "device": environment["device"],
             # Sums in another order differ in their last digits.
             "batch sizes": " ".join(map(str, self._sizes.values())),
+            "layout": "packed" if self.is_packed else "batches",
         }
 
     def score(self, width: int, seed: int) -> UnitScore:
@@ -133,7 +135,7 @@ class Scorer:
     def memory_gb(self, width: int) -> float:
         """Memory that scoring a network of that width takes, about."""
         size = self._sizes[width]
-        return scoring_memory_gb(self.plan, width, size, is_packed=self._is_packed)
+        return scoring_memory_gb(self.plan, width, size, is_packed=self.is_packed)
 
     def prepare(
         self, run: Callable[[Callable[[int], ImageFeatures], range], Iterable[ImageFeatures]]
@@ -173,10 +175,10 @@ class Scorer:
         for handler in handlers:
             handler.attach(engine)
         try:
-            with _exact_kernels(self.device):
+            with exact_kernels(self.device):
                 state = engine.run(_make_batches(self.sample.images, size))
         except ValueError as error:
-            if self._is_packed and size > 1:  # one image may have spoilt others
+            if self.is_packed and size > 1:  # one image may have spoilt others
                 return self._score(width, seed, 1)
             for handler in handlers:
                 values = getattr(engine.state, handler.name, None)
@@ -196,8 +198,11 @@ class Scorer:
 
     def _build(self, width: int, seed: int, size: int) -> DynUNet | PackedNetwork:
         """The network in the layout that takes the least time."""
-        if self._is_packed:
-            return PackedNetwork(self.plan, width, seed=seed, num_images=size)
+        if self.is_packed:
+            num_images = len(self.sample.images)
+            num_batches = -(-num_images // size)
+            most = -(-num_images // num_batches)
+            return PackedNetwork(self.plan, width, seed=seed, num_images=most)
         network = build_network(self.plan, width, seed=seed, device=self.device)
         if width <= NARROW_WIDTH and self.device.type == "cpu":
             network = network.to(memory_format=CHANNELS_LAST[self.plan.spatial_dims])  # type: ignore[call-overload]
@@ -206,7 +211,7 @@ class Scorer:
     def _batch_size(self, width: int) -> int:
         """Images at a time that take the least time; the same wherever the search runs."""
         num_voxels = self.sample.images[0][0].numel()
-        if self._is_packed:
+        if self.is_packed:
             most = PACKED_CHANNELS // width
         elif self.device.type == "cuda":
             channels = min(width, self.plan.features_per_stage[0])
@@ -260,13 +265,30 @@ def device_name(device: torch.device) -> str:
 
 
 @contextmanager
-def _exact_kernels(device: torch.device) -> Iterator[None]:
-    """On CUDA, convolutions that repeat bit for bit, in float32 and not in TF32."""
+def exact_kernels(device: torch.device) -> Iterator[None]:
+    """On CUDA, convolutions that repeat bit for bit, in float32 and not in TF32.
+
+    The settings are the process's, and are put back: networks are scored one at a time there.
+    """
     if device.type != "cuda":
         yield
         return
-    with torch.backends.cudnn.flags(enabled=True, deterministic=True, allow_tf32=False):
+    cudnn: Any = torch.backends.cudnn
+    # PyTorch 2.9 put a precision of each kind of operation in the place of allow_tf32.
+    has_precision = hasattr(cudnn, "conv")
+    settings = [
+        (cudnn, "deterministic", True),
+        (cudnn, "benchmark", False),
+        (cudnn.conv, "fp32_precision", "ieee") if has_precision else (cudnn, "allow_tf32", False),
+    ]
+    former = [getattr(holder, name) for holder, name, _ in settings]
+    try:
+        for holder, name, value in settings:
+            setattr(holder, name, value)
         yield
+    finally:
+        for (holder, name, _), value in zip(settings, former, strict=True):
+            setattr(holder, name, value)
 
 
 def _make_batches(images: Sequence[torch.Tensor], size: int) -> list[dict[str, torch.Tensor]]:

@@ -221,8 +221,9 @@ def load_segmenter(
     runtime = import_deploy("onnxruntime")
     kind, _, number = device.partition(":")
     providers: list[Any] = ["CPUExecutionProvider"]
-    if kind != "cpu":
-        if kind != "cuda" or CUDA_PROVIDER not in runtime.get_available_providers():
+    if device != "cpu":
+        is_cuda = kind == "cuda" and (number or "0").isdecimal()
+        if not is_cuda or CUDA_PROVIDER not in runtime.get_available_providers():
             raise ValueError(
                 f"ONNX Runtime has no device {device!r} here: pip install onnxruntime-gpu, or cpu"
             )
@@ -238,7 +239,7 @@ def load_segmenter(
         session = runtime.InferenceSession(os.fspath(path), options, providers=providers)
     except Exception as error:
         raise ValueError(f"{str(path)!r} is no ONNX model that runs here: {error}") from error
-    if kind != "cpu" and session.get_providers()[0] != CUDA_PROVIDER:
+    if device != "cpu" and session.get_providers()[0] != CUDA_PROVIDER:
         raise ValueError(f"ONNX Runtime cannot use {device!r} here: its CUDA libraries are missing")
     form = format_from_metadata(session.get_modelmeta().custom_metadata_map)
     return Segmenter(

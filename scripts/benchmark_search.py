@@ -150,7 +150,7 @@ def width_tables(arguments: argparse.Namespace, search: dict[str, Any]) -> list[
     count = len(sample.images) * num_networks
     widths = [rung["max_features"] for rung in search["ladder"]]
     for width in widths:  # kernels are made on the first call
-        scorer.score(width, 0)
+        scorer.score(width, seeds[0])
     rates, rows = [], []
     for width in widths:
         rates.append(matrix_product_rate(device))
@@ -234,11 +234,13 @@ def scaling_table(rows: Sequence[tuple[int, float, float, float]], search: dict[
 def plain_loop(sample: Any, plan: Any, width: int, device: Any) -> None:
     """What a first implementation does: a fresh network, one image at a time."""
     from monai_xtiny.networks import build_network
+    from monai_xtiny.scoring import exact_kernels
     from monai_xtiny.sensitivity import jacobian_sensitivity
 
     network = build_network(plan, width, seed=369, device=device)
-    for image in sample.images:
-        jacobian_sensitivity(network, image[None].to(device))
+    with exact_kernels(device):
+        for image in sample.images:
+            jacobian_sensitivity(network, image[None].to(device))
 
 
 def timed(work: Callable[[], object], device: Any) -> float:
@@ -264,16 +266,19 @@ def matrix_product_rate(device: Any, size: int = 2048) -> float:
 
 
 def profile_table(scorer: Any, widths: Sequence[int], name: str) -> str:
-    """The operations that take most of one thread's time."""
+    """The operations that take most of one thread's time, or the kernels of a GPU."""
+    from torch.autograd import DeviceType
     from torch.profiler import ProfilerActivity, profile
 
     on_gpu = scorer.device.type == "cuda"
-    activities = [ProfilerActivity.CPU, *([ProfilerActivity.CUDA] if on_gpu else [])]
+    activity = ProfilerActivity.CUDA if on_gpu else ProfilerActivity.CPU
+    kind = DeviceType.CUDA if on_gpu else DeviceType.CPU
     measure = f"self_{'device' if on_gpu else 'cpu'}_time_total"
-    with profile(activities=activities) as profiler:
+    with profile(activities=[activity]) as profiler:
         for width in widths:
             scorer.score(width, 369)
-    events = sorted(profiler.key_averages(), key=lambda event: -getattr(event, measure))
+    found = [event for event in profiler.key_averages() if event.device_type == kind]
+    events = sorted(found, key=lambda event: -getattr(event, measure))
     total = sum(getattr(event, measure) for event in events)
     lines = [
         f"\nWhere the time of the {name} widths goes ({', '.join(map(str, widths))}; "

@@ -7,9 +7,12 @@ import pytest
 import torch
 
 from monai_xtiny import scheduling
+from monai_xtiny.data import Sample
 from monai_xtiny.networks import width_ladder
+from monai_xtiny.plan import UNetPlan
 from monai_xtiny.scheduling import score_side_by_side, share_out, side_by_side, unit_costs
 from monai_xtiny.scoring import Scorer
+from tests.conftest import texture
 
 
 @pytest.fixture
@@ -70,13 +73,38 @@ def test_scores_do_not_depend_on_the_number_of_cores(small, sample_2d, two_threa
     assert both == score()
 
 
+@pytest.mark.parametrize("size", [(128, 136), (64, 256)], ids=["2d", "oblong"])
+def test_scores_of_packed_pictures_do_not_depend_on_what_runs_beside_them(
+    size, two_threads
+) -> None:
+    strides = ((1, 1), (2, 2), (2, 2))
+    plan = UNetPlan(2, 1, 2, (1, 1), size, ((3, 3),) * 3, strides, (16, 32, 64))
+    images = tuple(torch.from_numpy(texture(size, seed)).float()[None] for seed in range(3))
+    scorer = Scorer(Sample(("a", "b", "c"), images), plan, (1, 2), torch.device("cpu"), align=True)
+    assert scorer.is_packed
+    for width in (64, 16, 4, 1):
+        units = [(width, 1), (width, 2)]
+        torch.set_num_threads(2)
+        both = dict(score_side_by_side(scorer, units))
+        for num_threads in (1, 2, 3):
+            torch.set_num_threads(num_threads)
+            alone = dict(score_side_by_side(scorer, units[1:]))
+            assert alone[width, 2] == both[width, 2]
+
+
+def test_side_by_side_gives_each_worker_the_threads_asked_for(two_threads) -> None:
+    found = side_by_side(lambda item: torch.get_num_threads(), [0, 1], 1, threads_each=1)
+    assert list(found) == [1, 1]
+    assert torch.get_num_threads() == 2
+
+
 def test_networks_that_are_large_together_are_scored_one_by_one(
     small, sample_2d, two_threads, monkeypatch
 ) -> None:
     workers = []
     original = side_by_side
 
-    def seen(work, items, num_workers):
+    def seen(work, items, num_workers, **options):
         workers.append(([width for width, _ in items], num_workers))
         return original(work, items, num_workers)
 

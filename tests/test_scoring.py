@@ -8,7 +8,7 @@ import torch
 from monai_xtiny.data import Sample
 from monai_xtiny.networks import build_network
 from monai_xtiny.plan import UNetPlan
-from monai_xtiny.scoring import Scorer, _exact_kernels, describe_environment, max_aligned_width
+from monai_xtiny.scoring import Scorer, describe_environment, exact_kernels, max_aligned_width
 from monai_xtiny.sensitivity import jacobian_sensitivity
 from tests.conftest import texture
 
@@ -68,10 +68,11 @@ def test_scorer_on_cuda_takes_larger_batches(monkeypatch) -> None:
     assert cuda._sizes == {64: 8, 32: 8, 16: 8, 8: 16, 4: 16, 2: 16, 1: 16}
 
 
-def test_scorer_gives_packed_pictures_the_scores_of_each_alone(monkeypatch) -> None:
+def test_scorer_gives_packed_pictures_the_scores_of_each_alone() -> None:
     scorer = _scorer((128, 128), 3)
+    assert scorer.is_packed
     packed = scorer.score(4, 1)
-    scorer._is_packed = False
+    scorer.is_packed = False
     alone = scorer._score(4, 1, 1)
     assert packed.sensitivity == pytest.approx(alone.sensitivity, rel=2e-3)
     assert packed.alignment == pytest.approx(alone.alignment, abs=1e-4)
@@ -79,6 +80,7 @@ def test_scorer_gives_packed_pictures_the_scores_of_each_alone(monkeypatch) -> N
 
 def test_scorer_names_the_one_packed_picture_that_is_not_finite() -> None:
     scorer = _scorer((128, 128), 3)
+    assert scorer.is_packed
     scorer.sample.images[1][0, 5, 5] = float("nan")
     with pytest.raises(ValueError, match=r"the sensitivity is not finite on 1\.png: check"):
         scorer.score(4, 1)
@@ -100,15 +102,20 @@ def test_subject_of_a_search_changes_with_the_batches(plan_2d, sample_2d, monkey
 
 
 def test_scorer_on_cuda_asks_for_kernels_that_repeat_in_float32() -> None:
-    def flags() -> tuple[bool, bool]:
-        return torch.backends.cudnn.deterministic, torch.backends.cudnn.allow_tf32
+    cudnn = torch.backends.cudnn
+    if not hasattr(cudnn, "conv"):
+        pytest.skip("this PyTorch has no fp32_precision")
 
-    before = flags()
-    with _exact_kernels(CPU):
-        assert flags() == before
-    with _exact_kernels(torch.device("cuda")):
-        assert flags() == (True, False)
-    assert flags() == before
+    def settings() -> tuple[bool, bool, str]:
+        return cudnn.deterministic, cudnn.benchmark, cudnn.conv.fp32_precision
+
+    before = settings()
+    with exact_kernels(CPU):
+        assert settings() == before
+    with pytest.raises(KeyError), exact_kernels(torch.device("cuda")):
+        assert settings() == (True, False, "ieee")
+        raise KeyError
+    assert settings() == before != (True, False, "ieee")
 
 
 def test_max_aligned_width_is_the_narrowest_with_all_features_of_the_first_stage(plan_2d) -> None:
