@@ -22,10 +22,8 @@ from monai_xtiny.networks import build_network
 from monai_xtiny.plan import UNetPlan
 
 CHANNELS_LAST = {2: torch.channels_last, 3: torch.channels_last_3d}
-# Maps of so many voxels are copied for PyTorch's own normalisation in less time than calls take.
+# Up to so many voxels PyTorch's own normalisation is exact enough: it adds up one after the other.
 _FEW_VOXELS = 64 * 64
-# Products are added up in parts of so many values, which stay in the cache.
-_PART_VALUES = 2**17
 
 
 class PackedNetwork(nn.Module):
@@ -33,7 +31,8 @@ class PackedNetwork(nn.Module):
 
     The images of a batch do not act on each other; but where one of them gives infinities, the
     zeros between them turn those into NaN for all. Its parameters are frozen; the gradient with
-    respect to the images can be taken once for each pass.
+    respect to the images can be taken once for each pass. Last digits follow the number of threads,
+    as kernels for channels last share their sums out among them.
 
     Args:
         plan: the full network's plan.
@@ -114,7 +113,7 @@ class _NormalisedLeakyReLU(nn.Module):
 
     def forward(self, image: torch.Tensor) -> torch.Tensor:
         if image[0, 0].numel() <= _FEW_VOXELS:
-            normal = nn.functional.instance_norm(image, eps=self.eps)
+            normal = nn.functional.batch_norm(image, None, None, training=True, eps=self.eps)
             return nn.functional.leaky_relu_(normal, self.slope)
         image = image.contiguous(memory_format=CHANNELS_LAST[image.ndim - 2])
         return _NormaliseInPlace.apply(image, self.eps, self.slope)
@@ -132,16 +131,20 @@ class _NormaliseInPlace(torch.autograd.Function):
     with means over the voxels; ``z`` comes back from ``y``, since LeakyReLU can be inverted (Rota
     Bulo et al. 2018, In-Place Activated BatchNorm, arXiv:1712.02616). Voxels are added up along
     the first spatial axis, then over the others: PyTorch's batch normalisation with channels last
-    adds up all of them one after the other, which loses digits, and in as many parts as there are
-    threads, which changes them.
+    adds up all of them one after the other, which loses digits.
     """
 
     @staticmethod
     def forward(ctx: Any, image: torch.Tensor, eps: float, slope: float) -> torch.Tensor:
-        rows = _rows(image)
-        rows.sub_(_tiled(_channel_means(rows.sum(0), image), rows))
-        scale = (_channel_means(_column_products(rows, rows), image) + eps).rsqrt()
-        rows.mul_(_tiled(scale, rows))
+        rows, num_channels = _rows(image), image.shape[1]
+        mean, variance = (
+            item.unflatten(0, (-1, num_channels))
+            for item in torch.batch_norm_update_stats(_columns(rows), None, None, 0.0)
+        )
+        centre = mean.mean(0)
+        spread = variance.mean(0) + (mean - centre).square().mean(0)
+        scale = (spread + eps).rsqrt()
+        torch.addcmul(_tiled(-centre * scale, rows), rows, _tiled(scale, rows), out=rows)
         nn.functional.leaky_relu_(rows, slope)
         ctx.slope = slope
         ctx.mark_dirty(image)
@@ -152,13 +155,20 @@ class _NormaliseInPlace(torch.autograd.Function):
     @once_differentiable
     def backward(ctx: Any, *gradients: torch.Tensor) -> tuple[torch.Tensor, None, None]:
         image, scale = ctx.saved_tensors
-        output = _rows(image)
+        output, num_channels = _rows(image), len(scale)
         gradient = gradients[0].contiguous(memory_format=CHANNELS_LAST[image.ndim - 2])
         inner = torch.ops.aten.leaky_relu_backward(_rows(gradient), output, ctx.slope, True)
         # Whoever else took the output is done with it: this is its gradient.
         normal = nn.functional.leaky_relu_(output, 1 / ctx.slope)
-        shift = _channel_means(inner.sum(0), image)
-        slope = _channel_means(_column_products(inner, normal), image)
+        zeros, ones = (normal.new_full(normal.shape[1:], value) for value in (0, 1))
+        _, products, sums = torch.ops.aten.native_batch_norm_backward(
+            _columns(inner), _columns(normal), None, None, None, zeros, ones, True, 0.0,
+            [False, True, True],
+        )  # fmt: skip
+        shift, slope = (
+            item.unflatten(0, (-1, num_channels)).sum(0) / (image.numel() // num_channels)
+            for item in (sums, products)
+        )
         torch.addcmul(
             _tiled(-scale * shift, normal), normal, _tiled(-scale * slope, normal), out=normal
         )
@@ -172,18 +182,9 @@ def _rows(image: torch.Tensor) -> torch.Tensor:
     return image.permute(0, *axes, 1).view(image.shape[2], -1)
 
 
-def _column_products(left: torch.Tensor, right: torch.Tensor) -> torch.Tensor:
-    """Scalar products of the columns of two sets of rows."""
-    count = max(1, _PART_VALUES // left.shape[1])
-    parts = zip(left.split(count), right.split(count), strict=True)
-    return torch.stack([(first * second).sum(0) for first, second in parts]).sum(0)
-
-
-def _channel_means(column_sums: torch.Tensor, image: torch.Tensor) -> torch.Tensor:
-    """Means of the channels of an image, from sums of the columns of its rows."""
-    num_channels = image.shape[1]
-    sums = column_sums.unflatten(0, (-1, num_channels)).sum(0)
-    return sums / (image.numel() // num_channels)
+def _columns(rows: torch.Tensor) -> torch.Tensor:
+    """A view of rows as an image whose channels, kept last, are their columns."""
+    return rows.t()[None, :, :, None]
 
 
 def _tiled(values: torch.Tensor, rows: torch.Tensor) -> torch.Tensor:

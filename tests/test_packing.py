@@ -88,6 +88,6 @@ def test_normalise_in_place_is_exact_where_adding_up_in_order_is_not() -> None:
     image = image.contiguous(memory_format=torch.channels_last)
     exact = nn.functional.leaky_relu(nn.functional.instance_norm(image.double()), 0.01)
     in_order = nn.functional.batch_norm(image, None, None, training=True)
-    assert (nn.functional.leaky_relu(in_order, 0.01) - exact).abs().max() > 1e-4
+    assert (nn.functional.leaky_relu(in_order, 0.01) - exact).abs().max() > 1e-3
     found = _NormaliseInPlace.apply(image.clone(), 1e-5, 0.01)
-    assert (found - exact).abs().max() < 1e-5
+    assert (found - exact).abs().max() < 5e-5
