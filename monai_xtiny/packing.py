@@ -88,6 +88,7 @@ class PackedNetwork(nn.Module):
         return images.flatten(0, 1)[None].contiguous(memory_format=self.memory_format)
 
     def _unpacked(self, packed: torch.Tensor, num_images: int) -> torch.Tensor:
+        """(1, num_images * K, *spatial) as (B, K, *spatial), without what filled it up."""
         return packed[0].unflatten(0, (self.num_images, -1))[:num_images]
 
 
@@ -165,13 +166,12 @@ class _NormaliseInPlace(torch.autograd.Function):
             _columns(inner), _columns(normal), None, None, None, zeros, ones, True, 0.0,
             [False, True, True],
         )  # fmt: skip
-        shift, slope = (
+        mean, mean_product = (
             item.unflatten(0, (-1, num_channels)).sum(0) / (image.numel() // num_channels)
             for item in (sums, products)
         )
-        torch.addcmul(
-            _tiled(-scale * shift, normal), normal, _tiled(-scale * slope, normal), out=normal
-        )
+        shift, factor = (_tiled(-scale * item, normal) for item in (mean, mean_product))
+        torch.addcmul(shift, normal, factor, out=normal)
         normal.addcmul_(inner, _tiled(scale, normal))
         return image, None, None
 

@@ -163,7 +163,8 @@ class Scorer:
 
     def _score(self, width: int, seed: int, size: int) -> UnitScore:
         """As :meth:`score`, in batches of at most ``size`` images."""
-        network = self._build(width, seed, size)
+        batches = _make_batches(self.sample.images, size)
+        network = self._build(width, seed, max(len(batch["image"]) for batch in batches))
         engine = Engine(lambda engine, batch: None)
         # Ranks score different networks: nothing to gather inside a unit.
         handlers: list[SensitivityHandler] = []
@@ -176,7 +177,7 @@ class Scorer:
             handler.attach(engine)
         try:
             with exact_kernels(self.device):
-                state = engine.run(_make_batches(self.sample.images, size))
+                state = engine.run(batches)
         except ValueError as error:
             if self.is_packed and size > 1:  # one image may have spoilt others
                 return self._score(width, seed, 1)
@@ -196,13 +197,10 @@ class Scorer:
         }
         return UnitScore(scores.get("sensitivity", ()), scores.get("alignment", ()))
 
-    def _build(self, width: int, seed: int, size: int) -> DynUNet | PackedNetwork:
-        """The network in the layout that takes the least time."""
+    def _build(self, width: int, seed: int, num_images: int) -> DynUNet | PackedNetwork:
+        """The network in the layout that takes the least time on so many images at once."""
         if self.is_packed:
-            num_images = len(self.sample.images)
-            num_batches = -(-num_images // size)
-            most = -(-num_images // num_batches)
-            return PackedNetwork(self.plan, width, seed=seed, num_images=most)
+            return PackedNetwork(self.plan, width, seed=seed, num_images=num_images)
         network = build_network(self.plan, width, seed=seed, device=self.device)
         if width <= NARROW_WIDTH and self.device.type == "cpu":
             network = network.to(memory_format=CHANNELS_LAST[self.plan.spatial_dims])  # type: ignore[call-overload]
