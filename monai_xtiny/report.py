@@ -119,7 +119,7 @@ def plot_sensitivity(selection: Selection, path: str | os.PathLike[str]) -> Path
     figure = Figure(figsize=(7, 7 if is_aligned else 4.2), layout="constrained")
     panels = figure.subplots(2 if is_aligned else 1, sharex=True, squeeze=False)[:, 0]
     sensitivities = {rung.max_features: np.mean(rung.sensitivity, axis=1) for rung in table.ladder}
-    _draw_band(panels[-1], sensitivities)
+    _draw_band(panels[-1], sensitivities, is_log=True)
     panels[-1].set_yscale("log")
     panels[-1].yaxis.set_major_locator(LogLocator(subs=(1, 2, 5)))
     panels[-1].yaxis.set_major_formatter(ScalarFormatter())
@@ -131,7 +131,7 @@ def plot_sensitivity(selection: Selection, path: str | os.PathLike[str]) -> Path
             for rung in table.ladder
             if rung.alignment
         }
-        _draw_band(panels[0], alignments)
+        _draw_band(panels[0], alignments, is_log=False)
         if selection.threshold is not None:
             label = f"threshold {selection.threshold:g}"
             panels[0].axhline(selection.threshold, color="gray", linestyle=":", label=label)
@@ -167,21 +167,23 @@ def plot_sensitivity(selection: Selection, path: str | os.PathLike[str]) -> Path
     return _save_png(figure, path, dpi=120)
 
 
-def _draw_band(axes: Axes, values: Mapping[int, np.ndarray]) -> None:
-    """Geometric mean over initialisations of each width, and the range of 80 % of them."""
+def _draw_band(axes: Axes, values: Mapping[int, np.ndarray], *, is_log: bool) -> None:
+    """Mean over initialisations of each width, geometric for logarithms, and 80 % of them."""
     # A constant curve of zeros has no logarithm.
-    logs = [np.log(np.maximum(array, np.finfo(float).tiny)) for array in values.values()]
+    tiny = np.finfo(float).tiny
+    arrays = [np.log(np.maximum(item, tiny)) if is_log else item for item in values.values()]
+    shown = np.exp if is_log else np.asarray
     widths = list(values)
-    if max(len(array) for array in logs) > 1:
-        low, high = (np.exp([np.quantile(array, q) for array in logs]) for q in (0.1, 0.9))
+    if max(len(array) for array in arrays) > 1:
+        low, high = (shown([np.quantile(array, q) for array in arrays]) for q in (0.1, 0.9))
         axes.fill_between(widths, low, high, alpha=0.2, label="80 % of initialisations")
-    centre = np.exp([array.mean() for array in logs])
-    counts = sorted({len(array) for array in logs})
+    centre = shown([array.mean() for array in arrays])
+    counts = sorted({len(array) for array in arrays})
     if counts == [1]:
         label = "one initialisation"
     else:
         numbers = " to ".join(str(count) for count in dict.fromkeys((counts[0], counts[-1])))
-        label = f"geometric mean of {numbers} initialisations"
+        label = f"{'geometric ' if is_log else ''}mean of {numbers} initialisations"
     axes.plot(widths, centre, "o-", label=label)
 
 

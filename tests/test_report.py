@@ -146,14 +146,18 @@ def test_plot_sensitivity_of_alignment_draws_both_curves_bands_and_the_threshold
     monkeypatch.setattr(
         Figure, "savefig", lambda self, *a, **k: (figures.append(self), save(self, *a, **k))
     )
-    path = plot_sensitivity(aligned(plan_2d, {8: 0.79, 4: 0.21}, 0.79), tmp_path / "a.png")
+    selection = aligned(plan_2d, {8: 0.79, 4: 0.21}, 0.79)
+    path = plot_sensitivity(selection, tmp_path / "a.png")
     upper, lower = figures[0].axes
     names = [text.get_text() for text in upper.get_legend().get_texts()]
     assert names == [
         "80 % of initialisations",
-        "geometric mean of 4 initialisations",
+        "mean of 4 initialisations",
         "threshold 0.25",
     ]
+    # What the rule compares with the threshold, as the table has it.
+    means = [np.mean(rung.alignment) for rung in selection.table.ladder if rung.alignment]
+    assert upper.lines[0].get_ydata() == pytest.approx(means)
     assert "confidence 79%" in upper.get_title()
     assert "8\n79%" in [label.get_text() for label in lower.get_xticklabels()]
     with Image.open(path) as image:
