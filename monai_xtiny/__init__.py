@@ -36,7 +36,9 @@ _HOME = {
     "verify_bundle": "verification",
 }
 
-_MODULES = frozenset((*_HOME.values(), "ensemble", "headers", "journal", "labels", "report"))
+_MODULES = frozenset(
+    (*_HOME.values(), "ensemble", "headers", "journal", "labels", "processes", "report")
+)
 
 __all__ = ["__version__", *_HOME]
 

@@ -41,7 +41,7 @@ from monai_xtiny.onnx_model import (
 )
 from monai_xtiny.scoring import device_name
 from monai_xtiny.search import select_device
-from monai_xtiny.segmenter import CUDA_PROVIDER, InputFormat, import_deploy, load_segmenter
+from monai_xtiny.segmenter import InputFormat, import_deploy, load_segmenter
 from monai_xtiny.selection import Selection
 
 DEPLOY_FILE = "deploy.json"
@@ -217,10 +217,12 @@ def _time_engines(
     # The ones that read the exported files.
     runtimes = [ONNX, INT8][: len(files)]
     if device.type == "cuda":
-        has_cuda = CUDA_PROVIDER in import_deploy("onnxruntime").get_available_providers()
-        runtimes = [ONNX] if has_cuda else []
-        if not has_cuda:
-            say(f"no onnxruntime-gpu: ONNX Runtime is not timed on {device}")
+        runtimes = [ONNX]
+        try:
+            load_segmenter(files[0], device=str(device))
+        except ValueError as error:
+            runtimes = []
+            say(f"ONNX Runtime is not timed on {device}: {error}")
     plan, width = selection.table.plan, selection.max_features
     widest = plan.features_per_stage[-1]
     wide = build_network(plan, seed=0).eval()
@@ -277,9 +279,11 @@ def _write(deployment: Deployment, path: Path) -> None:
     content: dict[str, Any] = {"format_version": _FORMAT_VERSION, **asdict(deployment)}
     content["files"] = [file.name for file in deployment.files]
     content["opset"] = OPSET
-    packages = ("torch", "monai", "onnx", "onnxruntime", "onnxscript", "numpy", "pillow")
+    packages = ("torch", "monai", "onnx", "onnxscript", "numpy", "pillow")
     content["environment"] = {
         **{name: version(name) for name in packages},
+        # Its distribution is onnxruntime or onnxruntime-gpu.
+        "onnxruntime": import_deploy("onnxruntime").__version__,
         "python": platform.python_version(),
         "machine": platform.machine(),
         "num_cores": os.cpu_count(),

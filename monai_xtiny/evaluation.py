@@ -196,7 +196,7 @@ def _plane(case: Mapping[str, Any], label: MetaTensor, prediction: MetaTensor) -
     is_nifti = ".nii" in os.path.basename(files[0]).lower()
     reader = "NibabelReader" if is_nifti else "PILReader"
     image = LoadImage(reader=reader, image_only=True, ensure_channel_first=True)(files)
-    layers = [image, label.argmax(dim=0, keepdim=True), prediction.argmax(dim=0, keepdim=True)]
+    layers = [image, *(item.cpu().argmax(dim=0, keepdim=True) for item in (label, prediction))]
     if is_nifti:
         to_ras = Orientation("RAS", labels=None)
         layers = [to_ras(MetaTensor(layer, affine=image.affine)) for layer in layers]

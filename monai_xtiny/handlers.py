@@ -191,7 +191,9 @@ class AlignmentHandler(SensitivityHandler):
         network = cast(DynUNet | PackedNetwork, self.network)
         features = sampled_features(network, images, [item.voxels for item in targets])
         pairs = zip(features, targets, strict=True)
-        return torch.stack([explained_variance(item, target.values) for item, target in pairs])
+        return torch.stack(
+            [explained_variance(item, target.values.to(item.device)) for item, target in pairs]
+        )
 
 
 def _case_names(images: torch.Tensor, first: int) -> list[str]:

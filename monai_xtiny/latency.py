@@ -198,6 +198,7 @@ class _Worker:
             self._process.stdin.flush()
             return json.loads(self._process.stdout.readline())
         except (BrokenPipeError, json.JSONDecodeError) as error:
+            self._process.kill()
             self._process.wait()
             self._words.seek(0)
             lines = self._words.read().decode(errors="replace").strip().splitlines() or ["killed"]
@@ -212,6 +213,8 @@ def _median_and_p95(milliseconds: Sequence[float]) -> tuple[float, float]:
 
 def _serve(job: dict[str, Any]) -> None:
     """Answer the requests of a :class:`_Worker`, one a line, until there are no more."""
+    answers = os.fdopen(os.dup(sys.stdout.fileno()), "w")
+    os.dup2(sys.stderr.fileno(), sys.stdout.fileno())  # engines print there
     form = format_from_metadata(job["form"])
     predict = _predictor(job["engine"], job["path"], job["num_threads"], job["device"])
     segmenter = Segmenter(predict, form, whole_image=True)
@@ -224,7 +227,7 @@ def _serve(job: dict[str, Any]) -> None:
     for line in sys.stdin:
         what, seconds = json.loads(line)
         answer = peak_memory_mib() if what == "memory" else _measure(actions[what], seconds)
-        print(json.dumps(answer), flush=True)
+        print(json.dumps(answer), file=answers, flush=True)
 
 
 def _predictor(

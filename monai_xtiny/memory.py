@@ -82,8 +82,15 @@ def is_out_of_memory(error: BaseException) -> bool:
     """Whether an allocation failed, on any device."""
     if isinstance(error, (MemoryError, torch.OutOfMemoryError)):
         return True
-    # What PyTorch's allocator on CPU and oneDNN say; both raise RuntimeError.
-    signs = ("DefaultCPUAllocator", "out of memory", "could not create a memory")
+    # What PyTorch's allocator on CPU, oneDNN, cuBLAS and cuDNN say as RuntimeError. Where memory
+    # runs out in one of cuDNN's kernels, PyTorch tries the next one, to the last.
+    signs = (
+        "DefaultCPUAllocator",
+        "out of memory",
+        "could not create a memory",
+        "ALLOC_FAILED",
+        "unable to find an engine to execute this computation",
+    )
     return isinstance(error, RuntimeError) and any(sign in str(error) for sign in signs)
 
 

@@ -56,9 +56,11 @@ def score_side_by_side(
 
     if not units:
         return
-    num_cores = torch.get_num_threads() if scorer.device.type == "cpu" else 1
+    num_cores = torch.get_num_threads()
     if scorer.align:
         scorer.prepare(lambda work, items: side_by_side(work, items, num_cores))
+    if scorer.device.type != "cpu":
+        num_cores = 1
     threads_each = 1 if scorer.is_packed else None
     too_large = []
     for num_workers, group in _groups(scorer, units, num_cores):

@@ -124,12 +124,14 @@ class Scorer:
             except (RuntimeError, MemoryError) as error:
                 if not is_out_of_memory(error):
                     raise
+                # ignite's frames hold the error, and its traceback the activations of all frames.
+                error.__traceback__ = None
                 if size == 1:
                     raise MemoryError(
                         f"width {width} on one image of {'x'.join(map(str, self.plan.patch_size))} "
                         f"does not fit in memory ({self.memory_gb(width):.1f} GB): free some, or "
                         "search on a machine with more"
-                    ) from None
+                    ) from error
             size = (size + 1) // 2
 
     def memory_gb(self, width: int) -> float:
@@ -151,10 +153,12 @@ class Scorer:
 
         def features(index: int) -> ImageFeatures:
             voxels = sample_voxels(num_voxels, NUM_VOXELS, seed=self.seed + index)
-            found = image_features(self.sample.images[index], voxels)
-            return ImageFeatures(found.voxels, found.values.to(self.device))
+            return image_features(self.sample.images[index], voxels)
 
-        self._image_features = list(run(features, range(len(self.sample.images))))
+        self._image_features = [
+            ImageFeatures(found.voxels, found.values.to(self.device))
+            for found in run(features, range(len(self.sample.images)))
+        ]
 
     def image_features(self) -> list[ImageFeatures]:
         """Features of every image."""

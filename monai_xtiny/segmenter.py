@@ -8,7 +8,9 @@ from __future__ import annotations
 
 import json
 import os
+import sys
 from collections.abc import Callable, Mapping, Sequence
+from contextlib import redirect_stdout
 from dataclasses import asdict, dataclass
 from importlib import import_module
 from pathlib import Path
@@ -225,8 +227,10 @@ def load_segmenter(
         is_cuda = kind == "cuda" and (number or "0").isdecimal()
         if not is_cuda or CUDA_PROVIDER not in runtime.get_available_providers():
             raise ValueError(
-                f"ONNX Runtime has no device {device!r} here: pip install onnxruntime-gpu, or cpu"
+                f"ONNX Runtime has no device {device!r} here: put onnxruntime-gpu in the place of "
+                "onnxruntime, or take cpu"
             )
+        _load_cuda_libraries(runtime)
         providers.insert(0, (CUDA_PROVIDER, {"device_id": int(number or 0)}))
     path = Path(model)
     if not path.is_file():
@@ -236,7 +240,9 @@ def load_segmenter(
     options.inter_op_num_threads = 1
     options.intra_op_num_threads = num_threads or 0
     try:
-        session = runtime.InferenceSession(os.fspath(path), options, providers=providers)
+        session = runtime.InferenceSession(
+            os.fspath(path), options, providers=providers, enable_fallback=0
+        )
     except Exception as error:
         raise ValueError(f"{str(path)!r} is no ONNX model that runs here: {error}") from error
     if device != "cpu" and session.get_providers()[0] != CUDA_PROVIDER:
@@ -245,6 +251,13 @@ def load_segmenter(
     return Segmenter(
         lambda images: session.run(None, {"image": images})[0], form, whole_image=whole_image
     )
+
+
+def _load_cuda_libraries(runtime: Any) -> None:
+    """Load those that came with PyTorch, where the system has none; what is not found is said."""
+    if hasattr(runtime, "preload_dlls"):  # from 1.21
+        with redirect_stdout(sys.stderr):
+            runtime.preload_dlls()
 
 
 def import_deploy(name: str) -> Any:

@@ -29,6 +29,7 @@ from pathlib import Path
 import torch
 
 from monai_xtiny.deploy import Deployment, deploy_bundle, deployment_table
+from monai_xtiny.segmenter import import_deploy
 
 HEADING, HEADING_GPU = "## Deployment\n", "## Deployment on a GPU\n"
 
@@ -43,7 +44,9 @@ def processor() -> str:
 def section(made: Deployment, command: str) -> str:
     """The section of the file: how it was measured, the table, and the Dice."""
     on_cpu = made.device == "cpu"
-    packages = ", ".join(f"{name} {version(name)}" for name in ("torch", "onnxruntime", "onnx"))
+    versions = {name: version(name) for name in ("torch", "onnx")}
+    versions["onnxruntime"] = import_deploy("onnxruntime").__version__
+    packages = ", ".join(" ".join(item) for item in versions.items())
     size = " x ".join(str(edge) for edge in made.size)
     lines = [
         HEADING if on_cpu else HEADING_GPU,

@@ -38,6 +38,7 @@ from monai_xtiny.export import read_search
 from monai_xtiny.latency import ONNX, EngineModel, EngineTiming, benchmark_engines
 from monai_xtiny.networks import build_network, network_cost
 from monai_xtiny.onnx_model import input_format, load_network, write_onnx
+from monai_xtiny.segmenter import import_deploy
 
 AS_EXPORTED, FULL_WIDTH = "as exported", "full width"
 
@@ -219,7 +220,7 @@ def main() -> None:
     text = (
         f"`python scripts/explain_deploy.py bundle/{arguments.bundle.name}`, "
         f"{time.strftime('%Y-%m-%d')}, {processor()}, {os.cpu_count()} cores, "
-        f"torch {version('torch')}, onnxruntime {version('onnxruntime')}; "
+        f"torch {version('torch')}, onnxruntime {import_deploy('onnxruntime').__version__}; "
         f"width {width}, image of {' x '.join(map(str, size))}, medians. The full width has "
         f"{gmacs_full / gmacs:.0f} times the arithmetic.\n\n{table(timings)}\n"
     )

@@ -34,6 +34,12 @@ def real_data() -> Path:
 
 
 @pytest.fixture
+def without_gpus(monkeypatch) -> None:
+    """Processes that the test starts compute on the cores: ranks may not share a GPU."""
+    monkeypatch.setenv("CUDA_VISIBLE_DEVICES", "")
+
+
+@pytest.fixture
 def plan_2d() -> UNetPlan:
     """A small 2D plan of four stages."""
     return UNetPlan(

@@ -359,6 +359,7 @@ def test_bundle_says_what_is_missing(emitted, tmp_path) -> None:
         assert "--dataset_dir FOLDER" in log
 
 
+@pytest.mark.usefixtures("without_gpus")
 @VOLUMES
 def test_bundle_trains_on_two_processes(emitted, tmp_path) -> None:
     bundle = tmp_path / "copy"
@@ -531,6 +532,15 @@ def test_bundle_refuses_a_fold_that_holds_out_nothing(copied, tmp_path) -> None:
     options = ("--dataset_dir", copied.dataset, "--fold", 5, "--num_workers", 0)
     log = run_bundle(copied, "train", *options, cwd=tmp_path, status=1)
     assert "fold 5 holds out none of the 5 cases: give --fold from 0 to 4" in log
+
+
+@PICTURES
+def test_bundle_resumes_with_and_without_mixed_precision(copied, tmp_path) -> None:
+    options = ("--dataset_dir", copied.dataset, "--num_workers", 0, "--val_interval", 1)
+    for epoch, amp in enumerate((False, True, False), start=1):
+        log = run_bundle(copied, "train", *options, "--epochs", epoch, "--amp", amp, cwd=tmp_path)
+        assert f"Epoch: {epoch}/{epoch}" in log
+        assert epoch == 1 or f"Epoch: {epoch - 1}/{epoch}" not in log
 
 
 @PICTURES

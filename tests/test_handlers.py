@@ -171,6 +171,7 @@ def score_on_rank(rank: int, plan, folder) -> None:
 
 
 @pytest.mark.slow
+@pytest.mark.usefixtures("without_gpus")
 def test_handler_gathers_over_ranks(network, plan_2d, tmp_path) -> None:
     import ignite.distributed as idist
 

@@ -66,6 +66,20 @@ def test_benchmark_engines_ends_with_the_last_words_of_an_engine(tmp_path) -> No
         benchmark_engines([model], form, [], (32, 48), threads=(1,), rounds=1)
 
 
+def test_benchmark_engines_takes_no_answer_from_what_an_engine_prints(tmp_path) -> None:
+    class Loud(torch.nn.Module):
+        def forward(self, image: torch.Tensor) -> torch.Tensor:
+            print("EP Error: falling back")
+            return image
+
+    form = InputFormat("images", 1, (32, 48), (8, 8), ("background", "cell"))
+    path = tmp_path / "x.ts"
+    torch.jit.script(Loud()).save(path)
+    model = EngineModel("selected", 2, TORCHSCRIPT, path)
+    (row,) = benchmark_engines([model], form, [], (32, 48), threads=(1,), rounds=1, seconds=0)
+    assert row.network_ms > 0
+
+
 def test_frames_per_second_is_of_pictures_where_there_are_any() -> None:
     volumes = EngineTiming("selected", 2, ONNX, 1, 10, 50.0, 20.0, 30.0)
     pictures = EngineTiming("selected", 2, ONNX, 1, 10, 50.0, 20.0, 30.0, 25.0, 40.0)

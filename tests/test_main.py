@@ -422,6 +422,7 @@ def test_monai_bundle_runs_the_same_config_with_other_transforms(tmp_path, png_f
 
 
 @pytest.mark.slow
+@pytest.mark.usefixtures("without_gpus")
 @pytest.mark.parametrize("engine", ["monai_xtiny", "monai.bundle"])
 def test_search_on_two_processes_gives_the_scores_of_one(tmp_path, png_folder, engine) -> None:
     configs = Path(__file__).parent.parent / "configs"
@@ -448,6 +449,7 @@ def test_search_on_two_processes_gives_the_scores_of_one(tmp_path, png_folder, e
 
 
 @pytest.mark.slow
+@pytest.mark.usefixtures("without_gpus")
 def test_score_on_two_processes_gives_the_table_of_one(tmp_path, png_folder) -> None:
     found = []
     for processes in (1, 2):
@@ -567,6 +569,7 @@ def process_of_rank(rank: int, folder: Path) -> int:
 
 @pytest.mark.slow
 @pytest.mark.skipif(sys.platform != "linux", reason="finds the rank in /proc")
+@pytest.mark.usefixtures("without_gpus")
 def test_a_rank_that_dies_ends_the_run_and_the_same_command_goes_on(tmp_path) -> None:
     folder = tmp_path / "images"
     for index in range(4):

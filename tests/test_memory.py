@@ -1,9 +1,11 @@
 from __future__ import annotations
 
+import gc
 import json
 import os
 import subprocess
 import sys
+import weakref
 from dataclasses import replace
 from math import ceil
 
@@ -11,6 +13,7 @@ import pytest
 import torch
 
 from monai_xtiny import memory
+from monai_xtiny.handlers import SensitivityHandler
 from monai_xtiny.memory import (
     free_memory_gb,
     is_out_of_memory,
@@ -112,6 +115,29 @@ def test_smaller_batches_are_tried_where_memory_runs_out(plan_2d, sample_2d, mon
     assert tried[-1] == 1
 
 
+def test_what_did_not_fit_is_freed_before_smaller_batches_are_tried(
+    plan_2d, sample_2d, monkeypatch
+) -> None:
+    scorer = Scorer(sample_2d, plan_2d, (1,), CPU, align=False)
+    held, alive, update = [], [], SensitivityHandler.update
+
+    def short(self, engine):
+        alive.append([reference() is not None for reference in held])
+        activations = torch.zeros(8)
+        held.append(weakref.ref(activations))
+        if len(held) < 3:
+            raise torch.OutOfMemoryError(f"no memory for {len(activations)} more")
+        update(self, engine)
+
+    monkeypatch.setattr(SensitivityHandler, "update", short)
+    gc.disable()
+    try:
+        scorer.score(8, 1)
+    finally:
+        gc.enable()
+    assert alive[:3] == [[], [False], [False, False]]
+
+
 @pytest.mark.skipif(sys.platform != "linux", reason="limits of the address space")
 def test_an_image_that_does_not_fit_is_said_in_one_line() -> None:
     plan = json.dumps(plan_of((1024, 1024), (16, 32, 64, 64)))
@@ -159,5 +185,7 @@ def test_is_out_of_memory_knows_the_errors_of_an_allocator() -> None:
         torch.empty(2**62, dtype=torch.uint8)
     assert is_out_of_memory(caught.value)
     assert is_out_of_memory(MemoryError())
+    assert is_out_of_memory(torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 2 GiB"))
+    assert is_out_of_memory(RuntimeError("cuDNN error: CUDNN_STATUS_ALLOC_FAILED"))
     assert not is_out_of_memory(RuntimeError("shapes differ"))
     assert not is_out_of_memory(ValueError("out of memory"))

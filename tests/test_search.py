@@ -25,7 +25,7 @@ def small(plan_2d):
 
 
 def test_run_search_scores_each_width_seed_and_image_as_the_plain_loop(small, sample_2d) -> None:
-    table = run_search(sample_2d, small, seeds=(369, 4), progress=False)
+    table = run_search(sample_2d, small, seeds=(369, 4), device="cpu", progress=False)
     assert table.widths == width_ladder(small)
     assert table.images == sample_2d.names
     for rung in table.ladder:

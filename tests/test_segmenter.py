@@ -144,7 +144,7 @@ def test_load_segmenter_refuses_a_device_that_onnx_runtime_lacks(
 ) -> None:
     runtime = pytest.importorskip("onnxruntime")
     monkeypatch.setattr(runtime, "get_available_providers", lambda: ["CPUExecutionProvider"])
-    with pytest.raises(ValueError, match=f"no device '{device}' here: pip install onnxruntime-gpu"):
+    with pytest.raises(ValueError, match=f"no device '{device}' here: put onnxruntime-gpu"):
         load_segmenter(model, device=device)
 
 
