@@ -14,6 +14,7 @@ from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from matplotlib.ticker import LogLocator, NullFormatter, NullLocator, ScalarFormatter
 
+from monai_xtiny.ensemble import MIN_FIRST_SEEDS
 from monai_xtiny.selection import Selection
 
 if TYPE_CHECKING:
@@ -65,14 +66,19 @@ def ladder_table(selection: Selection) -> str:
 
 
 def advice(selection: Selection) -> str:
-    """What to do about a choice of low confidence; empty where there is nothing to do."""
-    is_stated = selection.confidence is not None
-    if selection.method == "paper" and not is_stated:
-        return ""
-    if selection.confidence is not None and selection.confidence >= LOW_CONFIDENCE:
-        return ""
-    if not is_stated:
+    """What to do about a choice of low or rough confidence; empty where there is nothing to do."""
+    is_paper = selection.method == "paper"
+    fewest = min(
+        (len(rung.alignment) for rung in selection.table.ladder if rung.alignment), default=0
+    )
+    if selection.confidence is None:
+        if is_paper:
+            return ""
         doubt = "One initialisation of a width states no confidence"
+    elif selection.confidence >= LOW_CONFIDENCE:
+        if is_paper or fewest >= MIN_FIRST_SEEDS:
+            return ""
+        doubt = f"With {fewest} initialisations of a width the confidence is rough"
     elif sum(selection.votes.values()) < 0.5:
         doubt = "Not even the widest of the compared widths keeps enough of these images"
     else:

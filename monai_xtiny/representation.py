@@ -7,7 +7,8 @@ matrices of samples (voxels) by channels, (N, C); arithmetic is float64. No engi
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
 
 import numpy as np
@@ -147,15 +148,17 @@ def explained_variance(
         ridge: the penalty ``lambda``.
 
     Returns:
-        A scalar, at most 1; 0 where either is constant.
+        A scalar, at most 1; 0 where either is constant. On a CPU its bits do not follow the number
+        of threads.
     """
-    x, y = _centred(features), _centred(targets)
-    gram, cross = x.mT @ x, x.mT @ y
-    penalty = ridge * gram.diagonal().mean() + _TINY
-    eye = torch.eye(len(gram), dtype=gram.dtype, device=gram.device)
-    weights = torch.linalg.solve(gram + penalty * eye, cross)
-    explained = 2 * (weights * cross).sum() - (weights * (gram @ weights)).sum()
-    return explained / y.square().sum().clamp_min(_TINY)
+    with _one_thread():
+        x, y = _centred(features), _centred(targets)
+        gram, cross = x.mT @ x, x.mT @ y
+        penalty = ridge * gram.diagonal().mean() + _TINY
+        eye = torch.eye(len(gram), dtype=gram.dtype, device=gram.device)
+        weights = torch.linalg.solve(gram + penalty * eye, cross)
+        explained = 2 * (weights * cross).sum() - (weights * (gram @ weights)).sum()
+        return explained / y.square().sum().clamp_min(_TINY)
 
 
 def effective_rank(features: torch.Tensor) -> torch.Tensor:
@@ -176,6 +179,17 @@ def effective_rank(features: torch.Tensor) -> torch.Tensor:
     x = _centred(features)
     gram = x.mT @ x
     return gram.trace() ** 2 / gram.square().sum().clamp_min(_TINY)
+
+
+@contextmanager
+def _one_thread() -> Iterator[None]:
+    """One kernel thread: products of several are added up in an order that follows their number."""
+    num_threads = torch.get_num_threads()
+    try:
+        torch.set_num_threads(1)
+        yield
+    finally:
+        torch.set_num_threads(num_threads)
 
 
 def _centred(features: torch.Tensor) -> torch.Tensor:

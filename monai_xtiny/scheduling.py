@@ -2,14 +2,16 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
+from itertools import groupby
 from math import prod
 from typing import TypeVar
 
 import torch
 
 from monai_xtiny.journal import Journal, Unit, UnitScore
+from monai_xtiny.memory import GB_PER_CORE
 from monai_xtiny.networks import network_cost, width_ladder
 from monai_xtiny.plan import UNetPlan
 from monai_xtiny.scoring import Scorer
@@ -28,9 +30,10 @@ def score_side_by_side(
     """Score units in threads with one core each, and write each down as it ends.
 
     Narrow networks keep no more than one core busy, and two kernel threads of one network that
-    wait for each other lose much more than they gain where another program computes. Packed
-    networks always have one core each: their kernels add up in an order that follows the number of
-    threads. Others that are too large to be scored side by side get all cores, one after the other.
+    wait for each other lose much more than they gain where another program computes. Besides,
+    kernels add up in an order that may follow the number of threads: with one core a network has
+    the same scores whatever runs beside it. Those of volumes that take more than ``GB_PER_CORE``
+    share all cores among the few that fit.
 
     Args:
         scorer: of the search.
@@ -61,19 +64,19 @@ def score_side_by_side(
         scorer.prepare(lambda work, items: side_by_side(work, items, num_cores))
     if scorer.device.type != "cpu":
         num_cores = 1
-    threads_each = 1 if scorer.is_packed else None
     too_large = []
-    for num_workers, group in _groups(scorer, units, num_cores):
+    for num_workers, threads_each, group in _groups(scorer, units, num_cores):
         scores = side_by_side(score, group, num_workers, threads_each=threads_each)
         for unit, result in zip(group, scores, strict=True):
             if result is None:
                 too_large.append(unit)
             else:
                 yield unit, result
-    if not too_large:
-        return
-    alone = side_by_side(lambda unit: scorer.score(*unit), too_large, 1, threads_each=threads_each)
-    for unit, result in zip(too_large, alone, strict=True):
+    for unit in too_large:
+        threads_each = _threads_each(scorer, unit[0])
+        (result,) = side_by_side(
+            lambda item: scorer.score(*item), [unit], 1, threads_each=threads_each
+        )
         if journal is not None:
             journal.add(unit, result)
         yield unit, result
@@ -151,15 +154,21 @@ def unit_costs(plan: UNetPlan) -> dict[int, float]:
     return costs
 
 
-def _groups(scorer: Scorer, units: Sequence[Unit], num_cores: int) -> list[tuple[int, list[Unit]]]:
-    """Units with how many of them may run side by side: neighbours of one number together."""
-    fits: Mapping[int, int] = {
-        width: max(1, min(num_cores, int(scorer.limit_gb / scorer.memory_gb(width))))
-        for width in {width for width, _ in units}
-    }
-    groups: list[tuple[int, list[Unit]]] = []
-    for unit in units:
-        if not groups or groups[-1][0] != fits[unit[0]]:
-            groups.append((fits[unit[0]], []))
-        groups[-1][1].append(unit)
-    return groups
+def _groups(
+    scorer: Scorer, units: Sequence[Unit], num_cores: int
+) -> list[tuple[int, int | None, list[Unit]]]:
+    """Neighbours with how many of them may run side by side, and with how many threads each."""
+
+    def setting(unit: Unit) -> tuple[int, int | None]:
+        fits = int(scorer.limit_gb / scorer.memory_gb(unit[0]))
+        return max(1, min(num_cores, fits)), _threads_each(scorer, unit[0])
+
+    return [(*key, list(group)) for key, group in groupby(units, setting)]
+
+
+def _threads_each(scorer: Scorer, width: int) -> int | None:
+    """Kernel threads of a network of that width: one, or none in particular where it is large."""
+    if scorer.device.type != "cpu":
+        return None
+    is_large = not scorer.is_packed and scorer.memory_gb(width) > GB_PER_CORE
+    return None if is_large else 1

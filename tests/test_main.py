@@ -3,6 +3,7 @@ from __future__ import annotations
 import json
 import os
 import random
+import re
 import signal
 import subprocess
 import sys
@@ -593,7 +594,7 @@ def test_a_rank_that_dies_ends_the_run_and_the_same_command_goes_on(tmp_path) ->
                 os.kill(process_of_rank(1, bundle.parent), signal.SIGKILL)
                 error = process.communicate(timeout=120)[1]
             assert process.returncode != 0
-            assert "SIGKILL" in error
+            assert re.search(r"rank +: 1 .*\n.*\n.*SIGKILL", error), error
             assert not bundle.exists()
             assert all(map(finished_units, journals))
         done = subprocess.run(

@@ -1,14 +1,18 @@
 from __future__ import annotations
 
 import json
+import os
+import threading
 from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
 import pytest
 
-from monai_xtiny.data import find_cases
+from monai_xtiny import headers
+from monai_xtiny.data import Case, find_cases
 from monai_xtiny.plan import (
+    MAX_HEADERS,
     Fingerprint,
     UNetPlan,
     extract_fingerprint,
@@ -123,6 +127,29 @@ def test_extract_fingerprint_scales_headers_by_the_sampled_share(tmp_path) -> No
         write_nifti(tmp_path / f"{index}.nii.gz", values=values)
     fingerprint = extract_fingerprint(find_cases(tmp_path), num_images=2)
     assert fingerprint.shapes == ((40, 20, 20),) * 6
+
+
+def test_extract_fingerprint_reads_a_seeded_sample_of_headers_side_by_side(
+    tmp_path, monkeypatch
+) -> None:
+    first = write_png(tmp_path / "0.png", (64, 96))
+    for index in range(1, 600):
+        (tmp_path / f"{index}.png").symlink_to(first)
+    monkeypatch.setattr(os, "cpu_count", lambda: 4)
+    read, seen = headers._read_header, []
+
+    def recorded(case: Case) -> headers.Header:
+        seen[-1].append((case.name, threading.get_ident()))
+        return read(case)
+
+    monkeypatch.setattr(headers, "_read_header", recorded)
+    for seed in (1, 1, 2):
+        seen.append([])
+        extract_fingerprint(find_cases(tmp_path), num_images=4, seed=seed)
+    names = [{name for name, _ in of_run} for of_run in seen]
+    assert MAX_HEADERS <= len(names[0]) <= MAX_HEADERS + 4
+    assert names[0] == names[1] != names[2]
+    assert len({thread for _, thread in seen[0]}) > 1
 
 
 def test_plan_images_of_png_is_width_height(tmp_path) -> None:

@@ -114,6 +114,13 @@ def test_advice_says_what_to_do_about_low_confidence(plan_2d, votes, confidence,
     assert text in card(selection)
 
 
+def test_advice_calls_the_confidence_of_few_initialisations_rough(plan_2d) -> None:
+    selection = aligned(plan_2d, {8: 1.0}, 1.0)
+    few = [replace(rung, alignment=rung.alignment[:3]) for rung in selection.table.ladder]
+    selection = replace(selection, table=replace(selection.table, ladder=tuple(few)))
+    assert advice(selection).startswith("With 3 initialisations of a width the confidence is rough")
+
+
 def test_advice_is_silent_about_a_sure_choice_and_the_published_rule(plan_2d, selection) -> None:
     assert advice(aligned(plan_2d, {8: 0.8, 4: 0.2}, 0.8)) == ""
     assert advice(selection) == ""
