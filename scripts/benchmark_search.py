@@ -2,7 +2,7 @@
 
 usage: python scripts/benchmark_search.py --images DATA [--device DEVICE] [--repeats N]
            [--output FILE.md] [--by_width] [--profile] [--cases 100,1000,10000,100000]
-           [SEARCH OPTIONS]
+           [--processes 1,2] [--resample 512,512] [SEARCH OPTIONS]
 example: python scripts/benchmark_search.py --images DATA/Dataset076_DSB2018Fluo --method paper \
              --by_width --profile
 
@@ -12,8 +12,10 @@ peak resident memory. --by_width scores every width of that search again, with a
 initialisations side by side as there are cores, and once more in a plain loop: one image at a time,
 one network after the other. The floor is the time of the arithmetic alone (a forward pass and the
 gradient to the image) at the rate of a matrix product measured in between. --profile lists where
-the time goes. --cases links the first image so many times and plans and searches those. With
---device cuda on a machine that has none, nothing is measured.
+the time goes. --cases links the first image so many times and plans and searches those.
+--processes searches under torchrun, one core a process. --resample measures on copies of the first
+images of another size, (x, y[, z]). With --device cuda on a machine that has none, nothing is
+measured.
 """
 
 from __future__ import annotations
@@ -34,11 +36,14 @@ from typing import Any
 NARROW, WIDE = 8, 64
 
 
-def run_once(options: Sequence[str]) -> tuple[dict[str, float], dict[str, Any]]:
+def run_once(
+    options: Sequence[str], launcher: Sequence[str] = ()
+) -> tuple[dict[str, float], dict[str, Any]]:
     """One search in a process of its own: seconds and peak memory in MiB, and its search.json."""
     with tempfile.TemporaryDirectory() as folder:
         bundle = Path(folder) / "benchmark_segmentation"
-        command = [sys.executable, "-m", "monai_xtiny", "search", *options, "--bundle", str(bundle)]
+        command = [sys.executable, *launcher, "-m", "monai_xtiny", "search", *options]
+        command += ["--bundle", str(bundle)]
         start = time.perf_counter()
         process = subprocess.Popen(command, stdout=subprocess.DEVNULL)
         _, status, usage = os.wait4(process.pid, 0)
@@ -66,6 +71,8 @@ def main() -> None:
     parser.add_argument("--by_width", action="store_true")
     parser.add_argument("--profile", action="store_true")
     parser.add_argument("--cases", help="numbers of files with commas")
+    parser.add_argument("--processes", help="numbers of processes with commas")
+    parser.add_argument("--resample", help="size of the images with commas")
     parser.add_argument("--output", type=Path)
     parser.add_argument("--device", default="auto")
     arguments, options = parser.parse_known_args()
@@ -76,20 +83,55 @@ def main() -> None:
         options += ["--device", arguments.device]
     if arguments.num_images is not None:
         options += ["--num_images", arguments.num_images]
+    with tempfile.TemporaryDirectory() as folder:
+        shown = ["--images", arguments.images, *options]
+        if arguments.resample is not None:
+            shown += ["--resample", arguments.resample]
+            size = [int(edge) for edge in arguments.resample.split(",")]
+            arguments.images = resample(arguments.images, size, Path(folder))
+        text = measure(arguments, options, shown)
+    print(text, end="")
+    if arguments.output is not None:
+        arguments.output.write_text(text, encoding="utf-8")
+
+
+def measure(arguments: argparse.Namespace, options: Sequence[str], shown: Sequence[str]) -> str:
+    """All tables that were asked for."""
     runs, search = [], {}
     for _ in range(arguments.repeats):
         run, search = run_once(["--images", arguments.images, *options])
         runs.append(run)
-    device = search["environment"]["device"]
-    parts = [describe(["--images", arguments.images, *options], device), repeats_table(runs)]
+    parts = [describe(shown, search["environment"]["device"]), repeats_table(runs)]
     if arguments.by_width or arguments.profile:
         parts += width_tables(arguments, search)
     if arguments.cases is not None:
         parts.append(cases_table(arguments, options))
-    text = "\n".join(parts)
-    print(text, end="")
-    if arguments.output is not None:
-        arguments.output.write_text(text, encoding="utf-8")
+    if arguments.processes is not None:
+        parts.append(processes_table(arguments, options))
+    return "\n".join(parts)
+
+
+def resample(images: str, size: Sequence[int], folder: Path, count: int = 16) -> str:
+    """Copies of the first images at another size, and where they are."""
+    import nibabel
+    import numpy as np
+    from monai.transforms import LoadImage, Resize
+    from PIL import Image
+
+    from monai_xtiny.data import find_cases
+
+    transforms = LoadImage(ensure_channel_first=True), Resize(size, mode="area")
+    for case in find_cases(images)[:count]:
+        for index, path in enumerate(case.images):
+            values = transforms[1](transforms[0](path)).numpy()
+            name = f"{case.name}_{index:04d}"
+            if len(size) == 3:
+                image = nibabel.Nifti1Image(values[0], np.eye(4))
+                nibabel.save(image, folder / f"{name}.nii.gz")
+            else:
+                pixels = values.transpose(2, 1, 0).round().astype(np.uint8).squeeze()
+                Image.fromarray(pixels).save(folder / f"{name}.png")
+    return str(folder)
 
 
 def has_cuda() -> bool:
@@ -162,7 +204,7 @@ def width_tables(arguments: argparse.Namespace, search: dict[str, Any]) -> list[
     rate = max(rates)
     parts = []
     if arguments.by_width:
-        parts += [widths_table(rows, rate, num_networks, plan), scaling_table(rows, search)]
+        parts += [widths_table(rows, rate, num_networks, plan), scaling_table(rows, search, plan)]
     if arguments.profile:
         parts += [
             profile_table(scorer, [width for width in widths if width >= WIDE], "wide"),
@@ -202,32 +244,40 @@ def widths_table(
     return "\n".join(lines) + "\n"
 
 
-def scaling_table(rows: Sequence[tuple[int, float, float, float]], search: dict[str, Any]) -> str:
-    """Expected speed-up of this search's scoring on more processes of as many cores each."""
+def scaling_table(
+    rows: Sequence[tuple[int, float, float, float]], search: dict[str, Any], plan: Any
+) -> str:
+    """Expected speed-up of this search's scoring on more processes of as many cores each.
+
+    Units are dealt out as the search does it, by modelled cost, and take what was measured.
+    """
     from monai_xtiny.ensemble import ALIGNMENT_COST
+    from monai_xtiny.scheduling import share_out, unit_costs
 
     seconds = {width: item for width, _, item, _ in rows}
+    modelled = unit_costs(plan)
+    scale = sum(seconds.values()) / sum(modelled.values())
     # A unit's sensitivity and its alignment, which needs no gradient.
-    costs = [
-        seconds[rung["max_features"]]
+    costs = {
+        (rung["max_features"], index): seconds[rung["max_features"]]
         * (
             (index < len(search["seeds"]))
             + (index < len(rung.get("alignment", []))) * ALIGNMENT_COST
         )
         for rung in search["ladder"]
         for index in range(max(len(search["seeds"]), len(rung.get("alignment", []))))
-    ]
+    }
+    ratios = ", ".join(f"{modelled[width] * scale / seconds[width]:.2f}" for width in seconds)
     lines = [
-        "\nExpected speed-up of scoring on more processes, from these times "
-        f"({len(costs)} networks):\n",
+        f"\nModelled by measured cost of the widths, widest first: {ratios}. Expected speed-up of "
+        f"scoring on more processes, dealt out by the model ({len(costs)} networks):\n",
         "| processes | times faster |",
         "|---:|---:|",
     ]
     for ranks in (1, 2, 4, 8, 16):
-        loads = [0.0] * ranks
-        for cost in sorted(costs, reverse=True):
-            loads[loads.index(min(loads))] += cost
-        lines.append(f"| {ranks} | {sum(costs) / max(loads):.1f} |")
+        shares = share_out(list(costs), plan, ranks)
+        slowest = max(sum(costs[unit] for unit in share) for share in shares)
+        lines.append(f"| {ranks} | {sum(costs.values()) / slowest:.1f} |")
     return "\n".join(lines) + "\n"
 
 
@@ -290,6 +340,23 @@ def profile_table(scorer: Any, widths: Sequence[int], name: str) -> str:
         f"| `{event.key}` | {getattr(event, measure) / total:.0%} | {event.count} |"
         for event in events[:8]
     ]
+    return "\n".join(lines) + "\n"
+
+
+def processes_table(arguments: argparse.Namespace, options: Sequence[str]) -> str:
+    """The same search on several processes of one core each."""
+    lines = [
+        "\n| processes | score, s | times faster | from process start, s |",
+        "|---:|---:|---:|---:|",
+    ]
+    scores: list[float] = []
+    os.environ["OMP_NUM_THREADS"] = "1"
+    for count in map(int, arguments.processes.split(",")):
+        launcher = ["-m", "torch.distributed.run", "--standalone", f"--nproc_per_node={count}"]
+        run, _ = run_once(["--images", arguments.images, *options], launcher)
+        scores.append(run["score"])
+        faster = scores[0] / run["score"]
+        lines.append(f"| {count} | {run['score']:.1f} | {faster:.2f} | {run['total']:.1f} |")
     return "\n".join(lines) + "\n"
 
 
