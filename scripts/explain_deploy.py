@@ -1,6 +1,7 @@
 """Where an emitted network's time goes in ONNX Runtime: the same network, changed in one respect.
 
-usage: python scripts/explain_deploy.py BUNDLE [--size WIDTH,HEIGHT] [--output FILE.md]
+usage: python scripts/explain_deploy.py BUNDLE [--size WIDTH,HEIGHT] [--repeats 5]
+           [--output FILE.md]
 example: python scripts/explain_deploy.py bundle/nuclei_fluorescence_xtiny_segmentation
 
 For 2D networks. Next to the export as it is, and to the full width of the same plan:
@@ -24,8 +25,10 @@ import os
 import tempfile
 import time
 import warnings
+from collections.abc import Sequence
 from importlib.metadata import version
 from pathlib import Path
+from statistics import median
 
 import torch
 from benchmark_deploy import processor
@@ -165,22 +168,26 @@ def variants(network: DynUNet, initial: DynUNet) -> dict[str, nn.Module]:
     return found
 
 
-def table(timings: tuple[EngineTiming, ...]) -> str:
-    """The timings as a Markdown table, one row a network."""
-    names = list(dict.fromkeys(timing.network for timing in timings))
-    threads = sorted({timing.num_threads for timing in timings})
-    took = {(timing.network, timing.num_threads): timing.network_ms for timing in timings}
+def table(runs: Sequence[Sequence[EngineTiming]]) -> str:
+    """Medians over the runs as a Markdown table, one row a network; ratios with their range."""
+    names = list(dict.fromkeys(timing.network for timing in runs[0]))
+    threads = sorted({timing.num_threads for timing in runs[0]})
+    took = [
+        {(timing.network, timing.num_threads): timing.network_ms for timing in run} for run in runs
+    ]
     head = "| network |" + "".join(
-        f" {count} thread{'s' * (count > 1)}, ms | of the export | full width takes |"
+        f" {count} thread{'s' * (count > 1)}, ms | of the export | full width takes, times |"
         for count in threads
     )
     lines = [head, "|---|" + "---:|---:|---:|" * len(threads)]
     for name in names:
         row = f"| {name} |"
         for count in threads:
-            time_ms = took[name, count]
-            shares = (time_ms / took[AS_EXPORTED, count], took[FULL_WIDTH, count] / time_ms)
-            row += f" {time_ms:.1f} | {shares[0]:.2f} | {shares[1]:.1f} times |"
+            time_ms = median(run[name, count] for run in took)
+            share = median(run[name, count] / run[AS_EXPORTED, count] for run in took)
+            ratios = sorted(run[FULL_WIDTH, count] / run[name, count] for run in took)
+            row += f" {time_ms:.1f} | {share:.2f} | {median(ratios):.1f}"
+            row += f" ({ratios[0]:.1f} to {ratios[-1]:.1f}) |" if name != FULL_WIDTH else " |"
         lines.append(row)
     return "\n".join(lines)
 
@@ -190,6 +197,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("bundle", type=Path)
     parser.add_argument("--size", default="256,256")
+    parser.add_argument("--repeats", type=int, default=5)
     parser.add_argument("--output", type=Path)
     arguments = parser.parse_args()
     warnings.filterwarnings("ignore")
@@ -215,14 +223,14 @@ def main() -> None:
             write_onnx(item, form, path)
             cap = plan.features_per_stage[-1] if name == FULL_WIDTH else width
             models.append(EngineModel(name, cap, ONNX, path))
-        timings = benchmark_engines(models, form, (), size, rounds=15)
+        runs = [benchmark_engines(models, form, (), size) for _ in range(arguments.repeats)]
     gmacs, gmacs_full = (network_cost(plan, cap).gmacs for cap in (width, None))
     text = (
         f"`python scripts/explain_deploy.py bundle/{arguments.bundle.name}`, "
         f"{time.strftime('%Y-%m-%d')}, {processor()}, {os.cpu_count()} cores, "
         f"torch {version('torch')}, onnxruntime {import_deploy('onnxruntime').__version__}; "
-        f"width {width}, image of {' x '.join(map(str, size))}, medians. The full width has "
-        f"{gmacs_full / gmacs:.0f} times the arithmetic.\n\n{table(timings)}\n"
+        f"width {width}, image of {' x '.join(map(str, size))}, medians of {len(runs)} runs. "
+        f"The full width has {gmacs_full / gmacs:.0f} times the arithmetic.\n\n{table(runs)}\n"
     )
     print(text, end="")
     if arguments.output is not None:
