@@ -2,8 +2,11 @@
 
 from __future__ import annotations
 
+import ctypes
+import gc
 import os
-from math import ceil
+import sys
+from math import floor
 from pathlib import Path
 
 import torch
@@ -17,6 +20,8 @@ COPIES_OF_ACTIVATIONS, COPIES_OF_PACKED, COPIES_OF_WEIGHTS, WORK_SPACE_GB = 3, 1
 # Without a limit, networks are scored side by side as long as they take less than this for each
 # core together, and less than half of the free memory.
 GB_PER_CORE = 1.0
+# Weights of a network, float32, from which on what it leaves behind is given back at once.
+_MANY_WEIGHTS = 1_000_000
 
 
 def scoring_memory_gb(
@@ -75,7 +80,24 @@ def scoring_limit_gb(device: torch.device, max_memory_gb: float | None = None) -
             f"max_memory_gb is {max_memory_gb:g}, and the process holds {held:.1f} before it "
             "begins: give more"
         )
-    return max(max_memory_gb - ceil(2 * held) / 2, 0.0)
+    # Steps around 0.5: what torch and MONAI take by themselves is in the middle of one.
+    counted = floor(2 * held + 0.5) / 2 + 0.25
+    return max(max_memory_gb - counted, 0.0)
+
+
+def release_network(plan: UNetPlan, max_features: int) -> None:
+    """Give back what a scored network of many weights leaves behind.
+
+    Each DynUNet is in a cycle of references (its constructor has a recursive function), so that
+    only the garbage collector frees its weights; and glibc keeps for each thread what it has freed.
+    """
+    if network_cost(plan, max_features).num_parameters < _MANY_WEIGHTS:
+        return
+    gc.collect()
+    if sys.platform == "linux":
+        trim = getattr(ctypes.CDLL(None), "malloc_trim", None)  # not in every C library
+        if trim is not None:
+            trim(0)
 
 
 def is_out_of_memory(error: BaseException) -> bool:

@@ -18,7 +18,12 @@ import monai_xtiny
 from monai_xtiny.data import Sample
 from monai_xtiny.handlers import AlignmentHandler, SensitivityHandler
 from monai_xtiny.journal import Unit, UnitScore
-from monai_xtiny.memory import is_out_of_memory, scoring_limit_gb, scoring_memory_gb
+from monai_xtiny.memory import (
+    is_out_of_memory,
+    release_network,
+    scoring_limit_gb,
+    scoring_memory_gb,
+)
 from monai_xtiny.networks import build_network, width_ladder
 from monai_xtiny.packing import CHANNELS_LAST, PackedNetwork
 from monai_xtiny.plan import UNetPlan
@@ -120,7 +125,9 @@ class Scorer:
         size = self._sizes[width]
         while True:
             try:
-                return self._score(width, seed, size)
+                result = self._score(width, seed, size)
+                release_network(self.plan, width)
+                return result
             except (RuntimeError, MemoryError) as error:
                 if not is_out_of_memory(error):
                     raise
@@ -229,10 +236,11 @@ class Scorer:
         for width in self._sizes:
             while self._sizes[width] > 1 and self.memory_gb(width) > self.limit_gb:
                 self._sizes[width] = (self._sizes[width] + 1) // 2
-            if self.memory_gb(width) > self.limit_gb:
+            missing = self.memory_gb(width) - self.limit_gb
+            if missing > 0:
                 raise ValueError(
                     f"max_memory_gb is {max_memory_gb:g}, and width {width} needs about "
-                    f"{self.memory_gb(width) + max_memory_gb - self.limit_gb:.1f} for one image: "
+                    f"{max_memory_gb + missing:.1f} for one image: "
                     "give more"
                 )
 

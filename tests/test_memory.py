@@ -3,14 +3,18 @@ from __future__ import annotations
 import gc
 import json
 import os
+import re
 import subprocess
 import sys
+import time
 import weakref
 from dataclasses import replace
-from math import ceil
+from math import floor
+from pathlib import Path
 
 import pytest
 import torch
+from monai.networks.nets import DynUNet
 
 from monai_xtiny import memory
 from monai_xtiny.handlers import SensitivityHandler
@@ -22,6 +26,7 @@ from monai_xtiny.memory import (
 )
 from monai_xtiny.plan import UNetPlan
 from monai_xtiny.scoring import Scorer
+from tests.conftest import write_png
 
 CPU = torch.device("cpu")
 # Prints the growth of the peak while the width of argv is scored on as many images, and the
@@ -161,9 +166,40 @@ def test_a_given_limit_makes_batches_smaller_and_refuses_less_than_an_image(samp
         Scorer(sample, plan, (1,), CPU, align=False, max_memory_gb=held + needed / 2)
 
 
+def test_a_network_of_many_weights_is_freed_once_it_is_scored(plan_2d, sample_2d) -> None:
+    plan = replace(plan_2d, features_per_stage=(32, 64, 256, 512))
+    scorer = Scorer(sample_2d, plan, (1,), CPU, align=False)
+    gc.collect()
+    before = sum(isinstance(item, DynUNet) for item in gc.get_objects())
+    gc.disable()
+    try:
+        scorer.score(512, 1)
+        assert sum(isinstance(item, DynUNet) for item in gc.get_objects()) == before
+    finally:
+        gc.enable()
+
+
+@pytest.mark.slow
+@pytest.mark.skipif(sys.platform != "linux", reason="reads peaks as Linux counts them")
+def test_a_search_stays_under_the_limit_given(tmp_path) -> None:
+    for index in range(3):
+        write_png(tmp_path / "images" / f"{index}.png", (512, 512), seed=index)
+    command = [sys.executable, "-m", "monai_xtiny", "search", "--images", str(tmp_path / "images")]
+    command += ["--bundle", str(tmp_path / "x_segmentation"), "--method", "paper"]
+    command += ["--max_memory_gb", "1.7"]  # unlimited, it takes 1.8
+    peak = 0
+    with subprocess.Popen(command, stdout=subprocess.DEVNULL) as process:
+        while process.poll() is None:
+            status = Path(f"/proc/{process.pid}/status").read_text()
+            peak = max(peak, *map(int, re.findall(r"VmHWM:\s+(\d+) kB", status)), 0)
+            time.sleep(0.05)
+    assert process.returncode == 0
+    assert 1.0 < peak * 1024 / 1e9 < 1.7
+
+
 def _held() -> float:
-    """What the process holds, in whole halves."""
-    return ceil(2 * memory._held_gb(CPU)) / 2
+    """What the process holds, as a limit counts it."""
+    return floor(2 * memory._held_gb(CPU) + 0.5) / 2 + 0.25
 
 
 def test_scoring_limit_is_a_share_of_what_is_free_or_what_was_given(monkeypatch) -> None:
