@@ -125,9 +125,7 @@ class Scorer:
         size = self._sizes[width]
         while True:
             try:
-                result = self._score(width, seed, size)
-                release_network(self.plan, width)
-                return result
+                return self._score(width, seed, size)
             except (RuntimeError, MemoryError) as error:
                 if not is_out_of_memory(error):
                     raise
@@ -139,6 +137,8 @@ class Scorer:
                         f"does not fit in memory ({self.memory_gb(width):.1f} GB): free some, or "
                         "search on a machine with more"
                     ) from error
+            finally:
+                release_network(self.plan, width)
             size = (size + 1) // 2
 
     def memory_gb(self, width: int) -> float:

@@ -120,10 +120,10 @@ def resample(images: str, size: Sequence[int], folder: Path, count: int = 16) ->
 
     from monai_xtiny.data import find_cases
 
-    transforms = LoadImage(ensure_channel_first=True), Resize(size, mode="area")
+    load, resize = LoadImage(ensure_channel_first=True), Resize(size, mode="area")
     for number, case in enumerate(find_cases(images)[:count]):
         for index, path in enumerate(case.images):
-            values = transforms[1](transforms[0](path)).numpy()
+            values = resize(load(path)).numpy()
             name = f"case_{number:03d}_{index:04d}"
             if len(size) == 3:
                 image = nibabel.Nifti1Image(values[0], np.eye(4))
