@@ -6,50 +6,53 @@ public name is loaded from its module when it is first used.
 
 from __future__ import annotations
 
-from importlib import import_module
-from typing import Any
+from monai_xtiny.system.lazy import lazy_names
 
 __version__ = "0.1.0"
 
-_HOME = {
-    "Case": "data",
-    "find_cases": "data",
-    "sample_cases": "data",
-    "UNetPlan": "plan",
-    "plan_images": "plan",
-    "build_network": "networks",
-    "num_parameters_nnunet": "networks",
-    "width_ladder": "networks",
-    "jacobian_sensitivity": "sensitivity",
-    "SensitivityHandler": "handlers",
-    "ScoreTable": "search",
-    "run_search": "search",
-    "Selection": "selection",
-    "select_paper": "selection",
-    "select_width": "selection",
-    "export_bundle": "export",
-    "load_nnunet_plan": "nnunet",
-    "check_bundle": "check",
-    "package_bundle": "zoo",
-    "deploy_bundle": "deploy",
-    "load_segmenter": "segmenter",
-    "verify_bundle": "verification",
+_HOMES = {
+    "select_device": "system.devices",
+    "start_processes": "system.processes",
+    "Case": "data.case",
+    "CheckImaged": "data.images",
+    "find_cases": "data.cases",
+    "load_sample": "data.images",
+    "read_headers": "data.headers",
+    "read_label_names": "data.labels",
+    "sample_cases": "data.cases",
+    "UNetPlan": "plan.unet_plan",
+    "load_nnunet_plan": "plan.nnunet",
+    "plan_images": "plan.planner",
+    "build_network": "networks.dynunet",
+    "num_parameters_nnunet": "networks.cost",
+    "width_ladder": "networks.ladder",
+    "jacobian_sensitivity": "scores.sensitivity",
+    "SensitivityHandler": "scores.handlers",
+    "ScoreTable": "scores.table",
+    "check_ladder": "search.run",
+    "journal_path": "search.journal",
+    "remove_journal": "search.journal",
+    "run_search": "search.run",
+    "unit_costs": "search.workers",
+    "Selection": "selection.choice",
+    "refinement": "selection.budget",
+    "select_paper": "selection.paper",
+    "select_width": "selection.choice",
+    "check_method": "selection.choice",
+    "check_destination": "bundle.writer",
+    "clear_finished": "bundle.writer",
+    "export_bundle": "bundle.writer",
+    "ladder_table": "bundle.summary",
+    "package_bundle": "bundle.archive",
+    "search_summary": "bundle.summary",
+    "check_bundle": "training.check",
+    "verify_bundle": "training.verify",
+    "deploy_bundle": "deploy.pipeline",
+    "load_segmenter": "deploy.segmenter",
 }
+__all__ = ["__version__", *_HOMES]
 
-_MODULES = frozenset(
-    (*_HOME.values(), "ensemble", "headers", "journal", "labels", "processes", "report")
-)
-
-__all__ = ["__version__", *_HOME]
-
-
-def __getattr__(name: str) -> Any:
-    """Load a module, or a public name from the module that defines it (PEP 562)."""
-    if name in _MODULES:
-        return import_module(f"{__name__}.{name}")
-    if name not in _HOME:
-        raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
-    return getattr(import_module(f"{__name__}.{_HOME[name]}"), name)
+__getattr__ = lazy_names(__name__, _HOMES)
 
 
 def __dir__() -> list[str]:

@@ -29,14 +29,15 @@ from pathlib import Path
 import matplotlib
 import torch
 
-from monai_xtiny.__main__ import main as command_line
-from monai_xtiny.export import read_search, write_text
-from monai_xtiny.labels import read_label_names
-from monai_xtiny.networks import build_network
-from monai_xtiny.plan import UNetPlan
-from monai_xtiny.search import Rung
-from monai_xtiny.selection import Selection
-from monai_xtiny.training import (
+from monai_xtiny.bundle.folder import read_search
+from monai_xtiny.cli.commands import main as command_line
+from monai_xtiny.data.labels import read_label_names
+from monai_xtiny.networks.dynunet import build_network
+from monai_xtiny.plan.unet_plan import UNetPlan
+from monai_xtiny.scores.table import Rung
+from monai_xtiny.selection.choice import Selection
+from monai_xtiny.system.files import write_text
+from monai_xtiny.training.train import (
     Training,
     append_line,
     read_journal,

@@ -28,8 +28,8 @@ from pathlib import Path
 
 import torch
 
-from monai_xtiny.deploy import Deployment, deploy_bundle, deployment_table
-from monai_xtiny.segmenter import import_deploy
+from monai_xtiny.deploy.pipeline import Deployment, deploy_bundle, deployment_table
+from monai_xtiny.deploy.segmenter import import_deploy
 
 HEADING, HEADING_GPU = "## Deployment\n", "## Deployment on a GPU\n"
 

@@ -20,8 +20,8 @@ from typing import Any
 
 import torch
 
-from monai_xtiny.export import read_search
-from monai_xtiny.training import (
+from monai_xtiny.bundle.folder import read_search
+from monai_xtiny.training.train import (
     append_line,
     read_journal,
     train_width,

@@ -118,7 +118,7 @@ def resample(images: str, size: Sequence[int], folder: Path, count: int = 16) ->
     from monai.transforms import LoadImage, Resize
     from PIL import Image
 
-    from monai_xtiny.data import find_cases
+    from monai_xtiny.data.cases import find_cases
 
     load, resize = LoadImage(ensure_channel_first=True), Resize(size, mode="area")
     for number, case in enumerate(find_cases(images)[:count]):
@@ -171,12 +171,13 @@ def width_tables(arguments: argparse.Namespace, search: dict[str, Any]) -> list[
     import torch
     from monai.bundle import ConfigParser
 
-    from monai_xtiny.export import configs_dir
-    from monai_xtiny.labels import PlainPath
-    from monai_xtiny.networks import network_cost
-    from monai_xtiny.scheduling import score_side_by_side
-    from monai_xtiny.scoring import Scorer
-    from monai_xtiny.search import select_device, table_from_dict
+    from monai_xtiny.bundle.templates import configs_dir
+    from monai_xtiny.networks.cost import network_cost
+    from monai_xtiny.scores.table import table_from_dict
+    from monai_xtiny.search.scorer import Scorer
+    from monai_xtiny.search.workers import score_side_by_side
+    from monai_xtiny.system.config_text import PlainPath
+    from monai_xtiny.system.devices import select_device
 
     plan = table_from_dict(search).plan
     parser = ConfigParser(ConfigParser.load_config_files([str(configs_dir() / "search.json")]))
@@ -251,8 +252,8 @@ def scaling_table(
 
     Units are dealt out as the search does it, by modelled cost, and take what was measured.
     """
-    from monai_xtiny.ensemble import ALIGNMENT_COST
-    from monai_xtiny.scheduling import share_out, unit_costs
+    from monai_xtiny.search.workers import share_out, unit_costs
+    from monai_xtiny.selection.budget import ALIGNMENT_COST
 
     seconds = {width: item for width, _, item, _ in rows}
     modelled = unit_costs(plan)
@@ -283,9 +284,9 @@ def scaling_table(
 
 def plain_loop(sample: Any, plan: Any, width: int, device: Any) -> None:
     """What a first implementation does: a fresh network, one image at a time."""
-    from monai_xtiny.networks import build_network
-    from monai_xtiny.scoring import exact_kernels
-    from monai_xtiny.sensitivity import jacobian_sensitivity
+    from monai_xtiny.networks.dynunet import build_network
+    from monai_xtiny.scores.sensitivity import jacobian_sensitivity
+    from monai_xtiny.system.devices import exact_kernels
 
     network = build_network(plan, width, seed=369, device=device)
     with exact_kernels(device):
@@ -362,7 +363,7 @@ def processes_table(arguments: argparse.Namespace, options: Sequence[str]) -> st
 
 def cases_table(arguments: argparse.Namespace, options: Sequence[str]) -> str:
     """Searches of folders with ever more links to one image."""
-    from monai_xtiny.data import find_cases
+    from monai_xtiny.data.cases import find_cases
 
     source = Path(find_cases(arguments.images)[0].images[0]).resolve()
     lines = [

@@ -145,7 +145,7 @@ def plan_task(arguments: argparse.Namespace, name: str) -> Path:
     """The search.json of a task, of which the trainings take the plan; made once."""
     bundle = arguments.work / "plans" / f"{name}_segmentation"
     if not (bundle / "docs" / "search.json").is_file():
-        from monai_xtiny.__main__ import main as command_line
+        from monai_xtiny.cli.commands import main as command_line
 
         root = task_root(arguments, name)
         command = ["search", "--images", str(root), "--bundle", str(bundle), "--method", "paper"]
@@ -156,7 +156,7 @@ def plan_task(arguments: argparse.Namespace, name: str) -> Path:
 
 def train_all(arguments: argparse.Namespace) -> None:
     """Train what the journal lacks: first one seed of everything, then the others."""
-    from monai_xtiny.training import append_line, read_journal
+    from monai_xtiny.training.train import append_line, read_journal
 
     arguments.work.mkdir(parents=True, exist_ok=True)
     journal = arguments.work / "trainings.jsonl"
@@ -201,8 +201,8 @@ def train_unit(
     """One training in a process of its own: its line of the journal, and a word about it."""
     import torch
 
-    from monai_xtiny.export import read_search
-    from monai_xtiny.training import train_width, training_to_line
+    from monai_xtiny.bundle.folder import read_search
+    from monai_xtiny.training.train import train_width, training_to_line
 
     torch.set_num_threads(threads)
     task = TASKS[unit.task]
@@ -251,11 +251,14 @@ def score_run(search: Path, root: Path, run: int, target: Path, threads: int, de
     import torch
     from monai.bundle import ConfigParser
 
-    from monai_xtiny.ensemble import refinement
-    from monai_xtiny.export import configs_dir, read_search, write_text
-    from monai_xtiny.labels import PlainPath
-    from monai_xtiny.scheduling import unit_costs
-    from monai_xtiny.search import run_search, table_to_dict
+    from monai_xtiny.bundle.folder import read_search
+    from monai_xtiny.bundle.templates import configs_dir
+    from monai_xtiny.scores.table import table_to_dict
+    from monai_xtiny.search.run import run_search
+    from monai_xtiny.search.workers import unit_costs
+    from monai_xtiny.selection.budget import refinement
+    from monai_xtiny.system.config_text import PlainPath
+    from monai_xtiny.system.files import write_text
 
     torch.set_num_threads(threads)
     plan = read_search(search).table.plan
@@ -287,16 +290,17 @@ def measure_representations(
     """
     import torch
 
-    from monai_xtiny.ensemble import first_seeds
-    from monai_xtiny.networks import build_network, width_ladder
-    from monai_xtiny.packing import CHANNELS_LAST
-    from monai_xtiny.representation import (
+    from monai_xtiny.networks.dynunet import build_network
+    from monai_xtiny.networks.ladder import max_aligned_width, width_ladder
+    from monai_xtiny.networks.packed import CHANNELS_LAST
+    from monai_xtiny.scores.alignment import (
         effective_rank,
         explained_variance,
         linear_alignment,
         sample_voxels,
     )
-    from monai_xtiny.scoring import NARROW_WIDTH, NUM_VOXELS, max_aligned_width
+    from monai_xtiny.search.scorer import NARROW_WIDTH, NUM_VOXELS
+    from monai_xtiny.selection.budget import first_seeds
 
     batch = torch.stack([image.to(device) for image in images])
     voxels = [
@@ -340,7 +344,7 @@ def measure_representations(
 
 def last_and_deepest(network: Any, images: Any, voxels: Any) -> tuple[list[Any], list[Any]]:
     """Features of each image: last decoder stage at its voxels, bottleneck at all; (N, C) each."""
-    from monai_xtiny.representation import sampled_features
+    from monai_xtiny.scores.alignment import sampled_features
 
     kept: list[Any] = []
     hook = network.bottleneck.register_forward_hook(lambda module, args, out: kept.append(out))
@@ -358,10 +362,10 @@ def write_tables(arguments: argparse.Namespace) -> None:
 
     import numpy as np
 
-    from monai_xtiny.export import read_search
-    from monai_xtiny.search import table_from_dict
-    from monai_xtiny.selection import select_width
-    from monai_xtiny.training import read_journal, training_from_dict
+    from monai_xtiny.bundle.folder import read_search
+    from monai_xtiny.scores.table import table_from_dict
+    from monai_xtiny.selection.choice import select_width
+    from monai_xtiny.training.train import read_journal, training_from_dict
 
     arguments.output.mkdir(parents=True, exist_ok=True)
     lines = read_journal(arguments.work / "trainings.jsonl")

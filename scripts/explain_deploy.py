@@ -37,11 +37,13 @@ from torch import nn
 from torch.nn import functional
 from torch.nn.modules.instancenorm import _InstanceNorm
 
-from monai_xtiny.export import read_search
-from monai_xtiny.latency import ONNX, EngineModel, EngineTiming, benchmark_engines
-from monai_xtiny.networks import build_network, network_cost
-from monai_xtiny.onnx_model import input_format, load_network, write_onnx
-from monai_xtiny.segmenter import import_deploy
+from monai_xtiny.bundle.folder import read_search
+from monai_xtiny.bundle.weights import load_network
+from monai_xtiny.deploy.onnx_model import input_format, write_onnx
+from monai_xtiny.deploy.segmenter import import_deploy
+from monai_xtiny.deploy.timing import ONNX, EngineModel, EngineTiming, benchmark_engines
+from monai_xtiny.networks.cost import network_cost
+from monai_xtiny.networks.dynunet import build_network
 
 AS_EXPORTED, FULL_WIDTH = "as exported", "full width"
 

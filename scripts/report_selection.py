@@ -26,7 +26,7 @@ from pathlib import Path
 import matplotlib
 import numpy as np
 
-from monai_xtiny.selection import select_paper
+from monai_xtiny.selection.paper import select_paper
 
 matplotlib.use("Agg")
 

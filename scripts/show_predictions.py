@@ -16,7 +16,7 @@ from monai.metrics import DiceMetric
 from monai.networks import one_hot
 from PIL import Image
 
-from monai_xtiny.report import Plane, plot_overlay
+from monai_xtiny.bundle.figures import Plane, plot_overlay
 
 
 def load(path: Path) -> np.ndarray:

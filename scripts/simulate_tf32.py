@@ -20,11 +20,12 @@ from monai.bundle import ConfigParser
 from torch import nn
 from torch.nn.modules.conv import _ConvNd, _ConvTransposeNd
 
-from monai_xtiny.export import configs_dir
-from monai_xtiny.labels import PlainPath
-from monai_xtiny.networks import build_network, width_ladder
-from monai_xtiny.plan import plan_images
-from monai_xtiny.sensitivity import jacobian_sensitivity
+from monai_xtiny.bundle.templates import configs_dir
+from monai_xtiny.networks.dynunet import build_network
+from monai_xtiny.networks.ladder import width_ladder
+from monai_xtiny.plan.planner import plan_images
+from monai_xtiny.scores.sensitivity import jacobian_sensitivity
+from monai_xtiny.system.config_text import PlainPath
 
 
 def rounded(values: torch.Tensor) -> torch.Tensor:

@@ -10,12 +10,12 @@ import pytest
 import torch
 from PIL import Image
 
-from monai_xtiny.data import Sample
-from monai_xtiny.plan import UNetPlan
-from monai_xtiny.search import Rung, ScoreTable
-from monai_xtiny.selection import Selection
+from monai_xtiny.data.case import Sample
+from monai_xtiny.plan.unet_plan import UNetPlan
+from monai_xtiny.scores.table import Rung, ScoreTable
+from monai_xtiny.selection.choice import Selection
 
-DATA = Path(__file__).parent / "data"
+DATA = Path(__file__).parent / "golden"
 
 
 @pytest.fixture(scope="session")

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import configparser
 import inspect
 import os
 import subprocess
@@ -16,7 +17,21 @@ from monai.bundle.config_item import ComponentLocator
 import monai_xtiny
 
 ROOT = Path(__file__).parent.parent
-MODULES = sorted(path.stem for path in (ROOT / "monai_xtiny").glob("[a-z]*.py"))
+MODULES = sorted(
+    ".".join(path.relative_to(ROOT).with_suffix("").parts)
+    for path in (ROOT / "monai_xtiny").rglob("[a-z]*.py")
+)
+
+
+def test_setup_lists_every_package() -> None:
+    setup = configparser.ConfigParser()
+    setup.read(ROOT / "setup.cfg")
+    listed = set(setup["options"]["packages"].split())
+    found = {
+        ".".join(path.parent.relative_to(ROOT).parts)
+        for path in (ROOT / "monai_xtiny").rglob("__init__.py")
+    }
+    assert listed == found | {"monai_xtiny.configs", "monai_xtiny.configs.templates"}
 
 
 def test_import_does_no_work() -> None:
@@ -35,10 +50,10 @@ def test_every_public_name_is_there() -> None:
 def test_no_name_of_ours_hides_a_component_of_monai() -> None:
     # MONAI finds components by bare name in every module whose name starts with "monai".
     for module in MODULES:
-        import_module(f"monai_xtiny.{module}")
+        import_module(module)
     locator = ComponentLocator()
     for module in MODULES:
-        loaded = import_module(f"monai_xtiny.{module}")
+        loaded = import_module(module)
         for name, item in vars(loaded).items():
             if (inspect.isclass(item) or inspect.isfunction(item)) and (
                 item.__module__ == loaded.__name__
@@ -72,7 +87,7 @@ def test_wheel_carries_the_configs_and_works_from_any_folder(tmp_path, png_folde
     assert done.returncode == 0, done.stderr
     assert (tmp_path / "x_segmentation" / "configs" / "train.json").is_file()
     assert (tmp_path / "test_x_segmentation.py").is_file()
-    code = "import monai_xtiny.export as e; print(e.configs_dir())"
+    code = "from monai_xtiny.bundle.templates import configs_dir; print(configs_dir())"
     where = subprocess.run(
         [sys.executable, "-c", code], cwd=tmp_path, env=environment, capture_output=True, text=True,
         check=True,

@@ -1,0 +1,169 @@
+"""What people look at: curves of the scores, and cases with their labels."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+import numpy as np
+from matplotlib.axes import Axes
+from matplotlib.figure import Figure
+from matplotlib.ticker import LogLocator, NullFormatter, NullLocator, ScalarFormatter
+
+from monai_xtiny.selection.choice import Selection
+
+if TYPE_CHECKING:
+    pass
+
+
+@dataclass(frozen=True)
+class Plane:
+    """One slice of a case to look at: image, label and prediction, (rows, columns[, RGB])."""
+
+    case: str
+    image: np.ndarray
+    label: np.ndarray
+    prediction: np.ndarray
+
+
+def plot_sensitivity(selection: Selection, path: str | os.PathLike[str]) -> Path:
+    """Draw the scores against width, with their spread over initialisations, votes and the choice.
+
+    Args:
+        selection: the choice and the table it was made from.
+        path: of the PNG; its folder must exist.
+
+    Returns:
+        The path.
+    """
+    table = selection.table
+    is_aligned = any(rung.alignment for rung in table.ladder)
+    figure = Figure(figsize=(7, 7 if is_aligned else 4.2), layout="constrained")
+    panels = figure.subplots(2 if is_aligned else 1, sharex=True, squeeze=False)[:, 0]
+    sensitivities = {rung.max_features: np.mean(rung.sensitivity, axis=1) for rung in table.ladder}
+    _draw_band(panels[-1], sensitivities, is_log=True)
+    panels[-1].set_yscale("log")
+    panels[-1].yaxis.set_major_locator(LogLocator(subs=(1, 2, 5)))
+    panels[-1].yaxis.set_major_formatter(ScalarFormatter())
+    panels[-1].yaxis.set_minor_formatter(NullFormatter())
+    panels[-1].set_ylabel("Jacobian sensitivity at initialisation")
+    if is_aligned:
+        alignments = {
+            rung.max_features: np.mean(rung.alignment, axis=1)
+            for rung in table.ladder
+            if rung.alignment
+        }
+        _draw_band(panels[0], alignments, is_log=False)
+        if selection.threshold is not None:
+            label = f"threshold {selection.threshold:g}"
+            panels[0].axhline(selection.threshold, color="gray", linestyle=":", label=label)
+        panels[0].set_ylabel("alignment (share of image features kept)")
+        panels[0].set_ylim(bottom=0)
+    rung = selection.rung
+    for axes in panels:
+        axes.axvline(rung.max_features, color="tab:red", linestyle="--", linewidth=1)
+        axes.grid(alpha=0.3)
+        axes.legend(loc="best")
+    panels[0].annotate(
+        f"selected: {rung.max_features}\n{rung.num_parameters:,} parameters",
+        (rung.max_features, 0.97),
+        xycoords=("data", "axes fraction"),
+        xytext=(6, 0),
+        textcoords="offset points",
+        color="tab:red",
+        va="top",
+        bbox={"facecolor": "white", "edgecolor": "none", "alpha": 0.8, "pad": 1},
+    )
+    axes = panels[-1]
+    axes.set_xscale("log", base=2)
+    labels = [
+        f"{width}\n{selection.votes[width]:.0%}" if width in selection.votes else str(width)
+        for width in table.widths
+    ]
+    axes.set_xticks(table.widths, labels)
+    axes.xaxis.set_minor_locator(NullLocator())
+    axes.invert_xaxis()
+    axes.set_xlabel("width cap (features a stage at most), and its share of the votes")
+    sure = "" if selection.confidence is None else f", confidence {selection.confidence:.0%}"
+    panels[0].set_title(f"{len(table.images)} images, method {selection.method}{sure}")
+    return _save_png(figure, path, dpi=120)
+
+
+def _draw_band(axes: Axes, values: Mapping[int, np.ndarray], *, is_log: bool) -> None:
+    """Mean over initialisations of each width, geometric for logarithms, and 80 % of them."""
+    # A constant curve of zeros has no logarithm.
+    tiny = np.finfo(float).tiny
+    arrays = [np.log(np.maximum(item, tiny)) if is_log else item for item in values.values()]
+    shown = np.exp if is_log else np.asarray
+    widths = list(values)
+    if max(len(array) for array in arrays) > 1:
+        low, high = (shown([np.quantile(array, q) for array in arrays]) for q in (0.1, 0.9))
+        axes.fill_between(widths, low, high, alpha=0.2, label="80 % of initialisations")
+    centre = shown([array.mean() for array in arrays])
+    counts = sorted({len(array) for array in arrays})
+    if counts == [1]:
+        label = "one initialisation"
+    else:
+        numbers = " to ".join(str(count) for count in dict.fromkeys((counts[0], counts[-1])))
+        label = f"{'geometric ' if is_log else ''}mean of {numbers} initialisations"
+    axes.plot(widths, centre, "o-", label=label)
+
+
+def plot_overlay(
+    planes: Sequence[Plane], case_dice: Sequence[float], path: str | os.PathLike[str]
+) -> Path:
+    """Draw the best, the median and the worst case: image, label, prediction.
+
+    Args:
+        planes: one slice of every case.
+        case_dice: mean Dice of every case; NaN where a case has no class, which is not drawn.
+        path: of the PNG; its folder must exist.
+
+    Returns:
+        The path.
+
+    Raises:
+        ValueError: no case has a Dice.
+    """
+    order = [i for i in np.argsort(case_dice)[::-1].tolist() if np.isfinite(case_dice[i])]
+    if not order:
+        raise ValueError("no case has a label: there is nothing to draw")
+    rows = [order[0], order[len(order) // 2], order[-1]]
+    figure = Figure(figsize=(9, 9), layout="constrained")
+    for panels, rank, index in zip(
+        figure.subplots(3, 3), ("best", "median", "worst"), rows, strict=True
+    ):
+        plane = planes[index]
+        titles = (
+            f"{rank}: {plane.case}",
+            "label",
+            f"prediction, Dice of the case {case_dice[index]:.3f}",
+        )
+        layers = (None, plane.label, plane.prediction)
+        for axes, title, layer in zip(panels, titles, layers, strict=True):
+            image = plane.image.astype(np.float64)
+            low, high = image.min(), image.max()
+            axes.imshow((image - low) / (high - low if high > low else 1), cmap="gray")
+            if layer is not None:
+                axes.imshow(
+                    np.ma.masked_equal(layer, 0), cmap="tab10", vmin=0, vmax=9, alpha=0.5,
+                    interpolation="nearest",
+                )  # fmt: skip
+            axes.set_title(title, fontsize=9, parse_math=False)
+            axes.set_axis_off()
+    return _save_png(figure, path, dpi=90)
+
+
+def _save_png(figure: Figure, path: str | os.PathLike[str], *, dpi: int) -> Path:
+    """Write a figure whole or not at all, without the version that drew it."""
+    target = Path(path)
+    part = target.with_name(f".{target.name}.part")
+    try:
+        figure.savefig(part, dpi=dpi, format="png", metadata={"Software": None})
+        part.replace(target)
+    finally:
+        part.unlink(missing_ok=True)
+    return target

@@ -1,0 +1,93 @@
+"""A choice in words: the ladder as a table, and what to do about a doubtful one."""
+
+from __future__ import annotations
+
+import os
+from typing import TYPE_CHECKING
+
+import numpy as np
+
+from monai_xtiny.selection.budget import MIN_FIRST_SEEDS
+from monai_xtiny.selection.choice import Selection
+
+if TYPE_CHECKING:
+    pass
+
+
+# Confidence under which the user is told what to do.
+LOW_CONFIDENCE = 0.8
+
+
+def ladder_table(selection: Selection) -> str:
+    """The ladder as text: width, parameters, GMACs, scores, votes, the choice."""
+    is_aligned = any(rung.alignment for rung in selection.table.ladder)
+    header = ["width", "parameters", "GMACs", "sensitivity", "votes", ""]
+    if is_aligned:
+        header[4:4] = ["alignment", "seeds"]
+    rows = [header]
+    for rung in selection.table.ladder:
+        share = selection.votes.get(rung.max_features, 0.0)
+        row = [
+            str(rung.max_features),
+            f"{rung.num_parameters:,}",
+            f"{rung.gmacs:.3f}",
+            f"{np.mean(rung.sensitivity):.4g}",
+            f"{share:.0%}" if share else "",
+            "<- selected" if rung.max_features == selection.max_features else "",
+        ]
+        if is_aligned:
+            value = f"{np.mean(rung.alignment):.3f}" if rung.alignment else ""
+            row[4:4] = [value, str(len(rung.alignment) or len(rung.sensitivity))]
+        rows.append(row)
+    sizes = [max(len(row[column]) for row in rows) for column in range(len(header) - 1)]
+    return "\n".join(
+        "  ".join(
+            [*(cell.rjust(size) for cell, size in zip(row, sizes, strict=False)), row[-1]]
+        ).rstrip()
+        for row in rows
+    )
+
+
+def advice(selection: Selection) -> str:
+    """What to do about a choice of low or rough confidence; empty where there is nothing to do."""
+    is_paper = selection.method == "paper"
+    fewest = min(
+        (len(rung.alignment) for rung in selection.table.ladder if rung.alignment), default=0
+    )
+    if selection.confidence is None:
+        if is_paper:
+            return ""
+        doubt = "One initialisation of a width states no confidence"
+    elif selection.confidence >= LOW_CONFIDENCE:
+        if is_paper or fewest >= MIN_FIRST_SEEDS:
+            return ""
+        doubt = f"With {fewest} initialisations of a width the confidence is rough"
+    elif sum(selection.votes.values()) < 0.5:
+        doubt = "Not even the widest of the compared widths keeps enough of these images"
+    else:
+        doubt = f"The confidence is under {LOW_CONFIDENCE:.0%}"
+    widths = selection.table.widths
+    index = widths.index(selection.max_features)
+    wider = f"take the next wider width, {widths[index - 1]}; " if index else ""
+    return (
+        f"{doubt}: score more initialisations (--num_seeds) or images (--num_images); {wider}or "
+        "train the neighbours briefly on labelled cases: "
+        "python -m monai_xtiny verify BUNDLE --data DIR"
+    )
+
+
+def search_summary(selection: Selection, bundle: str | os.PathLike[str]) -> str:
+    """The choice in words, the time it took, and where the bundle is."""
+    rung, full, table = selection.rung, selection.table.ladder[0], selection.table
+    sure = "" if selection.confidence is None else f", confidence {selection.confidence:.0%}"
+    seconds = table.seconds
+    lines = [
+        f"selected width {rung.max_features}: {rung.num_parameters:,} parameters, "
+        f"{full.num_parameters / rung.num_parameters:.0f} times fewer than the full network's "
+        f"{full.num_parameters:,} (method {selection.method}{sure})",
+        advice(selection),
+        f"{len(table.images)} images: loaded in {seconds['load']:.1f} s, "
+        f"scored in {seconds['score']:.1f} s",
+        f"bundle: {os.path.abspath(bundle)}",
+    ]
+    return "\n".join(line for line in lines if line)

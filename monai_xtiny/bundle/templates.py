@@ -1,0 +1,53 @@
+"""The files that the exporter fills."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+from jinja2 import Environment, FileSystemLoader, StrictUndefined
+
+from monai_xtiny.system.files import read_json
+
+# Sections of a config that an overlay changes in part; its other keys it replaces.
+_MERGED_SECTIONS = ("train", "validate")
+
+
+def configs_dir() -> Path:
+    """Folder of the search configs and templates, in an installed package or a checkout."""
+    package = Path(__file__).parent.parent
+    installed = package / "configs"
+    return installed if installed.is_dir() else package.parent / "configs"
+
+
+def templates_dir() -> Path:
+    """Folder of the files that the exporter fills."""
+    return configs_dir() / "templates"
+
+
+def template_environment(templates: str | os.PathLike[str]) -> Environment:
+    """Jinja as the templates of text want it: an unknown name is an error, tags leave no lines."""
+    return Environment(
+        loader=FileSystemLoader(os.fspath(templates)),
+        undefined=StrictUndefined,
+        trim_blocks=True,
+        lstrip_blocks=True,
+        keep_trailing_newline=True,
+    )
+
+
+def merged_template(workflow: str, kind: str, templates: Path) -> dict[str, Any]:
+    """A template with the overlay of the data's kind laid over it."""
+    config = read_json(templates / f"{workflow}.json")
+    overlay = templates / f"{workflow}_{kind}.json"
+    if overlay.is_file():
+        for key, value in read_json(overlay).items():
+            if key in _MERGED_SECTIONS and isinstance(config.get(key), Mapping):
+                config[key] = {**config[key], **value}
+            else:
+                config[key] = value
+    if kind == "images":
+        config.pop("spacing", None)
+    return config

@@ -1,0 +1,269 @@
+"""From a selection to a MONAI bundle, written whole or not at all."""
+
+from __future__ import annotations
+
+import glob
+import os
+import shutil
+import tempfile
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from itertools import zip_longest
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from monai_xtiny.bundle.card import model_card
+from monai_xtiny.bundle.figures import plot_sensitivity
+from monai_xtiny.bundle.folder import data_kind, read_search, unit_test_path, write_search
+from monai_xtiny.bundle.large_files import write_large_files
+from monai_xtiny.bundle.metadata import bundle_metadata, is_raster
+from monai_xtiny.bundle.templates import merged_template, templates_dir
+from monai_xtiny.bundle.torchscript import write_torchscript
+from monai_xtiny.bundle.unit_test import render_unit_test
+from monai_xtiny.networks.dynunet import build_network, network_config
+from monai_xtiny.plan.unet_plan import UNetPlan
+from monai_xtiny.search.journal import UnitScore, read_units, remove_journal
+from monai_xtiny.selection.choice import (
+    Selection,
+)
+from monai_xtiny.system.config_text import check_config_text
+from monai_xtiny.system.files import read_json, write_json
+
+# Names of a bundle that is being written, and of the one that it replaces.
+_PART, _FORMER = ".part.", ".former"
+
+
+def check_destination(
+    bundle_dir: str | os.PathLike[str], *, overwrite: bool = False, unit_test: bool = False
+) -> Path:
+    """Refuse, before any work, a folder that a bundle cannot be written to.
+
+    A bundle that was being replaced when the process was killed is put back first.
+
+    Args:
+        bundle_dir: where the bundle shall be.
+        overwrite: whether a bundle that is there, and its test, may be replaced.
+        unit_test: whether the bundle's test shall be written beside it.
+
+    Returns:
+        The absolute path.
+
+    Raises:
+        FileExistsError: there is something, and it is not to be overwritten or is no bundle.
+        NotADirectoryError: a parent is a file.
+        ValueError: MONAI could not read a path like this.
+    """
+    text = os.fspath(bundle_dir)
+    check_config_text(text, "bundle path")
+    # A link stands for what it points to.
+    path = Path(os.path.realpath(text))
+    check_config_text(path.name, "bundle name")
+    check_config_text(str(path), "bundle path")
+    if not path.name:
+        raise ValueError(f"bundle path {text!r} has no name: give OUT/NAME_segmentation")
+    parent = next(item for item in path.parents if item.exists())
+    if not parent.is_dir():
+        raise NotADirectoryError(f"{str(parent)!r} is a file: give another --bundle")
+    if not os.access(path.parent if path.parent.exists() else parent, os.W_OK | os.X_OK):
+        raise PermissionError(f"{str(parent)!r} cannot be written to: give another --bundle")
+    if not path.exists():
+        for former in _parts(path):
+            if former.suffix == _FORMER:  # a kill came before the new bundle was in its place
+                former.rename(path)
+                break
+    test = unit_test_path(path)
+    if unit_test and test.exists() and not (overwrite and test.is_file()):
+        raise FileExistsError(
+            f"{str(test)!r} exists: give another --bundle or "
+            + ("--overwrite" if test.is_file() else "remove it yourself first")
+        )
+    if path.is_dir() and not any(path.iterdir()):
+        return path
+    if path.exists():
+        if not overwrite:
+            what = "exists and is not empty" if path.is_dir() else "is a file"
+            raise FileExistsError(f"{str(path)!r} {what}: give another --bundle or --overwrite")
+        if not (path / "configs" / "metadata.json").is_file():
+            raise FileExistsError(f"{str(path)!r} is no bundle: remove it yourself first")
+    return path
+
+
+def export_bundle(
+    selection: Selection,
+    bundle_dir: str | os.PathLike[str],
+    *,
+    label_names: Sequence[str] | None = None,
+    overwrite: bool = False,
+    unit_test: bool = False,
+    torchscript: bool = False,
+) -> Path:
+    """Write the selected network as a MONAI bundle.
+
+    The files come from the templates in ``configs/templates``; every ``_target_`` in them is
+    MONAI's, PyTorch's or ignite's. ``models/model.pt`` holds the selected network at the
+    initialisation of the first seed, until it is trained. Everything is written to a temporary
+    sibling, which is then renamed. Weights over 25 MB are listed in ``large_files.yml``.
+
+    Args:
+        selection: the choice and the table it was made from.
+        bundle_dir: folder to make; its name should end in ``_segmentation`` (MONAI Label).
+        label_names: of the classes, background first; numbered without.
+        overwrite: replace a bundle that is there, and its test.
+        unit_test: write a test in the Model Zoo's style too, ``test_NAME.py`` beside the folder.
+        torchscript: write ``models/model.ts`` too. Training leaves it as it is:
+            ``monai_xtiny.bundle.archive.package_bundle`` renews it.
+
+    Returns:
+        The bundle's absolute path.
+
+    Raises:
+        FileExistsError: there is something, and it is not to be overwritten or is no bundle.
+        ValueError: the number of names is not that of the classes, or a name or path could not be
+            told from code in a MONAI config.
+    """
+    target = check_destination(bundle_dir, overwrite=overwrite, unit_test=unit_test)
+    plan = selection.table.plan
+    names = tuple(label_names) if label_names is not None else _numbered_labels(plan)
+    if len(names) != plan.out_channels:
+        raise ValueError(
+            f"{len(names)} label names ({', '.join(names)}) for {plan.out_channels} classes: "
+            "give one each, background first"
+        )
+    for name in names:
+        check_config_text(name, "label name")
+    test = unit_test_path(target)
+    with _written_whole(target) as folder:
+        _write_bundle(selection, folder, target.name, names)
+        if torchscript:
+            write_torchscript(folder)
+        write_large_files(folder)
+        if unit_test:
+            code = render_unit_test(
+                plan,
+                name=target.name,
+                is_raster=is_raster(selection.table),
+                templates=templates_dir(),
+            )
+            (folder / test.name).write_text(code, encoding="utf-8")
+    if unit_test:  # it comes with the bundle, and its place is beside it
+        (target / test.name).replace(test)
+    return target
+
+
+def clear_finished(bundle_dir: str | os.PathLike[str], journal: str | os.PathLike[str]) -> None:
+    """Delete the journal of a search that was killed after it had written its bundle.
+
+    Args:
+        bundle_dir: the bundle; where it does not hold every score of the journal, nothing happens.
+        journal: of the search.
+
+    Raises:
+        ValueError: the journal or the bundle's search.json is no such file.
+    """
+    path = Path(bundle_dir, "docs", "search.json")
+    if not path.is_file() or not Path(journal).is_file():
+        return
+    table = read_search(path).table
+    known = {
+        (rung.max_features, seed): UnitScore(sensitivity, alignment)
+        for rung in table.ladder
+        for seed, sensitivity, alignment in zip_longest(
+            table.alignment_seeds or table.seeds, rung.sensitivity, rung.alignment, fillvalue=()
+        )
+    }
+    _, units = read_units(journal)
+    if units and all(known.get(unit) == score for unit, score in units.items()):
+        remove_journal(journal)
+
+
+def _numbered_labels(plan: UNetPlan) -> tuple[str, ...]:
+    """Names for classes that nobody named."""
+    return ("background", *(f"class {index}" for index in range(1, plan.out_channels)))
+
+
+@contextmanager
+def _written_whole(target: Path) -> Iterator[Path]:
+    """A temporary sibling of ``target`` that takes its place if the block succeeds."""
+    missing = [item for item in target.parents if not item.exists()]
+    target.parent.mkdir(parents=True, exist_ok=True)
+    for left in _parts(target):
+        shutil.rmtree(left, ignore_errors=True)
+    folder = Path(tempfile.mkdtemp(prefix=f".{target.name}{_PART}", dir=target.parent))
+    try:
+        # mkdtemp makes private folders; a bundle gets what mkdir would give it.
+        umask = os.umask(0)
+        os.umask(umask)
+        folder.chmod(0o777 & ~umask)
+        yield folder
+        if target.exists():
+            former = folder.with_name(folder.name + _FORMER)
+            target.rename(former)
+            try:
+                folder.rename(target)
+            except OSError:
+                former.rename(target)
+                raise
+            # The new bundle is in place: what cannot be removed of the old one is no failure.
+            shutil.rmtree(former, ignore_errors=True)
+        else:
+            folder.rename(target)
+    except BaseException:
+        shutil.rmtree(folder, ignore_errors=True)
+        for item in missing:
+            if item.exists() and not any(item.iterdir()):
+                item.rmdir()
+        raise
+
+
+def _parts(target: Path) -> list[Path]:
+    """What killed processes left of writing a bundle."""
+    return list(target.parent.glob(f".{glob.escape(target.name)}{_PART}*"))
+
+
+def _write_bundle(
+    selection: Selection, folder: Path, name: str, label_names: tuple[str, ...]
+) -> None:
+    """Write all files of the bundle into ``folder``."""
+    templates = templates_dir()
+    table = selection.table
+    plan = table.plan
+    kind = data_kind(plan)
+    configs, models, docs = folder / "configs", folder / "models", folder / "docs"
+    for item in (configs, models, docs):
+        item.mkdir()
+    for workflow in ("train", "inference"):
+        config = merged_template(workflow, kind, templates)
+        config.update(_plan_keys(selection, kind))
+        write_json(configs / f"{workflow}.json", config)
+    for workflow in ("evaluate", "multi_gpu_train"):
+        write_json(configs / f"{workflow}.json", merged_template(workflow, kind, templates))
+    metadata = read_json(templates / "metadata.json")
+    metadata.update(bundle_metadata(selection, name=name, label_names=label_names))
+    write_json(configs / "metadata.json", metadata)
+    shutil.copyfile(templates / "logging.conf", configs / "logging.conf")
+    shutil.copyfile(templates / "LICENSE", folder / "LICENSE")
+    shutil.copyfile(templates / "data_license.txt", docs / "data_license.txt")
+    network = build_network(plan, selection.max_features, seed=table.seeds[0])
+    torch.save(network.state_dict(), models / "model.pt")
+    write_search(selection, docs / "search.json")
+    plot_sensitivity(selection, docs / "sensitivity.png")
+    card = model_card(selection, name=name, label_names=label_names, kind=kind, templates=templates)
+    (docs / "README.md").write_text(card, encoding="utf-8")
+
+
+def _plan_keys(selection: Selection, kind: str) -> dict[str, Any]:
+    """The templates' keys that the plan decides."""
+    plan = selection.table.plan
+    keys: dict[str, Any] = {
+        "network_def": {"_target_": "DynUNet", **network_config(plan, selection.max_features)},
+        "in_channels": plan.in_channels,
+        "num_classes": plan.out_channels,
+        "patch_size": list(plan.patch_size),
+    }
+    if kind != "images":
+        keys["spacing"] = list(plan.pixdim)
+    if kind == "slices":
+        keys["slice_axis"] = plan.slice_axis
+    return keys

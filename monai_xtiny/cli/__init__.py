@@ -1,0 +1,1 @@
+"""What was typed, as calls; one file a group of commands."""

@@ -1,0 +1,59 @@
+"""What a case is, what its header tells, and what is loaded of it."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import torch
+
+_READERS = {"nifti": "NibabelReader", "raster": "PILReader", "dicom": "PydicomReader"}
+
+
+@dataclass(frozen=True)
+class Case:
+    """One patient's image, in one file or in one file a channel.
+
+    Args:
+        name: path of the first file (DICOM: of the folder) relative to where the search looked.
+        images: the files, one a channel; for DICOM the folder of the series.
+        kind: ``nifti``, ``raster`` (PNG, JPG, TIFF, BMP) or ``dicom``.
+    """
+
+    name: str
+    images: tuple[str, ...]
+    kind: str
+
+    @property
+    def reader(self) -> str:
+        """Name of MONAI's reader for these files."""
+        return _READERS[self.kind]
+
+
+@dataclass(frozen=True)
+class Header:
+    """What a header tells of an image without its voxels.
+
+    Args:
+        shape: voxels along each axis, (x, y[, z]) after RAS.
+        spacing: mm along each axis; 1 for images without a physical size.
+        in_channels: channels of the case, all files together.
+    """
+
+    shape: tuple[int, ...]
+    spacing: tuple[float, ...]
+    in_channels: int
+
+
+@dataclass(frozen=True)
+class Sample:
+    """Preprocessed images, ready to be scored.
+
+    Args:
+        names: of the cases, in the order of the images.
+        images: plain tensors of one shape, (C, *patch_size).
+        seconds: wall time that loading took.
+    """
+
+    names: tuple[str, ...]
+    images: tuple[torch.Tensor, ...]
+    seconds: float = 0.0

@@ -1,0 +1,1 @@
+"""From a trained bundle to ONNX, and how fast it is."""

@@ -1,0 +1,291 @@
+"""A bundle's network as ONNX: ``models/model.onnx`` and, on request, ``models/model_int8.onnx``.
+
+Both take ``image``, float32 of (batch, channels, *spatial) with any batch, and any spatial size
+whose edges are multiples of the product of the strides, twice it at least; and give ``pred``,
+logits of (batch, classes, *spatial). Opset 18. Axis order is MONAI's array order.
+"""
+
+from __future__ import annotations
+
+import copy
+import os
+import tempfile
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from torch import nn
+from torch.nn.modules.instancenorm import _InstanceNorm
+
+from monai_xtiny.bundle.folder import data_kind, find_bundle, read_search
+from monai_xtiny.bundle.weights import (
+    INT8_FILE,
+    MODEL_FILE,
+    WEIGHTS_DIGEST,
+    load_network,
+    weights_digest,
+)
+from monai_xtiny.deploy.segmenter import InputFormat, import_deploy, load_segmenter
+from monai_xtiny.system.errors import root_cause
+from monai_xtiny.system.files import read_json
+
+OPSET = 18
+TOLERANCE = 1e-4
+_NORMALISATION = {
+    "images": "z-score of every channel over the image",
+    "volumes": "resampled to the plan's spacing, then z-score of every channel over the volume",
+    "slices": "resampled to the plan's spacing, then z-score of every channel over the volume",
+}
+
+
+def export_onnx(
+    bundle_dir: str | os.PathLike[str], *, inputs: Sequence[NDArray[np.float32]] = ()
+) -> Path:
+    """Write the network of a bundle with the weights of ``models/model.pt`` as ONNX.
+
+    Instance normalisation is written as means along one axis after the other. ONNX Runtime's own
+    sums a channel in a few float32 accumulators: on pictures that are mostly one grey value it was
+    off by 3e-3 in the logits (1.32.0, 256 x 256, dark microscopy), and more in volumes.
+
+    The file holds in its metadata the :class:`InputFormat`, the normalisation and a digest of the
+    weights, but no path of this machine.
+
+    Args:
+        bundle_dir: the bundle; its ``models/model.onnx`` is written, or replaced.
+        inputs: normalised images of (B, C, *spatial) to compare outputs on, besides random ones.
+
+    Returns:
+        The path of ``models/model.onnx``.
+
+    Raises:
+        FileNotFoundError: there is no bundle.
+        ImportError: onnx, onnxruntime or onnxscript is not installed.
+        ValueError: the weights are not the network's, it cannot be exported, or a logit differs
+            from PyTorch's by more than ``TOLERANCE * (1 + |logit|)``.
+    """
+    bundle = find_bundle(bundle_dir)
+    network, form = load_network(bundle), input_format(bundle)
+    target = bundle / "models" / MODEL_FILE
+    write_onnx(network, form, target, inputs=inputs)
+    return target
+
+
+def input_format(bundle_dir: str | os.PathLike[str]) -> InputFormat:
+    """What the network of a bundle takes, from its search and its metadata."""
+    bundle = find_bundle(bundle_dir)
+    plan = read_search(bundle / "docs" / "search.json").table.plan
+    outputs = read_json(bundle / "configs" / "metadata.json")["network_data_format"]["outputs"]
+    names = outputs["pred"]["channel_def"]
+    labels = tuple(names[str(index)] for index in range(len(names)))
+    return InputFormat(data_kind(plan), plan.in_channels, plan.patch_size, plan.divisor, labels)
+
+
+def write_onnx(
+    network: nn.Module,
+    form: InputFormat,
+    path: Path,
+    *,
+    inputs: Sequence[NDArray[np.float32]] = (),
+) -> float:
+    """Write a network as ONNX, whole or not at all; the network stays as it is.
+
+    Args:
+        network: a DynUNet in evaluation mode.
+        form: what it takes.
+        path: the file to write, or replace.
+        inputs: images to compare outputs on, besides random ones.
+
+    Returns:
+        The largest difference of a logit between ONNX Runtime and PyTorch.
+
+    Raises:
+        ImportError: onnx, onnxruntime or onnxscript is not installed.
+        ValueError: the network cannot be exported, or the outputs differ.
+    """
+    onnx = import_deploy("onnx")
+    for name in ("onnxruntime", "onnxscript"):
+        import_deploy(name)
+    dims = [torch.export.Dim(f"steps_{axis}") for axis in range(len(form.divisor))]
+    sizes = {
+        axis + 2: dim if factor == 1 else factor * dim
+        for axis, (dim, factor) in enumerate(zip(dims, form.divisor, strict=True))
+    }
+    example = torch.zeros(2, form.in_channels, *form.padded(form.patch_size))
+    with _written_aside(path) as part:
+        try:
+            torch.onnx.export(
+                _with_exact_norms(network),
+                (example,),
+                part,
+                dynamo=True,
+                external_data=False,
+                verbose=False,
+                input_names=["image"],
+                output_names=["pred"],
+                opset_version=OPSET,
+                dynamic_shapes=({0: torch.export.Dim("batch"), **sizes},),
+            )
+        except Exception as error:
+            raise ValueError(
+                f"the network cannot be exported as ONNX ({root_cause(error)}): check network_def "
+                "in configs/inference.json"
+            ) from error
+        model = onnx.load(part)
+        _describe(model, form, weights_digest(network.state_dict()))
+        onnx.checker.check_model(model)
+        onnx.save(model, part)
+        return _check_outputs(network, form, part, inputs)
+
+
+def quantise_onnx(model: str | os.PathLike[str], inputs: Sequence[NDArray[np.float32]]) -> Path:
+    """Write an int8 copy of ``model.onnx`` beside it, ``model_int8.onnx``.
+
+    Static quantisation by ONNX Runtime: weights int8 a channel, activations uint8 from their
+    minimum and maximum over ``inputs``, in QDQ form. Convolutions are quantised, without the first
+    and the last one; normalisation and activation stay float32.
+
+    Args:
+        model: what :func:`export_onnx` wrote.
+        inputs: normalised, unlabeled images of (B, C, *spatial) to calibrate on.
+
+    Returns:
+        The path of ``model_int8.onnx``.
+
+    Raises:
+        ImportError: onnx or onnxruntime is not installed.
+        ValueError: there are no inputs, or ONNX Runtime cannot quantise the model.
+    """
+    onnx = import_deploy("onnx")
+    quantization = import_deploy("onnxruntime.quantization")
+    if not inputs:
+        raise ValueError("no images to calibrate int8 on: give --images")
+    source = Path(model)
+    convolutions = [node.name for node in onnx.load(source).graph.node if node.op_type == "Conv"]
+
+    class Reader(quantization.CalibrationDataReader):  # type: ignore[name-defined]
+        def __init__(self) -> None:
+            self._feeds = iter([{"image": image} for image in inputs])
+
+        def get_next(self) -> dict[str, NDArray[np.float32]] | None:
+            return next(self._feeds, None)
+
+    target = source.with_name(INT8_FILE)
+    with _written_aside(target) as part:
+        try:
+            quantization.quantize_static(
+                source,
+                part,
+                Reader(),
+                quant_format=quantization.QuantFormat.QDQ,
+                op_types_to_quantize=["Conv"],
+                nodes_to_exclude=[convolutions[0], convolutions[-1]],
+                per_channel=True,
+                activation_type=quantization.QuantType.QUInt8,
+                weight_type=quantization.QuantType.QInt8,
+            )
+            load_segmenter(part, num_threads=1)
+        except Exception as error:
+            raise ValueError(f"{str(source)!r} cannot be quantised: {root_cause(error)}") from error
+    return target
+
+
+def remove_stale_int8(bundle_dir: str | os.PathLike[str]) -> None:
+    """Delete ``models/model_int8.onnx`` if its weights are not those of ``models/model.onnx``."""
+    onnx = import_deploy("onnx")
+    digests = []
+    for name in (MODEL_FILE, INT8_FILE):
+        path = Path(bundle_dir) / "models" / name
+        if not path.is_file():
+            return
+        found = {item.key: item.value for item in onnx.load(path).metadata_props}
+        digests.append(found.get(WEIGHTS_DIGEST))
+    if digests[0] != digests[1]:
+        path.unlink()
+
+
+class _ExactInstanceNorm(nn.Module):
+    """Instance normalisation whose mean and variance are means along one axis after the other."""
+
+    def __init__(self, norm: _InstanceNorm) -> None:
+        super().__init__()
+        self.weight, self.bias, self.eps = norm.weight, norm.bias, norm.eps
+
+    def forward(self, image: torch.Tensor) -> torch.Tensor:
+        shape = (-1, *[1] * (image.ndim - 2))
+        centred = image - _spatial_mean(image)
+        scale = self.weight.reshape(shape) / torch.sqrt(_spatial_mean(centred * centred) + self.eps)
+        return centred * scale + self.bias.reshape(shape)
+
+
+def _spatial_mean(image: torch.Tensor) -> torch.Tensor:
+    """Mean over the spatial axes, the last axis first; shape (B, C, 1, ...)."""
+    for axis in range(image.ndim - 1, 1, -1):
+        image = image.mean(axis, keepdim=True)
+    return image
+
+
+def _with_exact_norms(network: nn.Module) -> nn.Module:
+    """A copy of a network with other instance normalisations; shared modules stay shared."""
+    network = copy.deepcopy(network)
+    replaced: dict[nn.Module, nn.Module] = {}
+    for module in list(network.modules()):
+        for name, child in module.named_children():
+            if isinstance(child, _InstanceNorm):
+                replaced.setdefault(child, _ExactInstanceNorm(child))
+                setattr(module, name, replaced[child])
+    return network
+
+
+def _describe(model: Any, form: InputFormat, digest: str) -> None:
+    """Leave out traces of this machine's source files, and put in what the network takes."""
+    for part in (model, model.graph, *model.graph.node, *model.graph.value_info):
+        del part.metadata_props[:]
+    for node in model.graph.node:
+        node.doc_string = ""
+    described = {
+        **form.to_metadata(),
+        "normalisation": _NORMALISATION[form.kind],
+        WEIGHTS_DIGEST: digest,
+    }
+    for key, value in described.items():
+        model.metadata_props.add(key=key, value=value)
+
+
+def _check_outputs(
+    network: nn.Module, form: InputFormat, path: Path, inputs: Sequence[NDArray[np.float32]]
+) -> float:
+    """Largest difference to PyTorch on random and given images; too large a one is refused."""
+    generator = np.random.default_rng(0)
+    small = tuple(2 * factor for factor in form.divisor)
+    oblong = (3 * form.divisor[0], *small[1:])
+    shapes = ((1, *form.patch_size), (2, *small), (1, *oblong))
+    drawn = [
+        generator.standard_normal((batch, form.in_channels, *size), dtype=np.float32)
+        for batch, *size in shapes
+    ]
+    segmenter = load_segmenter(path)
+    largest = 0.0
+    for image in (*drawn, *inputs):
+        with torch.inference_mode():
+            expected = network(torch.from_numpy(image)).numpy()
+        difference = np.abs(segmenter.predict(image) - expected)
+        if not (difference <= TOLERANCE * (1 + np.abs(expected))).all():
+            raise ValueError(
+                f"ONNX Runtime and PyTorch differ by {difference.max():.1e} in the logits of an "
+                f"image of {image.shape}: {path.name} was not written"
+            )
+        largest = max(largest, float(difference.max()))
+    return largest
+
+
+@contextmanager
+def _written_aside(path: Path) -> Iterator[Path]:
+    """A path for a file that takes the place of ``path`` if the block succeeds."""
+    with tempfile.TemporaryDirectory(prefix=f".{path.name}.", dir=path.parent) as folder:
+        part = Path(folder) / path.name
+        yield part
+        part.replace(path)

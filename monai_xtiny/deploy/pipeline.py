@@ -1,0 +1,289 @@
+"""A trained bundle in real time: ONNX, int8, their Dice, and how fast which engine is."""
+
+from __future__ import annotations
+
+import json
+import os
+import platform
+import tempfile
+from collections.abc import Callable, Sequence
+from dataclasses import asdict, dataclass
+from importlib.metadata import version
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from PIL import Image
+
+from monai_xtiny.bundle.folder import SPLIT_FILE, data_options, find_bundle, read_search
+from monai_xtiny.bundle.weights import MODEL_FILE, load_network
+from monai_xtiny.deploy.onnx_model import (
+    OPSET,
+    input_format,
+    quantise_onnx,
+    remove_stale_int8,
+    write_onnx,
+)
+from monai_xtiny.deploy.segmenter import InputFormat, import_deploy, load_segmenter
+from monai_xtiny.deploy.timing import (
+    EAGER,
+    INT8,
+    ONNX,
+    TORCHSCRIPT,
+    EngineModel,
+    EngineTiming,
+    benchmark_engines,
+)
+from monai_xtiny.deploy.windows import sample_windows
+from monai_xtiny.networks.dynunet import build_network, network_config
+from monai_xtiny.selection.choice import Selection
+from monai_xtiny.system.devices import device_name, select_device
+from monai_xtiny.system.files import write_text
+from monai_xtiny.training.evaluate import evaluate_held_out
+
+DEPLOY_FILE = "deploy.json"
+FULL_WIDTH, SELECTED = "full-width", "selected"
+_FORMAT_VERSION = 1
+
+
+@dataclass(frozen=True)
+class Deployment:
+    """What ``deploy`` made and measured.
+
+    Args:
+        files: ONNX files that were written.
+        max_difference: largest difference of a logit between ONNX Runtime and PyTorch.
+        dice: mean Dice of ``model.onnx`` on the held-out cases, if there were labelled data.
+        dice_int8: the same of ``model_int8.onnx``.
+        num_cases: that were held out.
+        size: of the image that engines were timed on.
+        timings: of the full-width and of the selected network.
+        device: name of the device that they were timed on.
+    """
+
+    files: tuple[Path, ...]
+    max_difference: float
+    dice: float | None = None
+    dice_int8: float | None = None
+    num_cases: int = 0
+    size: tuple[int, ...] = ()
+    timings: tuple[EngineTiming, ...] = ()
+    device: str = ""
+
+
+def deploy_bundle(
+    bundle_dir: str | os.PathLike[str],
+    *,
+    images: str | os.PathLike[str] | None = None,
+    data: str | os.PathLike[str] | None = None,
+    int8: bool = False,
+    benchmark: bool = True,
+    device: str = "cpu",
+    size: Sequence[int] | None = None,
+    output: str | os.PathLike[str] | None = None,
+    progress: Callable[[str], None] | None = None,
+) -> Deployment:
+    """Export a bundle's network to ONNX, and measure it.
+
+    Args:
+        bundle_dir: the bundle; ``models/model.onnx``, on request ``models/model_int8.onnx``, and
+            ``docs/deploy.json`` are written. An int8 model of other weights is
+            deleted.
+        images: unlabeled images, whatever the search takes: ONNX Runtime is compared with PyTorch
+            on 16 of them, and int8 calibrated.
+        data: nnU-Net data set root with labels, whose held-out cases the Dice is measured on.
+        int8: quantise too.
+        benchmark: time four engines, with one thread and with two, on the selected network and on
+            the full-width one at its initialisation.
+        device: to time them on, ``cpu`` or a ``cuda`` one: there with one thread, without int8, and
+            with ONNX Runtime where onnxruntime-gpu is installed.
+        size: of the image to time, (*spatial); the patch size without.
+        output: JSON file to write in place of ``docs/deploy.json``.
+        progress: is told what is being done.
+
+    Returns:
+        What was made and measured.
+
+    Raises:
+        FileNotFoundError: there is no bundle, or no images or data.
+        ImportError: the extra ``deploy`` is not installed.
+        ValueError: a case cannot be read, outputs differ, int8 has no images, the bundle was not
+            trained and cannot have a Dice, the size is not one of the plan's dimension, or there is
+            no such device.
+    """
+    bundle = find_bundle(bundle_dir)
+    for name in ("onnx", "onnxruntime", "onnxscript"):
+        import_deploy(name)
+    timed_on = select_device(device)
+    if timed_on.type not in ("cpu", "cuda"):
+        raise ValueError(f"device {device!r}: engines are timed on cpu or cuda")
+    selection = read_search(bundle / "docs" / "search.json")
+    plan = selection.table.plan
+    timed = plan.patch_size if size is None else tuple(size)
+    if len(timed) != plan.spatial_dims or min(timed) < 1:
+        raise ValueError(f"size {timed}: give {plan.spatial_dims} positive numbers, as the plan")
+    if int8 and images is None:
+        raise ValueError("int8 is calibrated on images: give --images")
+    if data is not None:
+        data_options(data, None)
+        if not (bundle / "configs" / SPLIT_FILE).is_file():
+            raise ValueError(
+                f"{str(bundle)!r} has no configs/{SPLIT_FILE}, which training writes: train it "
+                "first, or leave out --data"
+            )
+    say = progress or (lambda _: None)
+    network, form = load_network(bundle), input_format(bundle)
+    windows = () if images is None else sample_windows(bundle, images)
+    say("exporting to ONNX")
+    model = bundle / "models" / MODEL_FILE
+    difference = write_onnx(network, form, model, inputs=windows)
+    files = [model]
+    remove_stale_int8(bundle)
+    if int8:
+        say("quantising to int8")
+        files.append(quantise_onnx(model, windows))
+    scores: list[float] = []
+    num_cases = 0
+    if data is not None:
+        for file in files:
+            say(f"Dice of {file.name}")
+            found, _ = evaluate_held_out(bundle, data=data, predict=_tensor_predictor(file))
+            scores.append(found.mean_dice)
+            num_cases = len(found.cases)
+    timings: tuple[EngineTiming, ...] = ()
+    if benchmark:
+        timings = _time_engines(network, selection, form, files, timed, timed_on, say)
+    deployment = Deployment(
+        tuple(files),
+        difference,
+        scores[0] if scores else None,
+        scores[1] if len(scores) > 1 else None,
+        num_cases,
+        timed if benchmark else (),
+        timings,
+        device_name(timed_on) if benchmark else "",
+    )
+    _write(deployment, Path(output) if output is not None else bundle / "docs" / DEPLOY_FILE)
+    return deployment
+
+
+def deployment_table(deployment: Deployment) -> str:
+    """The timings as a Markdown table; the last column compares with the full width."""
+    full = {
+        (row.engine, row.num_threads): row for row in deployment.timings if row.network != SELECTED
+    }
+    lines = [
+        "| network | engine | threads | file, KiB | network, ms (p95) | picture, ms (p95) "
+        "| frames/s | peak, MiB | times as fast as the full width |",
+        "|---|---|---:|---:|---:|---:|---:|---:|---:|",
+    ]
+    for row in deployment.timings:
+        wide = full[row.engine, row.num_threads]
+        picture = "-"
+        if row.picture_ms is not None:
+            picture = f"{row.picture_ms:.1f} ({row.picture_p95_ms:.1f})"
+        lines.append(
+            f"| {row.network}, cap {row.max_features} | {row.engine} | {row.num_threads} "
+            f"| {row.num_bytes / 1024:,.0f} | {row.network_ms:.1f} ({row.network_p95_ms:.1f}) "
+            f"| {picture} | {row.frames_per_second:.1f} | {row.peak_mib:.0f} "
+            f"| {wide.network_ms / row.network_ms:.1f} |"
+        )
+    return "\n".join(lines)
+
+
+def _tensor_predictor(model: Path) -> Callable[[torch.Tensor], torch.Tensor]:
+    """A model in ONNX Runtime, from tensors to tensors on the same device."""
+    segmenter = load_segmenter(model)
+
+    def predict(windows: torch.Tensor) -> torch.Tensor:
+        return torch.from_numpy(segmenter.predict(windows.cpu().numpy())).to(windows.device)
+
+    return predict
+
+
+def _time_engines(
+    network: torch.nn.Module,
+    selection: Selection,
+    form: InputFormat,
+    files: Sequence[Path],
+    size: tuple[int, ...],
+    device: torch.device,
+    say: Callable[[str], None],
+) -> tuple[EngineTiming, ...]:
+    """Both networks in all engines, from files in a folder that is thrown away."""
+    # The ones that read the exported files.
+    runtimes = [ONNX, INT8][: len(files)]
+    if device.type == "cuda":
+        runtimes = [ONNX]
+        try:
+            load_segmenter(files[0], device=str(device))
+        except ValueError as error:
+            runtimes = []
+            say(f"ONNX Runtime is not timed on {device}: {error}")
+    plan, width = selection.table.plan, selection.max_features
+    widest = plan.features_per_stage[-1]
+    wide = build_network(plan, seed=0).eval()
+    shape = (1, form.in_channels, *form.padded(size))
+    noise = np.random.default_rng(0).standard_normal(shape, dtype=np.float32)
+    with tempfile.TemporaryDirectory() as temporary:
+        folder = Path(temporary)
+        models = []
+        for name, cap, item in ((FULL_WIDTH, widest, wide), (SELECTED, width, network)):
+            eager, script = folder / f"{name}.pt", folder / f"{name}.ts"
+            content = {
+                "arguments": network_config(plan, cap),
+                "state_dict": item.state_dict(),
+            }
+            torch.save(content, eager)
+            torch.jit.script(item).save(script)
+            exported = list(files[: len(runtimes)])
+            if name == FULL_WIDTH and runtimes:
+                say("exporting the full-width network")
+                (folder / name).mkdir()
+                exported = [folder / name / MODEL_FILE]
+                write_onnx(item, form, exported[0])
+                if INT8 in runtimes:
+                    exported.append(quantise_onnx(exported[0], [noise]))
+            engines = (EAGER, TORCHSCRIPT, *runtimes)
+            models += [
+                EngineModel(name, cap, engine, path)
+                for engine, path in zip(engines, (eager, script, *exported), strict=True)
+            ]
+        pictures = _draw_picture(form, size, folder) if form.kind == "images" else ()
+        threads = (1, 2) if device.type == "cpu" else (1,)
+        return benchmark_engines(
+            models, form, pictures, size, device=str(device), threads=threads, progress=say
+        )
+
+
+def _draw_picture(form: InputFormat, size: tuple[int, ...], folder: Path) -> tuple[Path, ...]:
+    """A smooth picture with noise as PNG: one file for 1 or 3 channels, else one a channel."""
+    generator = np.random.default_rng(0)
+    num_channels = form.in_channels
+    x, y = (np.linspace(0, 6, edge) for edge in size)
+    smooth = 110 + 80 * np.sin(x)[None, :] * np.cos(y)[:, None]
+    pixels = smooth[..., None] + generator.normal(0, 8, (*smooth.shape, num_channels))
+    grey = pixels.clip(0, 255).astype(np.uint8)
+    layers = [grey] if num_channels == 3 else [grey[..., index] for index in range(num_channels)]
+    paths = tuple(folder / f"picture_{index:04d}.png" for index in range(len(layers)))
+    for layer, path in zip(layers, paths, strict=True):
+        Image.fromarray(layer).save(path)
+    return paths
+
+
+def _write(deployment: Deployment, path: Path) -> None:
+    """``deploy.json``: what was measured, and with which versions."""
+    content: dict[str, Any] = {"format_version": _FORMAT_VERSION, **asdict(deployment)}
+    content["files"] = [file.name for file in deployment.files]
+    content["opset"] = OPSET
+    packages = ("torch", "monai", "onnx", "onnxscript", "numpy", "pillow")
+    content["environment"] = {
+        **{name: version(name) for name in packages},
+        # Its distribution is onnxruntime or onnxruntime-gpu.
+        "onnxruntime": import_deploy("onnxruntime").__version__,
+        "python": platform.python_version(),
+        "machine": platform.machine(),
+        "num_cores": os.cpu_count(),
+    }
+    write_text(path, json.dumps(content, indent=4, allow_nan=False) + "\n")

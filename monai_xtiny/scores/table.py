@@ -1,0 +1,145 @@
+"""Every score of a search: the table that choices are made from."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import asdict, dataclass
+from math import isfinite
+from typing import Any
+
+from monai_xtiny.plan.unet_plan import UNetPlan
+
+
+@dataclass(frozen=True)
+class Rung:
+    """One width of the ladder with its cost and scores.
+
+    Args:
+        max_features: the width cap.
+        features_per_stage: channels of each stage under the cap.
+        num_parameters: of the DynUNet.
+        num_parameters_nnunet: of nnU-Net's network of these widths, biases included.
+        gmacs: multiply-accumulates of one forward pass on one patch, in 1e9.
+        sensitivity: one row a seed of the table, one value an image.
+        alignment: one row an initialisation, those of the table's first ``alignment_seeds``, one
+            value an image; no rows where it was not measured.
+    """
+
+    max_features: int
+    features_per_stage: tuple[int, ...]
+    num_parameters: int
+    num_parameters_nnunet: int
+    gmacs: float
+    sensitivity: tuple[tuple[float, ...], ...]
+    alignment: tuple[tuple[float, ...], ...] = ()
+
+
+@dataclass(frozen=True)
+class ScoreTable:
+    """Every score of a search.
+
+    Args:
+        plan: of the full network.
+        ladder: one rung a width, widest first.
+        seeds: of the initialisations, in the order of the rungs' rows.
+        images: names of the images, in the order of the rows' values.
+        seconds: wall time of loading, scoring and both.
+        environment: versions, and the device that computed the scores.
+        alignment_seeds: of the initialisations that were aligned; narrow widths with more of them
+            than wide ones.
+    """
+
+    plan: UNetPlan
+    ladder: tuple[Rung, ...]
+    seeds: tuple[int, ...]
+    images: tuple[str, ...]
+    seconds: Mapping[str, float]
+    environment: Mapping[str, str]
+    alignment_seeds: tuple[int, ...] = ()
+
+    @property
+    def widths(self) -> tuple[int, ...]:
+        """Width caps, widest first."""
+        return tuple(rung.max_features for rung in self.ladder)
+
+    def curve(self, seed_index: int) -> tuple[float, ...]:
+        """Mean sensitivity over the images at each width, for one initialisation."""
+        rows = [rung.sensitivity[seed_index] for rung in self.ladder]
+        return tuple(sum(row) / len(row) for row in rows)
+
+
+def table_to_dict(table: ScoreTable) -> dict[str, Any]:
+    """A table in JSON's types, as ``docs/search.json`` holds it."""
+    return {
+        "plan": asdict(table.plan),
+        "images": list(table.images),
+        "seeds": list(table.seeds),
+        **({"alignment_seeds": list(table.alignment_seeds)} if table.alignment_seeds else {}),
+        "ladder": [_rung_to_dict(rung) for rung in table.ladder],
+        "seconds": dict(table.seconds),
+        "environment": dict(table.environment),
+    }
+
+
+def _rung_to_dict(rung: Rung) -> dict[str, Any]:
+    """A rung in JSON's types; alignment only where it was measured."""
+    content = asdict(rung)
+    if not rung.alignment:
+        del content["alignment"]
+    return content
+
+
+def table_from_dict(content: Mapping[str, Any]) -> ScoreTable:
+    """The table that :func:`table_to_dict` wrote.
+
+    Raises:
+        ValueError: a field is missing or has another form, the widths do not descend, or a score
+            is not finite.
+    """
+    try:
+        ladder = tuple(
+            Rung(
+                max_features=int(row["max_features"]),
+                features_per_stage=tuple(int(width) for width in row["features_per_stage"]),
+                num_parameters=int(row["num_parameters"]),
+                num_parameters_nnunet=int(row["num_parameters_nnunet"]),
+                gmacs=float(row["gmacs"]),
+                sensitivity=tuple(tuple(map(float, values)) for values in row["sensitivity"]),
+                alignment=tuple(tuple(map(float, values)) for values in row.get("alignment", ())),
+            )
+            for row in content["ladder"]
+        )
+        table = ScoreTable(
+            plan=UNetPlan(**content["plan"]),
+            ladder=ladder,
+            seeds=tuple(int(seed) for seed in content["seeds"]),
+            images=tuple(str(name) for name in content["images"]),
+            seconds=dict(content["seconds"]),
+            environment=dict(content["environment"]),
+            alignment_seeds=tuple(int(seed) for seed in content.get("alignment_seeds", ())),
+        )
+    except (KeyError, TypeError, ValueError, AttributeError) as error:
+        raise ValueError(
+            f"no table of scores ({error}): write it with monai_xtiny score"
+        ) from error
+    if list(table.widths) != sorted(set(table.widths), reverse=True):
+        raise ValueError(f"the ladder {table.widths} must descend: write the table again")
+    num_seeds, num_images = len(table.seeds), len(table.images)
+    for rung in table.ladder:
+        sizes = {len(row) for row in (*rung.sensitivity, *rung.alignment)}
+        if sizes != {num_images} or len(rung.sensitivity) != num_seeds or 0 in sizes:
+            raise ValueError(
+                f"width {rung.max_features} lacks scores: expected {num_seeds} seeds of "
+                f"{num_images} images"
+            )
+        scores = [value for row in (*rung.sensitivity, *rung.alignment) for value in row]
+        if not all(map(isfinite, scores)):
+            raise ValueError(
+                f"width {rung.max_features} has a score that is not finite: score again"
+            )
+        if len(rung.alignment) > len(table.alignment_seeds):
+            raise ValueError(
+                f"width {rung.max_features} has {len(rung.alignment)} rows of alignment and the "
+                f"table {len(table.alignment_seeds)} alignment_seeds: write the table again"
+            )
+    return table

@@ -1,0 +1,187 @@
+"""The (width, seed) units of a search, shared out and written down, and the table they make."""
+
+from __future__ import annotations
+
+import os
+import time
+from collections.abc import Callable, Mapping, Sequence
+from typing import cast
+
+import ignite.distributed as idist
+from tqdm import tqdm
+
+from monai_xtiny.data.case import Sample
+from monai_xtiny.networks.cost import network_cost
+from monai_xtiny.networks.ladder import cap_features, width_ladder
+from monai_xtiny.plan.unet_plan import UNetPlan
+from monai_xtiny.scores.table import Rung, ScoreTable
+from monai_xtiny.search.journal import Journal, Unit, UnitScore
+from monai_xtiny.search.scorer import Scorer, describe_environment
+from monai_xtiny.search.workers import score_side_by_side, share_out
+from monai_xtiny.system.devices import select_device
+
+MIN_LADDER = 5
+
+
+def run_search(
+    sample: Sample,
+    plan: UNetPlan,
+    *,
+    seeds: Sequence[int] = (369,),
+    refine: Callable[[ScoreTable], Mapping[int, int]] | None = None,
+    align: bool = False,
+    device: str = "auto",
+    journal: str | os.PathLike[str] | None = None,
+    max_memory_gb: float | None = None,
+    progress: bool = True,
+) -> ScoreTable:
+    """Score every width of the plan's ladder at initialisation.
+
+    A unit is one width with one seed, reset before each width as published; its network sees the
+    images through an ignite engine. Under ``torchrun`` the units are shared out over the ranks by
+    their cost, and every rank returns the whole table.
+
+    Args:
+        sample: preprocessed images, each of shape (in_channels, *patch_size).
+        plan: of the full network.
+        seeds: of the initialisations that every width is scored with.
+        refine: asked after each round of scoring how many initialisations of a width should be
+            aligned; seeds after the given ones count on from the last. It ends the search by asking
+            for no more than there are.
+        align: also measure what widths up to ``max_aligned_width`` keep of the images.
+        device: ``auto``, ``cpu``, ``cuda``, ``cuda:1``, ...
+        journal: file to which every finished unit is appended, and from which an interrupted search
+            goes on; see :class:`monai_xtiny.search.journal.Journal`.
+        max_memory_gb: what this process may hold; see
+            :func:`monai_xtiny.search.memory.scoring_limit_gb`.
+        progress: show a bar on stderr.
+
+    Returns:
+        The table of scores.
+
+    Raises:
+        ValueError: there are no images or seeds, an image does not fit the plan, the ladder has
+            fewer than 5 widths, the device is unknown, a score is not finite, ``max_memory_gb`` is
+            too little, or the journal is of another search.
+        MemoryError: not even one image fits.
+    """
+    check_ladder(plan)
+    _check_sample(sample, plan, seeds)
+    target = select_device(device)
+    start = time.perf_counter()
+    scorer = Scorer(sample, plan, seeds, target, align=align, max_memory_gb=max_memory_gb)
+    done = _open_journal(journal, scorer)
+    all_seeds = list(seeds)
+    counts = {width: len(seeds) for width in width_ladder(plan)}
+    while True:
+        all_seeds += range(
+            all_seeds[-1] + 1, all_seeds[-1] + 1 + max(counts.values()) - len(all_seeds)
+        )
+        units = [(width, seed) for width, count in counts.items() for seed in all_seeds[:count]]
+        try:
+            scores = _score_units(scorer, units, done, progress=progress)
+        except ValueError:  # bad input: nothing to go on from
+            if done is not None:
+                done.discard()
+            raise
+        # One clock, so that all ranks decide alike.
+        seconds = sample.seconds + time.perf_counter() - start
+        if idist.get_world_size() > 1:
+            seconds = float(cast(float, idist.broadcast(seconds, src=0)))
+        table = ScoreTable(
+            plan=plan,
+            ladder=tuple(
+                _make_rung(plan, width, [scores[width, seed] for seed in all_seeds[:count]])
+                for width, count in counts.items()
+            ),
+            seeds=tuple(seeds),
+            images=sample.names,
+            seconds={"load": sample.seconds, "score": seconds - sample.seconds, "total": seconds},
+            environment=describe_environment(target),
+            alignment_seeds=tuple(all_seeds) if align else (),
+        )
+        wanted = {} if refine is None else refine(table)
+        more = {width: max(count, wanted.get(width, 0)) for width, count in counts.items()}
+        if more == counts:
+            return table
+        counts = more
+
+
+def check_ladder(plan: UNetPlan) -> None:
+    """Refuse a plan whose ladder is too short to choose from.
+
+    Raises:
+        ValueError: the ladder has fewer than 5 widths.
+    """
+    widths = width_ladder(plan)
+    if len(widths) < MIN_LADDER:
+        raise ValueError(
+            f"the ladder {', '.join(map(str, widths))} has {len(widths)} widths, and a choice "
+            f"needs {MIN_LADDER}: the full network must have at least 16 features"
+        )
+
+
+def _check_sample(sample: Sample, plan: UNetPlan, seeds: Sequence[int]) -> None:
+    """Refuse a sample that does not fit the plan, before any network is made."""
+    if not sample.images or not seeds:
+        raise ValueError(
+            f"{len(sample.images)} images and {len(seeds)} seeds: give at least one of each"
+        )
+    expected = (plan.in_channels, *plan.patch_size)
+    for name, image in zip(sample.names, sample.images, strict=True):
+        if tuple(image.shape) != expected:
+            raise ValueError(
+                f"{name}: shape {tuple(image.shape)} after the transforms, the plan needs "
+                f"{expected}: crop and pad to the patch size"
+            )
+
+
+def _open_journal(path: str | os.PathLike[str] | None, scorer: Scorer) -> Journal | None:
+    """The journal of this process, with what all ranks have finished."""
+    if path is None:
+        return None
+    journal = Journal(path, scorer.subject(), rank=idist.get_rank())
+    # Nobody writes before everybody has read the same.
+    if idist.get_world_size() > 1:
+        idist.barrier()
+    return journal
+
+
+def _score_units(
+    scorer: Scorer,
+    units: Sequence[Unit],
+    journal: Journal | None,
+    *,
+    progress: bool,
+) -> dict[Unit, UnitScore]:
+    """Score what is not yet known, shared out over the ranks; everything is returned."""
+    scores = journal.scores if journal is not None else scorer.known
+    missing = [unit for unit in units if unit not in scores]
+    mine = share_out(missing, scorer.plan, idist.get_world_size())[idist.get_rank()]
+    show = progress and idist.get_rank() == 0
+    fresh: dict[Unit, UnitScore] = {}
+    with tqdm(
+        total=len(mine), desc="scoring", unit="network", disable=None if show else True, leave=False
+    ) as bar:
+        for unit, score in score_side_by_side(scorer, mine, journal):
+            fresh[unit] = score
+            bar.update()
+    if idist.get_world_size() > 1:
+        for part in cast(list[dict[Unit, UnitScore]], idist.all_gather(fresh)):
+            fresh.update(part)
+    scores.update(fresh)
+    return scores
+
+
+def _make_rung(plan: UNetPlan, width: int, scores: Sequence[UnitScore]) -> Rung:
+    """Join scores and costs of a width."""
+    cost = network_cost(plan, width)
+    return Rung(
+        max_features=width,
+        features_per_stage=cap_features(plan, width),
+        num_parameters=cost.num_parameters,
+        num_parameters_nnunet=cost.num_parameters_nnunet,
+        gmacs=cost.gmacs,
+        sensitivity=tuple(score.sensitivity for score in scores if score.sensitivity),
+        alignment=tuple(score.alignment for score in scores if score.alignment),
+    )

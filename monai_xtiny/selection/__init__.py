@@ -1,0 +1,13 @@
+"""From a table of scores to a width. NumPy only."""
+
+from __future__ import annotations
+
+from monai_xtiny.system.lazy import lazy_names
+
+_HOMES = {
+    "Selection": "choice",
+    "select_width": "choice",
+    "select_paper": "paper",
+    "select_alignment": "alignment",
+}
+__getattr__ = lazy_names(__name__, _HOMES)

@@ -1,0 +1,61 @@
+"""The published rule."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import TYPE_CHECKING
+
+import numpy as np
+
+if TYPE_CHECKING:
+    pass
+
+
+MIN_WIDTHS = 5
+
+
+def select_paper(widths: Sequence[int], sensitivities: Sequence[float]) -> int:
+    r"""Choose a width from one curve by the published rule.
+
+    Over the min-max normalised curve :math:`\tilde S`, with
+    :math:`d_i = |\tilde S(c_{i+1}) - \tilde S(c_i)|`, the split is where the variation grows most:
+
+    .. math:: k^* = \arg\max_{2 \le k \le n-3}
+        \Big[ \mathrm{mean}(d_{k-1} .. d_{n-2}) - \mathrm{mean}(d_0 .. d_{k-1}) \Big]
+
+    (the first on a tie; :math:`d_{k-1}` is in both means), and the width is :math:`c_{k^*-1}`.
+    Kimbowa et al. 2026, arXiv:2605.09639.
+
+    Args:
+        widths: width caps, descending.
+        sensitivities: mean sensitivity at each width.
+
+    Returns:
+        The chosen width.
+
+    Raises:
+        ValueError: the lengths differ, the widths do not descend, or fewer than 5 are finite.
+
+    >>> select_paper([512, 256, 128, 64, 32, 16, 8, 4, 2, 1], [1, 1, 1, 1, 1, 1, 1, 1, 1, 5])
+    8
+    """
+    caps = np.asarray(widths)
+    curve = np.asarray(sensitivities, dtype=np.float64)
+    if caps.ndim != 1 or caps.shape != curve.shape:
+        raise ValueError(f"{caps.size} widths and {curve.size} sensitivities: give one each")
+    if np.any(np.diff(caps) >= 0):
+        raise ValueError(f"the widths {list(widths)} must descend")
+    finite = np.isfinite(curve)
+    caps, curve = caps[finite], curve[finite]
+    count = len(caps)
+    if count < MIN_WIDTHS:
+        raise ValueError(
+            f"{count} widths with finite scores are too few to choose from: the rule needs "
+            f"{MIN_WIDTHS} (a ladder from at least 16 features)"
+        )
+    span = curve.max() - curve.min()
+    normalised = (curve - curve.min()) / span if span > 0 else np.zeros_like(curve)
+    variation = np.abs(np.diff(normalised))
+    splits = range(2, count - 2)
+    gains = [variation[k - 1 :].mean() - variation[:k].mean() for k in splits]
+    return int(caps[splits[int(np.argmax(gains))] - 1])

@@ -1,0 +1,58 @@
+"""Text of users on its way into configs, where it must not become code."""
+
+from __future__ import annotations
+
+import os
+
+
+def check_config_text(text: str, what: str) -> str:
+    """Refuse text that MONAI would not read as text in a bundle's configuration.
+
+    MONAI evaluates strings that start with ``$``, resolves those with ``@`` and reads the file of
+    those with ``%``; any ``#`` or ``::`` separates keys. There is no escape.
+
+    Args:
+        text: a name or path on its way into a configuration.
+        what: what it is, for the message.
+
+    Returns:
+        The text.
+
+    Raises:
+        ValueError: the text starts with one of ``$ @ %`` or holds ``#``, ``::`` or a control
+            character.
+
+    >>> check_config_text("$import os", "label name")
+    Traceback (most recent call last):
+    ...
+    ValueError: label name '$import os' starts with '$', which MONAI's configs evaluate: rename it
+    """
+    if text[:1] in ("$", "@", "%"):
+        raise ValueError(
+            f"{what} {text!r} starts with {text[0]!r}, which MONAI's configs evaluate: rename it"
+        )
+    for mark in ("#", "::"):
+        if mark in text:
+            raise ValueError(
+                f"{what} {text!r} holds {mark!r}, which MONAI's configs split at: rename it"
+            )
+    if not text.isprintable():
+        raise ValueError(f"{what} {text!r} holds a control character: rename it")
+    return text
+
+
+class PlainPath(os.PathLike[str]):
+    """A path as it was typed, opaque to MONAI's config parser, which evaluates strings only.
+
+    Args:
+        text: the path.
+    """
+
+    def __init__(self, text: str) -> None:
+        self._text = text
+
+    def __fspath__(self) -> str:
+        return self._text
+
+    def __str__(self) -> str:
+        return self._text

@@ -1,0 +1,311 @@
+"""From the Dice of a width and its neighbours to whether it is on the plateau. NumPy only.
+
+Arrays of Dice are (seeds, cases, classes), NaN where the label of a case lacks the class.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import TYPE_CHECKING
+
+import numpy as np
+
+if TYPE_CHECKING:
+    from monai_xtiny.training.train import Training
+
+
+TOLERANCE = 0.01
+CONFIDENCE_LEVEL = 0.95
+MIN_HELD_OUT = 2
+
+
+@dataclass(frozen=True)
+class Difference:
+    """Mean Dice of a neighbour minus that of the selected width, with its interval.
+
+    Args:
+        max_features: width cap of the neighbour.
+        mean: over seeds, cases and classes.
+        low: lower end of the interval.
+        high: upper end.
+    """
+
+    max_features: int
+    mean: float
+    low: float
+    high: float
+
+
+@dataclass(frozen=True)
+class Verification:
+    """What brief trainings say about a choice.
+
+    Args:
+        selected: width cap of the bundle.
+        recommended: width cap to use instead, or the same.
+        is_on_plateau: whether the next wider network is better by less than ``tolerance``;
+            ``None`` where the interval does not tell.
+        differences: of the neighbours, the wider first.
+        trainings: of every width and seed.
+        num_updates: of each training.
+        tolerance: in Dice.
+        confidence_level: of the intervals.
+    """
+
+    selected: int
+    recommended: int
+    is_on_plateau: bool | None
+    differences: tuple[Difference, ...]
+    trainings: tuple[Training, ...]
+    num_updates: int
+    tolerance: float
+    confidence_level: float
+
+    @property
+    def widths(self) -> tuple[int, ...]:
+        """Width caps that were trained, widest first."""
+        return tuple(sorted({item.max_features for item in self.trainings}, reverse=True))
+
+
+def compare_trainings(
+    selected: int,
+    trainings: Sequence[Training],
+    *,
+    num_updates: int,
+    tolerance: float = TOLERANCE,
+    confidence_level: float = CONFIDENCE_LEVEL,
+) -> Verification:
+    """Compare the trainings of the neighbours with those of the selected width.
+
+    Args:
+        selected: width cap of the bundle.
+        trainings: of that width and its neighbours, all measured on the same cases.
+        num_updates: of each training.
+        tolerance: in Dice.
+        confidence_level: of the intervals.
+
+    Raises:
+        ValueError: the trainings were measured on different cases, or on too few with a class.
+    """
+    if len({item.evaluation.cases for item in trainings}) > 1:
+        raise ValueError("the trainings were measured on different cases: train them anew")
+    dice = {
+        width: np.array(
+            [item.evaluation.dice for item in trainings if item.max_features == width], dtype=float
+        )
+        for width in sorted({item.max_features for item in trainings}, reverse=True)
+    }
+    differences = tuple(
+        Difference(width, *dice_difference(dice[selected], runs, confidence_level=confidence_level))
+        for width, runs in dice.items()
+        if width != selected
+    )
+    is_on_plateau, recommended = decide_width(selected, differences, tolerance=tolerance)
+    return Verification(
+        selected=selected,
+        recommended=recommended,
+        is_on_plateau=is_on_plateau,
+        differences=differences,
+        trainings=tuple(trainings),
+        num_updates=num_updates,
+        tolerance=tolerance,
+        confidence_level=confidence_level,
+    )
+
+
+def dice_difference(
+    selected: np.ndarray,
+    neighbour: np.ndarray,
+    *,
+    confidence_level: float = CONFIDENCE_LEVEL,
+    seed: int = 0,
+    num_draws: int = 4000,
+) -> tuple[float, float, float]:
+    r"""Mean Dice of one network minus that of another, with a bootstrap interval.
+
+    With :math:`D` the Dice of a training on a case, over the cases that have the class,
+
+    .. math:: \Delta = \mathrm{mean}_{class}\; \mathrm{mean}_{case}
+        \big[ \mathrm{mean}_{seed} D_{neighbour} - \mathrm{mean}_{seed} D_{selected} \big]
+
+    Each draw takes cases with replacement, the same for both networks, and trainings with
+    replacement, of each network for itself: networks of two widths share no initial weights even
+    with one seed (the pigeonhole bootstrap, Owen 2007, arXiv:0712.1111). Of S trainings a
+    bootstrap sees only (S - 1) / S of the variance between them, so their deviations are first
+    widened by :math:`\sqrt{S / (S - 1)}`. In simulations of 48 cases the 95 % interval holds the
+    truth in 85 to 96 % of repetitions with two trainings a width and in 92 to 97 % with five, less
+    often the more trainings differ.
+
+    Args:
+        selected: Dice of one network, (seeds, cases, classes), NaN where a case lacks the class.
+        neighbour: Dice of the other on the same cases, likewise.
+        confidence_level: of the interval.
+        seed: of the draws.
+        num_draws: of the bootstrap.
+
+    Returns:
+        The difference, and the ends of its interval.
+
+    Raises:
+        ValueError: the shapes or the classes of cases differ, or fewer than 2 cases have a class.
+
+    >>> runs = np.array([[[0.5], [0.75]]])
+    >>> dice_difference(runs, runs + 0.25)
+    (0.25, 0.25, 0.25)
+    """
+    runs = [np.asarray(item, dtype=np.float64) for item in (selected, neighbour)]
+    if runs[0].ndim != 3 or runs[0].shape[1:] != runs[1].shape[1:] or 0 in runs[0].shape:
+        raise ValueError(
+            f"Dice of shapes {runs[0].shape} and {runs[1].shape}: give (seeds, cases, classes), "
+            "the same cases and classes"
+        )
+    has_class = np.isfinite(runs[0][0])
+    if any((np.isfinite(item) != has_class).any() for item in runs):
+        raise ValueError("the trainings were measured on labels of different classes")
+    labelled = has_class.any(axis=1)
+    num_cases = int(labelled.sum())
+    if num_cases < MIN_HELD_OUT:
+        raise ValueError(
+            f"{num_cases} of {labelled.size} cases held out have a class, and an interval needs "
+            f"{MIN_HELD_OUT}: label more cases, or hold out others"
+        )
+    first, second = (_widened(item[:, labelled]) for item in runs)
+    generator = np.random.default_rng(seed)
+    draws = np.empty(num_draws)
+    for index in range(num_draws):
+        cases = generator.integers(num_cases, size=num_cases)
+        before, after = (
+            item[generator.integers(len(item), size=len(item))].mean(axis=0)
+            for item in (first, second)
+        )
+        draws[index] = _mean_over_classes((after - before)[cases])
+    tail = (1 - confidence_level) / 2
+    low, high = np.quantile(draws, (tail, 1 - tail))
+    return _mean_over_classes(second.mean(axis=0) - first.mean(axis=0)), float(low), float(high)
+
+
+def decide_width(
+    selected: int, differences: Sequence[Difference], *, tolerance: float = TOLERANCE
+) -> tuple[bool | None, int]:
+    """Whether the choice is on the plateau, and the width to use.
+
+    It is if the wider neighbour's whole interval lies below the tolerance, or there is none; it is
+    not if the whole interval lies above, and then the wider one is recommended. On the plateau the
+    narrower one is, if its whole interval lies above minus the tolerance.
+
+    Args:
+        selected: width cap of the bundle.
+        differences: of its neighbours, one or two.
+        tolerance: in Dice.
+
+    Returns:
+        Whether the choice is on the plateau, ``None`` if undecided; and the recommended width.
+
+    >>> decide_width(8, [Difference(16, 0.002, -0.004, 0.007), Difference(4, -0.02, -0.03, -0.01)])
+    (True, 8)
+    """
+    wider, narrower = _neighbours(selected, differences)
+    if wider is not None and wider.low > tolerance:
+        return False, wider.max_features
+    if wider is not None and wider.high >= tolerance:
+        return None, selected
+    if narrower is not None and narrower.low > -tolerance:
+        return True, narrower.max_features
+    return True, selected
+
+
+def verification_summary(verification: Verification, num_parameters: Mapping[int, int]) -> str:
+    """The trainings as a table, the verdict in a sentence, and what to do.
+
+    Args:
+        verification: what to say.
+        num_parameters: of every width that was trained.
+    """
+    found = verification
+    differences = {item.max_features: item for item in found.differences}
+    level = f"{found.confidence_level:.0%} interval"
+    rows = [("width", "parameters", "Dice of each run", "mean", "difference", level)]
+    for width in found.widths:
+        runs = [item.evaluation.mean_dice for item in found.trainings if item.max_features == width]
+        cells = (str(width), f"{num_parameters[width]:,}", " ".join(f"{run:.4f}" for run in runs))
+        if width in differences:
+            item = differences[width]
+            ends = (f"{item.mean:+.4f}", f"{item.low:+.4f} to {item.high:+.4f}")
+        else:
+            ends = ("selected", "")
+        rows.append((*cells, f"{np.mean(runs):.4f}", *ends))
+    sizes = [max(len(row[column]) for row in rows) for column in range(len(rows[0]))]
+    lines = [
+        "  ".join(cell.rjust(size) for cell, size in zip(row, sizes, strict=True)).rstrip()
+        for row in rows
+    ]
+    held_out = len(found.trainings[0].evaluation.cases)
+    title = f"{found.num_updates} updates a training, {held_out} cases held out"
+    return "\n".join([title, *lines, _verdict(found), _advice(found)])
+
+
+def _neighbours(
+    selected: int, differences: Sequence[Difference]
+) -> tuple[Difference | None, Difference | None]:
+    """The wider and the narrower neighbour, where there are any."""
+    wider = next((item for item in differences if item.max_features > selected), None)
+    return wider, next((item for item in differences if item.max_features < selected), None)
+
+
+def _verdict(found: Verification) -> str:
+    """One sentence: the choice, and both neighbours."""
+    wider, narrower = _neighbours(found.selected, found.differences)
+    tolerance = found.tolerance
+    if wider is None:
+        text = f"width {found.selected} is the widest of the ladder"
+    elif found.is_on_plateau is None:
+        text = (
+            f"undecided whether width {found.selected} is on the plateau: width "
+            f"{wider.max_features} gains between {wider.low:+.4f} and {wider.high:+.4f} Dice"
+        )
+    elif found.is_on_plateau:
+        text = (
+            f"width {found.selected} is on the plateau: width {wider.max_features} gains "
+            f"{wider.high:+.4f} Dice at most"
+        )
+    else:
+        text = (
+            f"width {found.selected} is too narrow: width {wider.max_features} gains "
+            f"{wider.low:+.4f} Dice at least"
+        )
+    if narrower is None:
+        text += "; it is the narrowest of the ladder"
+    elif narrower.low > -tolerance:
+        text += f"; width {narrower.max_features} would do, at {narrower.low:+.4f} at worst"
+    elif narrower.high < -tolerance:
+        text += f"; width {narrower.max_features} would not do, at {narrower.high:+.4f} at best"
+    else:
+        text += f"; whether width {narrower.max_features} would do is undecided"
+    return f"{text} (tolerance {tolerance:g})"
+
+
+def _advice(found: Verification) -> str:
+    """What to do."""
+    if found.is_on_plateau is False:
+        return (
+            f"recommended: width {found.recommended}, if it stays ahead with more --epochs (narrow "
+            "networks learn more slowly)"
+        )
+    if found.is_on_plateau is None:
+        return f"keep width {found.selected}; more --num_seeds, --epochs or labelled cases decide"
+    same = ", as it is" if found.recommended == found.selected else ""
+    return f"recommended: width {found.recommended}{same}"
+
+
+def _widened(runs: np.ndarray) -> np.ndarray:
+    """Trainings moved away from their mean until a bootstrap of them has the right variance."""
+    mean = runs.mean(axis=0)
+    return mean + np.sqrt(len(runs) / max(len(runs) - 1, 1)) * (runs - mean)
+
+
+def _mean_over_classes(values: np.ndarray) -> float:
+    """Mean over classes of the mean over the cases that have each, of (cases, classes)."""
+    counts = np.isfinite(values).sum(axis=0)
+    present = counts > 0
+    return float((np.nansum(values, axis=0)[present] / counts[present]).mean())

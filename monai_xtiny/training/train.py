@@ -1,0 +1,200 @@
+"""Train a width of the ladder by the emitted recipe, and measure it on cases held out."""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+import os
+import time
+from collections.abc import Callable, Mapping
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from ignite.engine import Engine, Events
+
+from monai_xtiny.bundle.folder import bundle_workflow, data_options
+from monai_xtiny.bundle.results import Evaluation, evaluation_from_dict
+from monai_xtiny.bundle.writer import export_bundle
+from monai_xtiny.training.evaluate import evaluate_bundle
+
+if TYPE_CHECKING:
+    from monai_xtiny.selection.choice import Selection
+
+
+@dataclass(frozen=True)
+class Training:
+    """One training, and what the network was worth on the cases held out.
+
+    Args:
+        max_features: width cap.
+        fold: of the split by case.
+        seed: of initialisation and augmentation.
+        epochs: trained.
+        curve: (epoch, mean Dice over cases and foreground classes), as training measured it.
+        evaluation: of ``model.pt``, the weights of the best validation.
+        seconds: of training alone.
+    """
+
+    max_features: int
+    fold: int
+    seed: int
+    epochs: int
+    curve: tuple[tuple[int, float], ...]
+    evaluation: Evaluation
+    seconds: float
+
+
+def train_width(
+    selection: Selection,
+    max_features: int,
+    *,
+    data: str | os.PathLike[str],
+    bundle_dir: str | os.PathLike[str],
+    epochs: int,
+    val_interval: int = 5,
+    fold: int = 0,
+    seed: int = 0,
+    overrides: Mapping[str, Any] | None = None,
+    progress: Callable[[int, float], None] | None = None,
+) -> Training:
+    """Emit the bundle of one width, train it by its own ``train.json``, and evaluate it.
+
+    Args:
+        selection: any choice from the ladder; its width is replaced.
+        max_features: width to train.
+        data: nnU-Net data set root (``imagesTr``, ``labelsTr``).
+        bundle_dir: where the trained bundle shall be; one that is there is replaced.
+        epochs: to train.
+        val_interval: epochs between two validations.
+        fold: of the split by case.
+        seed: of initialisation and augmentation.
+        overrides: further keys of ``train.json``.
+        progress: called with epoch and mean Dice after each validation.
+
+    Returns:
+        The measured training.
+
+    Raises:
+        ValueError: the width is not in the ladder.
+    """
+    if max_features not in selection.table.widths:
+        raise ValueError(
+            f"width {max_features} is not in the ladder {selection.table.widths}: give one of it"
+        )
+    chosen = dataclasses.replace(selection, max_features=max_features)
+    bundle = export_bundle(chosen, bundle_dir, overwrite=True)
+    return train_bundle(
+        bundle,
+        max_features,
+        data=data,
+        epochs=epochs,
+        val_interval=val_interval,
+        fold=fold,
+        seed=seed,
+        overrides=overrides,
+        progress=progress,
+    )
+
+
+def train_bundle(
+    bundle_dir: str | os.PathLike[str],
+    max_features: int,
+    *,
+    data: str | os.PathLike[str] | None = None,
+    datalist: str | os.PathLike[str] | None = None,
+    epochs: int,
+    val_interval: int = 5,
+    fold: int = 0,
+    seed: int = 0,
+    overrides: Mapping[str, Any] | None = None,
+    progress: Callable[[int, float], None] | None = None,
+) -> Training:
+    """Train a bundle by its own ``train.json``, and evaluate it.
+
+    Args:
+        bundle_dir: the bundle, which is trained in place.
+        max_features: its width.
+        data: nnU-Net data set root (``imagesTr``, ``labelsTr``).
+        datalist: MSD ``dataset.json``; one of the two is needed.
+        epochs: to train.
+        val_interval: epochs between two validations.
+        fold: of the split by case.
+        seed: of initialisation and augmentation.
+        overrides: further keys of ``train.json``.
+        progress: called with epoch and mean Dice after each validation.
+
+    Returns:
+        The measured training.
+
+    Raises:
+        FileNotFoundError: there are no data.
+    """
+    bundle = Path(os.path.realpath(bundle_dir))
+    options = {
+        **data_options(data, datalist),
+        "epochs": epochs,
+        "val_interval": min(val_interval, epochs),
+        "fold": fold,
+        "seed": seed,
+        **(overrides or {}),
+    }
+    train = bundle_workflow(bundle, ("train",), options)
+    evaluator = train.parser.get_parsed_content("validate#evaluator")
+    trainer = train.parser.get_parsed_content("train#trainer")
+    curve: list[tuple[int, float]] = []
+
+    def record(_engine: Engine) -> None:
+        curve.append((trainer.state.epoch, evaluator.state.metrics["val_mean_dice"]))
+        if progress is not None:
+            progress(*curve[-1])
+
+    evaluator.add_event_handler(Events.EPOCH_COMPLETED, record)
+    start = time.perf_counter()
+    train.run()
+    seconds = time.perf_counter() - start
+    train.finalize()
+    evaluation = evaluate_bundle(bundle, options)
+    return Training(max_features, fold, seed, epochs, tuple(curve), evaluation, round(seconds, 1))
+
+
+def training_to_line(training: Training, **keys: Any) -> str:
+    """One line of a journal: the keys that tell trainings apart, then the training."""
+    return json.dumps({**keys, **asdict(training)}) + "\n"
+
+
+def training_from_dict(content: Mapping[str, Any]) -> Training:
+    """The training of one line of a journal."""
+    fields = {field.name: content[field.name] for field in dataclasses.fields(Training)}
+    evaluation = evaluation_from_dict(fields["evaluation"])
+    curve = tuple((epoch, dice) for epoch, dice in fields["curve"])
+    return Training(**{**fields, "curve": curve, "evaluation": evaluation})
+
+
+def read_journal(path: str | os.PathLike[str]) -> list[dict[str, Any]]:
+    """Lines of a journal; the last one may have been cut off by a kill, and is left out then.
+
+    Raises:
+        ValueError: a line is no JSON object.
+    """
+    file = Path(path)
+    if not file.is_file():
+        return []
+    lines = file.read_text(encoding="utf-8").split("\n")[:-1]
+    try:
+        return [dict(json.loads(line)) for line in lines]
+    except (ValueError, TypeError) as error:
+        raise ValueError(f"{str(file)!r} is no journal of trainings: delete it") from error
+
+
+def append_line(path: str | os.PathLike[str], line: str) -> None:
+    """Add a line to a journal; one that a kill cut off before it is removed."""
+    file = Path(path)
+    if file.is_file():
+        content = file.read_bytes()
+        if not content.endswith(b"\n"):
+            os.truncate(file, content.rfind(b"\n") + 1)
+    with open(file, "a", encoding="utf-8") as stream:
+        stream.write(line)
+        stream.flush()
+        os.fsync(stream.fileno())

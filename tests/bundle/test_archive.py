@@ -1,0 +1,111 @@
+from __future__ import annotations
+
+import json
+import os
+import shutil
+import subprocess
+import sys
+import zipfile
+from pathlib import Path
+
+import pytest
+import torch
+
+from monai_xtiny.bundle import large_files
+from monai_xtiny.bundle.archive import package_bundle
+from monai_xtiny.cli.commands import main
+
+
+@pytest.fixture
+def bundle(tmp_path, png_folder) -> Path:
+    path = tmp_path / "x_segmentation"
+    main(["search", "--images", str(png_folder), "--bundle", str(path)])
+    return path
+
+
+def test_package_bundle_gives_the_same_bytes_for_the_same_bundle(tmp_path, bundle) -> None:
+    first = package_bundle(bundle, tmp_path / "first.zip")
+    copy = tmp_path / "elsewhere" / bundle.name
+    shutil.copytree(bundle, copy, copy_function=shutil.copyfile)
+    for path in copy.rglob("*"):
+        path.chmod(0o700)
+        os.utime(path, (1, 1))
+    (copy / "eval").mkdir()
+    (copy / "eval" / "result.csv").write_text("not part of the bundle")
+    (copy / "models" / "model.pt.part").write_text("cut off by a kill")
+    second = package_bundle(copy, tmp_path / "second.zip")
+    assert first.read_bytes() == second.read_bytes()
+
+
+def test_package_bundle_holds_one_folder_with_every_file(bundle) -> None:
+    target = package_bundle(bundle)
+    assert target.name == "x_segmentation_v0.1.0.zip"
+    with zipfile.ZipFile(target) as archive:
+        names = set(archive.namelist())
+    files = {f"{bundle.name}/{p.relative_to(bundle)}" for p in bundle.rglob("*") if p.is_file()}
+    assert names == files
+
+
+@pytest.mark.parametrize("name", ["LICENSE", "configs/metadata.json", "models/model.pt"])
+def test_package_bundle_refuses_an_incomplete_bundle(bundle, name) -> None:
+    (bundle / name).unlink()
+    with pytest.raises(FileNotFoundError, match=f"it has no {name}"):
+        package_bundle(bundle)
+    assert not list(bundle.parent.glob("*.zip")) and not list(bundle.parent.glob(".*.part"))
+
+
+def test_package_bundle_with_torchscript_gives_the_same_bytes(tmp_path, bundle) -> None:
+    copy = Path(shutil.copytree(bundle, tmp_path / "elsewhere" / bundle.name))
+    first = package_bundle(bundle, tmp_path / "first.zip", torchscript=True)
+    environment = {**os.environ, "PYTHONHASHSEED": "7"}
+    command = [sys.executable, "-m", "monai_xtiny", "package", str(copy), "--torchscript"]
+    done = subprocess.run(
+        command, env=environment, capture_output=True, text=True, check=True, cwd=tmp_path
+    )
+    second = Path(done.stdout.strip())
+    assert first.read_bytes() == second.read_bytes()
+    with zipfile.ZipFile(second) as archive:
+        assert f"{bundle.name}/models/model.ts" in archive.namelist()
+    # What is there is taken as it is.
+    assert package_bundle(bundle, tmp_path / "third.zip").read_bytes() == first.read_bytes()
+
+
+def test_package_bundle_refuses_torchscript_of_other_weights(tmp_path, bundle) -> None:
+    package_bundle(bundle, tmp_path / "first.zip", torchscript=True)
+    weights = torch.load(bundle / "models" / "model.pt", weights_only=True)
+    weights[next(iter(weights))] += 1  # trained since
+    torch.save(weights, bundle / "models" / "model.pt")
+    with pytest.raises(ValueError, match="model.ts' does not hold the weights of model.pt"):
+        package_bundle(bundle, tmp_path / "second.zip")
+    assert not (tmp_path / "second.zip").exists()
+    package_bundle(bundle, tmp_path / "second.zip", torchscript=True)
+    renewed = torch.jit.load(bundle / "models" / "model.ts").state_dict()
+    assert all(torch.equal(renewed[name], weights[name]) for name in weights)
+
+
+def test_package_bundle_leaves_a_bundle_as_it_is_when_scripting_fails(tmp_path, bundle) -> None:
+    path = bundle / "configs" / "inference.json"
+    config = json.loads(path.read_text())
+    config["network_def"]["out_channels"] += 1
+    path.write_text(json.dumps(config))
+    before = sorted(item for item in tmp_path.rglob("*"))
+    with pytest.raises(ValueError, match=r"exported as TorchScript .*: check network_def"):
+        package_bundle(bundle, torchscript=True)
+    assert sorted(item for item in tmp_path.rglob("*")) == before
+
+
+def test_package_bundle_takes_large_files_and_not_their_list(tmp_path, bundle, monkeypatch) -> None:
+    monkeypatch.setattr(large_files, "MAX_BYTES", 1000)
+    target = package_bundle(bundle)
+    with zipfile.ZipFile(target) as archive:
+        names = archive.namelist()
+    assert f"{bundle.name}/models/model.pt" in names
+    assert f"{bundle.name}/large_files.yml" not in names
+    assert "models/model.pt" in (bundle / "large_files.yml").read_text()
+
+
+def test_package_bundle_refuses_a_bundle_whose_large_files_are_elsewhere(bundle) -> None:
+    listed = {"large_files": [{"path": "models/extra.pt", "url": "https://example.com/extra.pt"}]}
+    (bundle / "large_files.yml").write_text(json.dumps(listed))
+    with pytest.raises(FileNotFoundError, match="has no models/extra.pt, which .*: download it"):
+        package_bundle(bundle)

@@ -1,0 +1,112 @@
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from monai_xtiny.cli.options import (
+    check_output,
+    emit,
+    make_workflow,
+    parse_flag,
+    parse_int,
+    parse_number,
+    search_overrides,
+)
+from monai_xtiny.system.config_text import PlainPath
+
+TYPED: dict[str, Any] = {
+    "images": "images",
+    "bundle": "out/a_segmentation",
+    "label_names": "background,lesion",
+    "spatial_dims": None,
+    "method": "alignment",
+    "num_images": None,
+    "seed": 369,
+    "num_seeds": None,
+    "max_seconds": None,
+    "max_memory_gb": None,
+    "plans": None,
+    "configuration": "2d",
+    "device": "auto",
+}
+
+
+@pytest.mark.parametrize("path", ["$__import__('os').getcwd()", "@a", "%b", "a#b"])
+def test_search_overrides_hands_paths_on_unread(path) -> None:
+    found = search_overrides(**{**TYPED, "images": path, "bundle": path, "plans": path})
+    for name in ("images", "bundle", "plans"):
+        assert isinstance(found[name], PlainPath)
+        assert str(found[name]) == path
+
+
+@pytest.mark.parametrize("name", ["method", "configuration", "device"])
+def test_search_overrides_refuses_what_would_be_evaluated(name) -> None:
+    with pytest.raises(ValueError, match=f"--{name}"):
+        search_overrides(**{**TYPED, name: "$print()"})
+
+
+@pytest.mark.parametrize(
+    ("changed", "message"),
+    [
+        ({"spatial_dims": 4}, "--spatial_dims is 4: give 2 or 3"),
+        ({"num_seeds": 0}, "--num_seeds is 0: give at least 1"),
+        ({"num_seeds": "some"}, "--num_seeds is 'some': give a whole number"),
+        ({"seed": -1}, "--seed is -1: give a number from 0"),
+        ({"num_images": "many"}, "--num_images is 'many': give a whole number"),
+        ({"max_seconds": "soon"}, "--max_seconds is 'soon': give a number of seconds"),
+        ({"max_seconds": True}, "--max_seconds is True: give a number of seconds"),
+        ({"max_seconds": float("nan")}, "--max_seconds is nan: give a number of seconds"),
+        ({"max_memory_gb": -2}, "--max_memory_gb is -2: give a number of gigabytes"),
+        ({"max_memory_gb": 0}, "--max_memory_gb is 0: give more than 0"),
+        ({"overwrite": "no"}, "--overwrite is 'no': give the flag alone"),
+    ],
+    ids=lambda item: "-".join(item) if isinstance(item, dict) else "",
+)
+def test_search_overrides_names_the_option_that_is_wrong(changed, message) -> None:
+    with pytest.raises(ValueError, match=message):
+        search_overrides(**{**TYPED, **changed})
+
+
+def test_search_overrides_leaves_the_number_of_images_to_the_config() -> None:
+    assert "num_images" not in search_overrides(**TYPED)
+    assert search_overrides(**{**TYPED, "num_images": "all"})["num_images"] is None
+    assert search_overrides(**{**TYPED, "num_images": "5"})["num_images"] == 5
+
+
+def test_search_overrides_hands_on_numbers_typed_with_quotes() -> None:
+    assert search_overrides(**{**TYPED, "num_seeds": "3"})["num_seeds"] == 3
+
+
+def test_search_overrides_takes_a_limit_of_no_seconds() -> None:
+    assert search_overrides(**{**TYPED, "max_seconds": 0})["max_seconds"] == 0
+
+
+def test_parse_int_takes_whole_numbers_as_typed() -> None:
+    assert parse_int("seed", "7") == parse_int("seed", 7) == 7
+    with pytest.raises(ValueError, match=r"--seed is 1\.5: give a whole number"):
+        parse_int("seed", 1.5)
+
+
+def test_parse_number_and_parse_flag_refuse_each_others_values() -> None:
+    assert parse_number("max_seconds", 1.5, "seconds") == 1.5
+    assert parse_flag("overwrite", True)
+    with pytest.raises(ValueError, match="--overwrite is 1: give the flag alone"):
+        parse_flag("overwrite", 1)
+
+
+def test_make_workflow_names_a_missing_config() -> None:
+    with pytest.raises(FileNotFoundError, match=r"no such file: 'none\.json'"):
+        make_workflow("none.json", {})
+
+
+def test_emit_writes_whole_files_in_folders_that_exist(tmp_path: Path, capsys) -> None:
+    emit("text", str(tmp_path / "a.json"))
+    assert (tmp_path / "a.json").read_text() == "text\n"
+    assert [path.name for path in tmp_path.iterdir()] == ["a.json"]
+    emit("shown", None)
+    assert capsys.readouterr().out == "shown\n"
+    for wrong in (tmp_path, tmp_path / "none" / "a.json"):
+        with pytest.raises(FileNotFoundError, match="give a file in a folder that exists"):
+            check_output(str(wrong))

@@ -1,0 +1,100 @@
+from __future__ import annotations
+
+import subprocess
+import sys
+
+import pytest
+import torch
+
+from monai_xtiny.bundle.weights import load_network
+from monai_xtiny.deploy.onnx_model import input_format
+from monai_xtiny.deploy.segmenter import InputFormat
+from monai_xtiny.deploy.timing import (
+    EAGER,
+    ONNX,
+    TORCHSCRIPT,
+    EngineModel,
+    EngineTiming,
+    _measure,
+    benchmark_engines,
+)
+from monai_xtiny.networks.dynunet import network_config
+from tests.conftest import write_png
+from tests.deploy.deployed import PLANS, exported_bundle
+
+pytest.importorskip("onnx")
+pytest.importorskip("onnxruntime")
+pytest.importorskip("onnxscript")
+
+
+def test_benchmark_engines_times_each_in_a_process_of_its_own(tmp_path) -> None:
+    plan = PLANS["pictures"]
+    bundle = exported_bundle("pictures", tmp_path)
+    network, form = load_network(bundle), input_format(bundle)
+    eager, script, onnx = tmp_path / "x.pt", tmp_path / "x.ts", bundle / "models" / "model.onnx"
+    content = {"arguments": network_config(plan, 4), "state_dict": network.state_dict()}
+    torch.save(content, eager)
+    torch.jit.script(network).save(script)
+    models = [
+        EngineModel("selected", 4, engine, path)
+        for engine, path in ((EAGER, eager), (TORCHSCRIPT, script), (ONNX, onnx))
+    ]
+    picture = write_png(tmp_path / "x.png", (37, 51))
+    said: list[str] = []
+    timings = benchmark_engines(
+        models, form, [picture], (51, 37), threads=(1,), rounds=2, seconds=0, progress=said.append
+    )
+    assert [row.engine for row in timings] == [EAGER, TORCHSCRIPT, ONNX]
+    assert [row.num_bytes for row in timings] == [
+        path.stat().st_size for path in (eager, script, onnx)
+    ]
+    assert len(said) == 3
+    for row in timings:
+        assert 0 < row.network_ms <= row.network_p95_ms
+        assert row.picture_ms is not None and row.picture_p95_ms is not None
+        assert 0 < row.picture_ms <= row.picture_p95_ms
+    # ONNX Runtime's process holds no PyTorch, the scripted network's no MONAI.
+    peaks = [row.peak_mib for row in timings]
+    assert peaks[0] > peaks[1] > peaks[2] > 10
+
+
+def test_benchmark_engines_ends_with_the_last_words_of_an_engine(tmp_path) -> None:
+    form = InputFormat("images", 1, (32, 48), (8, 8), ("background", "cell"))
+    path = tmp_path / "x.onnx"
+    path.write_bytes(b"no model")
+    model = EngineModel("selected", 2, ONNX, path)
+    with pytest.raises(RuntimeError, match="ONNX Runtime failed: ValueError: .* is no ONNX model"):
+        benchmark_engines([model], form, [], (32, 48), threads=(1,), rounds=1)
+
+
+def test_benchmark_engines_takes_no_answer_from_what_an_engine_prints(tmp_path) -> None:
+    class Loud(torch.nn.Module):
+        def forward(self, image: torch.Tensor) -> torch.Tensor:
+            print("EP Error: falling back")
+            return image
+
+    form = InputFormat("images", 1, (32, 48), (8, 8), ("background", "cell"))
+    path = tmp_path / "x.ts"
+    torch.jit.script(Loud()).save(path)
+    model = EngineModel("selected", 2, TORCHSCRIPT, path)
+    (row,) = benchmark_engines([model], form, [], (32, 48), threads=(1,), rounds=1, seconds=0)
+    assert row.network_ms > 0
+
+
+def test_frames_per_second_is_of_pictures_where_there_are_any() -> None:
+    volumes = EngineTiming("selected", 2, ONNX, 1, 10, 50.0, 20.0, 30.0)
+    pictures = EngineTiming("selected", 2, ONNX, 1, 10, 50.0, 20.0, 30.0, 25.0, 40.0)
+    assert volumes.frames_per_second == 50
+    assert pictures.frames_per_second == 40
+
+
+def test_measure_counts_three_calls_at_least_and_not_the_first_two() -> None:
+    calls: list[int] = []
+    assert len(_measure(lambda: calls.append(1), 0)) == 3
+    assert len(calls) == 5
+
+
+def test_latency_imports_neither_pytorch_nor_monai() -> None:
+    code = "import sys, monai_xtiny.deploy.timing; print({'torch', 'monai'} & set(sys.modules))"
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+    assert done.stdout.strip() == "set()"

@@ -1,0 +1,135 @@
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+import pytest
+
+from monai_xtiny.plan.nnunet import load_nnunet_plan
+from tests.conftest import DATA
+
+HIPPOCAMPUS = DATA / "nnUNetPlans_Dataset004_Hippocampus.json"
+FLUO = DATA / "nnUNetPlans_Dataset076_DSB2018Fluo.json"
+
+
+def changed(tmp_path: Path, change) -> Path:
+    """A plans file with a change."""
+    content = json.loads(HIPPOCAMPUS.read_text())
+    change(content)
+    path = tmp_path / "plans.json"
+    path.write_text(json.dumps(content))
+    return path
+
+
+def test_load_nnunet_plan_turns_axes_round() -> None:
+    plan = load_nnunet_plan(HIPPOCAMPUS, "2d", in_channels=1, out_channels=3)
+    assert plan.patch_size == (40, 56)  # nnU-Net writes [56, 40]
+    assert plan.slice_axis == 2
+    assert plan.features_per_stage == (32, 64, 128, 256)
+    full = load_nnunet_plan(HIPPOCAMPUS, "3d_fullres", in_channels=1, out_channels=3)
+    assert full.patch_size == (40, 56, 40)
+    assert full.slice_axis is None
+
+
+def test_load_nnunet_plan_of_images_has_no_slice_axis() -> None:
+    plan = load_nnunet_plan(FLUO, "2d", in_channels=1, out_channels=2, of_images=True)
+    assert plan.slice_axis is None
+    assert plan.patch_size == (256, 256)
+
+
+def test_load_nnunet_plan_undoes_the_transposition(tmp_path) -> None:
+    def transpose(content) -> None:
+        content["transpose_forward"] = [2, 0, 1]  # slices along x; then z, y
+        content["configurations"]["2d"]["spacing"] = [3.0, 0.5]
+
+    plan = load_nnunet_plan(changed(tmp_path, transpose), "2d", in_channels=1, out_channels=3)
+    assert plan.slice_axis == 0
+    assert plan.spacing == (0.5, 3.0)  # (y, z)
+
+
+def test_load_nnunet_plan_reads_the_form_before_v2_4(tmp_path) -> None:
+    def age(content) -> None:
+        settings = content["configurations"]["2d"]
+        architecture = settings.pop("architecture")["arch_kwargs"]
+        settings.update(
+            UNet_class_name="PlainConvUNet", UNet_base_num_features=32, unet_max_num_features=512,
+            conv_kernel_sizes=architecture["kernel_sizes"],
+            pool_op_kernel_sizes=architecture["strides"],
+            n_conv_per_stage_encoder=[2] * 4, n_conv_per_stage_decoder=[2] * 3,
+        )  # fmt: skip
+
+    old = load_nnunet_plan(changed(tmp_path, age), "2d", in_channels=1, out_channels=3)
+    assert old == load_nnunet_plan(HIPPOCAMPUS, "2d", in_channels=1, out_channels=3)
+
+
+def test_load_nnunet_plan_follows_inheritance(tmp_path) -> None:
+    def derive(content) -> None:
+        content["configurations"]["wide"] = {"inherits_from": "2d", "spacing": [2.0, 2.0]}
+
+    path = changed(tmp_path, derive)
+    assert load_nnunet_plan(path, "wide", in_channels=1, out_channels=3).spacing == (2.0, 2.0)
+
+
+def resenc(content) -> None:
+    architecture = content["configurations"]["2d"]["architecture"]
+    architecture["network_class_name"] = "a.ResidualEncoderUNet"
+
+
+def three_convolutions(content) -> None:
+    arguments = content["configurations"]["2d"]["architecture"]["arch_kwargs"]
+    arguments["n_conv_per_stage"] = [3] * 4
+
+
+def circle(content) -> None:
+    content["configurations"]["2d"]["inherits_from"] = "2d"
+
+
+@pytest.mark.parametrize(
+    "change, configuration, message",
+    [
+        (lambda content: None, "3d_lowres", "no plan for '3d_lowres'"),
+        (resenc, "2d", "ResidualEncoderUNet"),
+        (three_convolutions, "2d", "only PlainConvUNet with 2"),
+        (circle, "2d", "inherit in a circle"),
+        (lambda content: content.pop("configurations"), "2d", "no plan for '2d'"),
+    ],
+    ids=["unknown configuration", "residual encoder", "three convolutions", "circle", "no plans"],
+)
+def test_load_nnunet_plan_refuses(tmp_path, change, configuration, message) -> None:
+    path = changed(tmp_path, change)
+    with pytest.raises(ValueError, match=message):
+        load_nnunet_plan(path, configuration, in_channels=1, out_channels=3)
+
+
+def test_load_nnunet_plan_refuses_other_dimensions_than_asked_for() -> None:
+    with pytest.raises(ValueError, match="it is 2D, and --spatial_dims is 3"):
+        load_nnunet_plan(HIPPOCAMPUS, "2d", in_channels=1, out_channels=3, spatial_dims=3)
+
+
+@pytest.mark.parametrize(
+    "key, value",
+    [("strides", 2), ("strides", [[0, 0]] * 4), ("kernel_sizes", [[2, 2]] * 4),
+     ("features_per_stage", [10**6] * 4), ("features_per_stage", "many")],
+)  # fmt: skip
+def test_load_nnunet_plan_refuses_values_that_no_network_has(tmp_path, key, value) -> None:
+    def spoil(content) -> None:
+        content["configurations"]["2d"]["architecture"]["arch_kwargs"][key] = value
+
+    with pytest.raises(ValueError, match="has no plan for '2d' that can be used"):
+        load_nnunet_plan(changed(tmp_path, spoil), "2d", in_channels=1, out_channels=3)
+
+
+def test_load_nnunet_plan_refuses_3d_for_images() -> None:
+    with pytest.raises(ValueError, match="is 3D, and the images are 2D"):
+        load_nnunet_plan(HIPPOCAMPUS, "3d_fullres", in_channels=1, out_channels=2, of_images=True)
+
+
+def test_load_nnunet_plan_needs_a_file(tmp_path) -> None:
+    with pytest.raises(FileNotFoundError, match="no such file"):
+        load_nnunet_plan(tmp_path / "none.json", "2d", in_channels=1, out_channels=2)
+
+
+def test_load_nnunet_plan_needs_json(tmp_path) -> None:
+    (tmp_path / "plans.json").write_text("{")
+    with pytest.raises(ValueError, match="has no plan for '2d' that can be used"):
+        load_nnunet_plan(tmp_path / "plans.json", "2d", in_channels=1, out_channels=2)

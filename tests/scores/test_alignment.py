@@ -1,0 +1,167 @@
+from __future__ import annotations
+
+import numpy as np
+import pytest
+import torch
+
+from monai_xtiny.networks.dynunet import build_network
+from monai_xtiny.networks.features import decoder_features
+from monai_xtiny.scores.alignment import (
+    effective_rank,
+    explained_variance,
+    image_features,
+    linear_alignment,
+    sample_voxels,
+    sampled_features,
+)
+
+
+def features(rows: int, columns: int, seed: int = 0) -> torch.Tensor:
+    generator = torch.Generator().manual_seed(seed)
+    return torch.randn(rows, columns, generator=generator, dtype=torch.float64)
+
+
+def test_linear_alignment_equals_the_kernel_definition() -> None:
+    # HSIC of the linear kernels, from the N x N matrices (Kornblith et al. 2019, eq. 3).
+    x, y = features(40, 5), features(40, 7, seed=1)
+    centring = torch.eye(40, dtype=torch.float64) - 1 / 40
+    k, m = (centring @ (z @ z.mT) @ centring for z in (x, y))
+    expected = (k * m).sum() / ((k * k).sum() * (m * m).sum()).sqrt()
+    torch.testing.assert_close(linear_alignment(x, y), expected)
+
+
+@pytest.mark.parametrize(
+    "change",
+    [
+        lambda x: 3 * x,
+        lambda x: x + 5,
+        lambda x: x @ torch.linalg.qr(features(5, 5, seed=2)).Q,
+        lambda x: x.flip(1),
+    ],
+    ids=["scale", "shift", "rotation", "order of channels"],
+)
+def test_linear_alignment_does_not_change_with(change) -> None:
+    x, y = features(40, 5), features(40, 7, seed=1) + features(40, 5) @ features(5, 7)
+    torch.testing.assert_close(linear_alignment(change(x), y), linear_alignment(x, y))
+
+
+def test_linear_alignment_is_one_with_itself_and_zero_where_constant() -> None:
+    x = features(30, 4)
+    assert float(linear_alignment(x, x)) == pytest.approx(1)
+    assert float(linear_alignment(torch.ones(30, 4), x)) == 0
+
+
+def test_explained_variance_equals_ridge_by_least_squares() -> None:
+    x, y = features(50, 4), features(50, 3, seed=1) + features(50, 4) @ features(4, 3, seed=2)
+    x, y = x - x.mean(dim=0), y - y.mean(dim=0)
+    penalty = 0.1 * (x.mT @ x).diagonal().mean()
+    # Ridge is least squares on rows added below.
+    stacked = torch.cat([x, penalty.sqrt() * torch.eye(4, dtype=torch.float64)])
+    target = torch.cat([y, torch.zeros(4, 3, dtype=torch.float64)])
+    weights = torch.linalg.lstsq(stacked, target).solution
+    expected = 1 - (y - x @ weights).square().sum() / y.square().sum()
+    torch.testing.assert_close(explained_variance(x, y, ridge=0.1), expected)
+
+
+def test_explained_variance_is_one_of_a_linear_image_and_grows_with_features() -> None:
+    x = features(50, 6)
+    y = x @ features(6, 3, seed=1)
+    assert float(explained_variance(x, y, ridge=1e-9)) == pytest.approx(1)
+    shares = [float(explained_variance(x[:, :count], y, ridge=1e-9)) for count in range(1, 7)]
+    assert shares == sorted(shares)
+    assert float(explained_variance(torch.ones(50, 2), y)) == 0
+
+
+def test_effective_rank_counts_equal_directions_and_ignores_copies() -> None:
+    axes = torch.cat([torch.eye(4), -torch.eye(4)])
+    assert float(effective_rank(axes)) == pytest.approx(4)
+    assert float(effective_rank(torch.cat([axes, axes], dim=1))) == pytest.approx(4)
+    assert float(effective_rank(torch.ones(5, 3))) == 0
+
+
+def test_decoder_features_are_what_the_head_sees_and_leave_the_network(plan_3d) -> None:
+    network = build_network(plan_3d, 4, seed=0)
+    network.upsamples.eval()
+    images = torch.randn(2, plan_3d.in_channels, *plan_3d.patch_size)
+    before = {name: value.clone() for name, value in network.state_dict().items()}
+    modes = [module.training for module in network.modules()]
+    generator = torch.get_rng_state()
+    found = decoder_features(network, images)
+    assert found.shape == (2, 4, *plan_3d.patch_size)
+    assert not found.requires_grad
+    torch.testing.assert_close(network.output_block(found), network(images))
+    assert [module.training for module in network.modules()] == modes
+    assert all(torch.equal(value, before[name]) for name, value in network.state_dict().items())
+    assert torch.equal(torch.get_rng_state(), generator)
+
+
+def test_decoder_features_leave_the_modes_after_an_error(plan_2d) -> None:
+    network = build_network(plan_2d, 2, seed=0)
+    with pytest.raises(RuntimeError, match="channel"):
+        decoder_features(network, torch.zeros(1, 3, *plan_2d.patch_size))
+    assert all(module.training for module in network.modules())
+
+
+def test_sampled_features_of_a_batch_equal_those_of_single_images(plan_2d, sample_2d) -> None:
+    network = build_network(plan_2d, 8, seed=0)
+    images = torch.stack(sample_2d.images)
+    voxels = [sample_voxels(32 * 48, 100, seed=index) for index in range(3)]
+    batch = sampled_features(network, images, voxels)
+    for index, item in enumerate(batch):
+        (alone,) = sampled_features(network, images[index : index + 1], [voxels[index]])
+        torch.testing.assert_close(item, alone, rtol=1e-4, atol=1e-5)
+    flat = decoder_features(network, images).flatten(2)
+    np.testing.assert_allclose(batch[1], flat[1][:, voxels[1]].T, rtol=1e-6)
+
+
+def test_sample_voxels_are_distinct_sorted_seeded_and_leave_the_generator() -> None:
+    before = torch.get_rng_state()
+    first = sample_voxels(1000, 64, seed=3)
+    assert torch.equal(first, sample_voxels(1000, 64, seed=3))
+    assert not torch.equal(first, sample_voxels(1000, 64, seed=4))
+    assert len(first.unique()) == 64
+    assert torch.equal(first, first.sort().values)
+    assert torch.equal(sample_voxels(10, 64, seed=0), torch.arange(10))
+    assert torch.equal(torch.get_rng_state(), before)
+
+
+def test_image_features_are_those_of_the_whole_image_standardised_at_the_voxels() -> None:
+    image = features(24 * 20, 1).reshape(1, 24, 20).float()
+    every = torch.arange(24 * 20)
+    found = image_features(image, every)
+    assert found.values.shape == (480, 9)
+    torch.testing.assert_close(found.values.mean(dim=0), torch.zeros(9, dtype=torch.float64))
+    torch.testing.assert_close(
+        found.values.std(dim=0, correction=0), torch.ones(9, dtype=torch.float64)
+    )
+    some = every[::7]
+    part = image_features(image, some)
+    # Standardised over other voxels, the columns agree but for scale and shift.
+    for whole, piece in zip(found.values[some].T, part.values.T, strict=True):
+        assert abs(np.corrcoef(whole, piece)[0, 1]) == pytest.approx(1)
+
+
+def test_image_features_see_edges_blobs_and_texture() -> None:
+    image = torch.zeros(1, 32, 32)
+    image[:, :, 16:] = 1  # an edge
+    gradient = image_features(image, torch.arange(1024)).values[:, 2].reshape(32, 32)
+    assert set(gradient.argmax(dim=1).tolist()) <= {15, 16}
+    noise = torch.zeros(1, 32, 32)
+    noise[:, :, 16:] = features(512, 1).reshape(32, 16).float()  # texture on the right
+    spread = image_features(noise, torch.arange(1024)).values[:, 1].reshape(32, 32)
+    assert spread[:, 20:].mean() > spread[:, :12].mean() + 1
+
+
+def test_image_features_of_a_constant_image_are_zero_and_of_3d_have_nine_columns_a_channel() -> (
+    None
+):
+    constant = image_features(torch.full((1, 16, 16), 3.3), torch.arange(256))
+    assert float(constant.values.abs().max()) == 0
+    volume = image_features(features(8**3, 2).T.reshape(2, 8, 8, 8), torch.arange(100))
+    assert volume.values.shape == (100, 18)
+
+
+@pytest.mark.parametrize("change", [lambda x: 3 * x, lambda x: x + 5, lambda x: x.flip(1)])
+def test_explained_variance_does_not_change_with(change) -> None:
+    x, y = features(50, 4), features(50, 3, seed=1)
+    torch.testing.assert_close(explained_variance(change(x), y), explained_variance(x, y))

@@ -1,0 +1,153 @@
+from __future__ import annotations
+
+import threading
+from dataclasses import replace
+
+import pytest
+import torch
+
+from monai_xtiny.data.case import Sample
+from monai_xtiny.networks.ladder import width_ladder
+from monai_xtiny.plan.unet_plan import UNetPlan
+from monai_xtiny.search import workers as scheduling
+from monai_xtiny.search.scorer import Scorer
+from monai_xtiny.search.workers import score_side_by_side, share_out, unit_costs
+from monai_xtiny.system.threads import side_by_side
+from tests.conftest import texture
+
+
+@pytest.fixture
+def two_threads():
+    """Two cores, whatever the machine and the environment say."""
+    before = torch.get_num_threads()
+    torch.set_num_threads(2)
+    yield
+    torch.set_num_threads(before)
+
+
+@pytest.fixture
+def small(plan_2d):
+    """A ladder of six widths."""
+    return replace(plan_2d, features_per_stage=(32, 32, 32, 32))
+
+
+def test_side_by_side_keeps_the_order_and_gives_each_worker_its_cores(two_threads) -> None:
+    meeting = threading.Barrier(2, timeout=30)  # passed by two workers at once, or not at all
+
+    def work(item: int) -> tuple[int, int]:
+        meeting.wait()
+        return item, torch.get_num_threads()
+
+    assert list(side_by_side(work, [3, 1, 2, 0], 2)) == [(3, 1), (1, 1), (2, 1), (0, 1)]
+    assert torch.get_num_threads() == 2
+
+
+def test_side_by_side_leaves_one_worker_all_cores(two_threads) -> None:
+    assert list(side_by_side(lambda item: torch.get_num_threads(), [0, 1], 1)) == [2, 2]
+    assert list(side_by_side(lambda item: torch.get_num_threads(), [0], 2)) == [2]
+
+
+def test_side_by_side_raises_the_first_error_in_the_order_of_the_items(two_threads) -> None:
+    done = threading.Event()
+
+    def work(item: int) -> int:
+        if item == 0:
+            done.wait(30)  # fails last
+        else:
+            done.set()
+        raise ValueError(f"item {item}")
+
+    with pytest.raises(ValueError, match="item 0"):
+        list(side_by_side(work, [0, 1, 2, 3], 2))
+    assert torch.get_num_threads() == 2
+
+
+def test_scores_do_not_depend_on_the_number_of_cores(small, sample_2d, two_threads) -> None:
+    units = [(width, seed) for width in width_ladder(small) for seed in (1, 2)]
+
+    def score() -> dict[tuple[int, int], object]:
+        scorer = Scorer(sample_2d, small, (1, 2), torch.device("cpu"), align=True)
+        return dict(score_side_by_side(scorer, units))
+
+    both = score()
+    torch.set_num_threads(1)
+    assert both == score()
+
+
+@pytest.mark.parametrize(
+    ("size", "is_packed"),
+    [
+        ((128, 136), True), ((64, 256), True), ((64, 72), False), ((40, 56), False),
+        ((24, 32, 24), False),
+    ],
+    ids=["packed", "packed oblong", "small", "smaller", "volume"],
+)  # fmt: skip
+def test_scores_do_not_depend_on_what_runs_beside_them(size, is_packed, two_threads) -> None:
+    dims = len(size)
+    strides = ((1,) * dims, *((2,) * dims,) * 3)
+    features = (32, 64, 128, 128 if is_packed else 256)
+    plan = UNetPlan(dims, 1, 2, (1,) * dims, size, ((3,) * dims,) * 4, strides, features)
+    images = tuple(torch.from_numpy(texture(size, seed)).float()[None] for seed in range(3))
+    scorer = Scorer(Sample(("a", "b", "c"), images), plan, (1, 2), torch.device("cpu"), align=True)
+    assert scorer.is_packed == is_packed
+    for width in (features[-1], 32, 16, 4, 1):
+        units = [(width, 1), (width, 2)]
+        torch.set_num_threads(2)
+        both = dict(score_side_by_side(scorer, units))
+        for num_threads in (1, 2, 3):
+            torch.set_num_threads(num_threads)
+            alone = dict(score_side_by_side(scorer, units[1:]))
+            assert alone[width, 2] == both[width, 2]
+
+
+def test_side_by_side_gives_each_worker_the_threads_asked_for(two_threads) -> None:
+    found = side_by_side(lambda item: torch.get_num_threads(), [0, 1], 1, threads_each=1)
+    assert list(found) == [1, 1]
+    assert torch.get_num_threads() == 2
+
+
+def test_networks_that_are_large_together_are_scored_one_by_one(
+    small, sample_2d, two_threads, monkeypatch
+) -> None:
+    workers = []
+    original = side_by_side
+
+    def seen(work, items, num_workers, **options):
+        workers.append(([width for width, _ in items], num_workers))
+        return original(work, items, num_workers)
+
+    monkeypatch.setattr(scheduling, "side_by_side", seen)
+    scorer = Scorer(sample_2d, small, (1,), torch.device("cpu"), align=False)
+    scorer.limit_gb = 1.5 * scorer.memory_gb(32)
+    sizes = {32: scorer.memory_gb(32), 16: 0.01, 8: 0.01}
+    monkeypatch.setattr(scorer, "memory_gb", sizes.get)
+    list(score_side_by_side(scorer, [(32, 1), (16, 1), (8, 1)]))
+    assert workers == [([32], 1), ([16, 8], 2)]
+
+
+def test_a_network_that_ran_out_of_memory_beside_others_is_scored_alone(
+    small, sample_2d, two_threads, monkeypatch
+) -> None:
+    score, tried = Scorer.score, []
+
+    def short(self, width, seed):
+        tried.append(width)
+        if tried.count(16) == 1 and width == 16:
+            raise MemoryError("no room")
+        return score(self, width, seed)
+
+    monkeypatch.setattr(Scorer, "score", short)
+    scorer = Scorer(sample_2d, small, (1,), torch.device("cpu"), align=False)
+    found = [unit for unit, _ in score_side_by_side(scorer, [(32, 1), (16, 1), (8, 1)])]
+    assert found == [(32, 1), (8, 1), (16, 1)]
+    assert tried.count(16) == 2
+
+
+def test_share_out_balances_costs_and_gives_each_unit_once(plan_2d) -> None:
+    units = [(width, seed) for width in width_ladder(plan_2d) for seed in range(12)]
+    costs = unit_costs(plan_2d)
+    shares = share_out(units, plan_2d, 3)
+    assert sorted(unit for share in shares for unit in share) == sorted(units)
+    loads = [sum(costs[width] for width, _ in share) for share in shares]
+    assert max(loads) - min(loads) <= max(costs.values())
+    assert share_out(units, plan_2d, 1) == [sorted(units, key=lambda unit: -costs[unit[0]])]

@@ -1,0 +1,215 @@
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from PIL import Image
+
+from monai_xtiny.cli.commands import main
+from monai_xtiny.training.check import check_bundle
+from tests.conftest import write_nifti, write_png
+
+
+@pytest.fixture
+def labelled(tmp_path) -> Path:
+    """An nnU-Net data set of four labelled pictures."""
+    root = tmp_path / "data#1 $x"
+    for index in range(4):
+        write_png(root / "imagesTr" / f"c{index}_0000.png", seed=index)
+        write_label(root, f"c{index}", np.zeros((20, 24), dtype=np.uint8))
+    return root
+
+
+@pytest.fixture
+def bundle(tmp_path, labelled) -> Path:
+    path = tmp_path / "x_segmentation"
+    main(["search", "--images", str(labelled), "--bundle", str(path)])
+    return path
+
+
+def write_label(root: Path, case: str, values: np.ndarray) -> None:
+    (root / "labelsTr").mkdir(exist_ok=True)
+    Image.fromarray(values).save(root / "labelsTr" / f"{case}.png")
+
+
+def test_check_bundle_passes_what_fits(capsys, bundle, labelled) -> None:
+    found = check_bundle(bundle, data=labelled)
+    assert (found.num_cases, found.problems) == (4, ())
+    main(["check", "--bundle", str(bundle), "--data", str(labelled)])
+    assert "4 labelled cases fit the bundle" in capsys.readouterr().out
+
+
+def no_label(root: Path) -> None:
+    (root / "labelsTr" / "c2.png").unlink()
+
+
+def no_image(root: Path) -> None:
+    (root / "imagesTr" / "c2_0000.png").unlink()
+
+
+def unknown_value(root: Path) -> None:
+    write_label(root, "c2", np.full((20, 24), 255, dtype=np.uint8))
+
+
+def another_shape(root: Path) -> None:
+    write_label(root, "c2", np.zeros((24, 20), dtype=np.uint8))
+
+
+def other_channels(root: Path) -> None:
+    write_png(root / "imagesTr" / "c2_0000.png", (20, 24, 3))
+
+
+def label_of_colours(root: Path) -> None:
+    write_label(root, "c2", np.zeros((20, 24, 3), dtype=np.uint8))
+
+
+def twice(root: Path) -> None:
+    write_png(root / "imagesTr" / "c2_0000.bmp", (20, 24))
+
+
+def tiny_image(root: Path) -> None:
+    write_png(root / "imagesTr" / "c2_0000.png", (8, 24))
+    write_label(root, "c2", np.zeros((8, 24), dtype=np.uint8))
+
+
+def broken_label(root: Path) -> None:
+    (root / "labelsTr" / "c2.png").write_bytes(b"nothing")
+
+
+@pytest.mark.parametrize(
+    "spoil, message",
+    [
+        (no_label, "has no label"),
+        (no_image, "label 'c2' has no image"),
+        (unknown_value, "the label holds 255.0, and the classes are 0 to 1"),
+        (another_shape, r"the image has shape \(24, 20\), the label \(20, 24\)"),
+        (other_channels, "the image has 3 channels, and the network takes 1"),
+        (label_of_colours, "the label has 3 channels: save class indices as one"),
+        (twice, "is of the same case as another"),
+        (tiny_image, r"\(24, 8\) voxels are less than half of the patch"),
+        (broken_label, "repair it"),
+    ],
+    ids=lambda value: getattr(value, "__name__", ""),
+)
+def test_check_bundle_names_the_case_and_the_remedy(
+    capsys, bundle, labelled, spoil, message
+) -> None:
+    spoil(labelled)
+    found = check_bundle(bundle, data=labelled)
+    assert len(found.problems) == 1
+    with pytest.raises(AssertionError, match=message):
+        raise AssertionError(found.problems[0])
+    assert "c2" in found.problems[0]
+    with pytest.raises(SystemExit) as stop:
+        main(["check", "--bundle", str(bundle), "--data", str(labelled)])
+    assert stop.value.code == 2
+    assert len(capsys.readouterr().err.strip().splitlines()) == 1
+
+
+def test_check_bundle_notices_weights_of_another_width(bundle, labelled) -> None:
+    weights = torch.load(bundle / "models" / "model.pt", weights_only=True)
+    torch.save({k: v[..., :1] for k, v in weights.items()}, bundle / "models" / "model.pt")
+    assert "does not hold the network" in check_bundle(bundle, data=labelled).problems[0]
+
+
+def test_check_bundle_reads_an_msd_datalist(bundle, labelled) -> None:
+    entries = [
+        {"image": f"imagesTr/c{i}_0000.png", "label": f"labelsTr/c{i}.png"} for i in range(2)
+    ]
+    (labelled / "list.json").write_text(json.dumps({"training": entries}))
+    assert check_bundle(bundle, datalist=labelled / "list.json").num_cases == 2
+
+
+def test_check_bundle_reads_the_validation_section_of_a_datalist(bundle, labelled) -> None:
+    entries = [
+        {"image": f"imagesTr/c{i}_0000.png", "label": f"labelsTr/c{i}.png"} for i in range(3)
+    ]
+    unknown_value(labelled)
+    content = {"training": entries[:2], "validation": entries[2:]}
+    (labelled / "list.json").write_text(json.dumps(content))
+    found = check_bundle(bundle, datalist=labelled / "list.json")
+    assert found.num_cases == 3
+    assert len(found.problems) == 1 and "the label holds 255.0" in found.problems[0]
+
+
+def test_check_bundle_counts_images_that_are_padded(capsys, bundle, labelled) -> None:
+    write_png(labelled / "imagesTr" / "c2_0000.png", (19, 24))
+    write_label(labelled, "c2", np.zeros((19, 24), dtype=np.uint8))
+    found = check_bundle(bundle, data=labelled)
+    assert found.problems == () and found.num_padded >= 1
+    main(["check", "--bundle", str(bundle), "--data", str(labelled)])
+    assert f"{found.num_padded} are smaller than the patch" in capsys.readouterr().out
+
+
+def test_check_bundle_needs_labelled_cases(bundle, tmp_path) -> None:
+    (tmp_path / "empty").mkdir()
+    with pytest.raises(ValueError, match="no labelled case in"):
+        check_bundle(bundle, data=tmp_path / "empty")
+
+
+def test_check_bundle_needs_a_bundle_and_data(bundle, tmp_path) -> None:
+    with pytest.raises(FileNotFoundError, match="is no bundle"):
+        check_bundle(tmp_path)
+    with pytest.raises(FileNotFoundError, match="no such data"):
+        check_bundle(bundle, data=tmp_path / "nowhere")
+
+
+@pytest.fixture
+def volumes(tmp_path) -> tuple[Path, Path]:
+    """Volumes of two channels, and the bundle searched on them."""
+    root, bundle = tmp_path / "volumes", tmp_path / "v_segmentation"
+    for index in range(3):
+        for channel in range(2):
+            write_nifti(root / "imagesTr" / f"v{index}_000{channel}.nii.gz", seed=2 * index)
+        label = np.zeros((20, 24, 18), dtype=np.uint8)
+        write_nifti(root / "labelsTr" / f"v{index}.nii.gz", values=label)
+    main(["search", "--images", str(root), "--bundle", str(bundle)])
+    assert check_bundle(bundle, data=root).problems == ()
+    return root, bundle
+
+
+def no_channel(root: Path) -> None:
+    (root / "imagesTr" / "v2_0001.nii.gz").unlink()
+
+
+def no_channels(root: Path) -> None:
+    no_channel(root)
+    (root / "imagesTr" / "v2_0000.nii.gz").unlink()
+
+
+def unknown_class(root: Path) -> None:
+    write_nifti(root / "labelsTr" / "v2.nii.gz", values=np.full((20, 24, 18), 3, np.uint8))
+
+
+def label_elsewhere(root: Path) -> None:
+    affine = np.diag([-1.0, 1.0, 1.0, 1.0])
+    label = np.zeros((20, 24, 18), np.uint8)
+    write_nifti(root / "labelsTr" / "v2.nii.gz", values=label, affine=affine)
+
+
+def not_finite(root: Path) -> None:
+    values = np.ones((20, 24, 18), np.float32)
+    values[0, 0, 0] = np.inf
+    write_nifti(root / "imagesTr" / "v2_0001.nii.gz", values=values)
+
+
+@pytest.mark.parametrize(
+    "spoil, message",
+    [
+        (no_channel, "the image has 1 channels, and the network takes 2"),
+        (no_channels, "label 'v2' has no image with the plan's channels"),
+        (unknown_class, "the label holds 3.0"),
+        (label_elsewhere, "the label lies 38.0 voxels away from its image"),
+        (not_finite, "voxels that are not finite"),
+    ],
+    ids=lambda value: getattr(value, "__name__", ""),
+)
+def test_check_bundle_names_the_volume_and_the_remedy(volumes, spoil, message) -> None:
+    root, bundle = volumes
+    spoil(root)
+    found = check_bundle(bundle, data=root)
+    assert len(found.problems) == 1
+    assert message in found.problems[0] and "v2" in found.problems[0]

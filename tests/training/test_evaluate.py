@@ -1,0 +1,200 @@
+from __future__ import annotations
+
+import csv
+import json
+import math
+import shutil
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+
+from monai_xtiny.bundle.card import write_evaluation
+from monai_xtiny.bundle.figures import Plane, plot_overlay
+from monai_xtiny.bundle.folder import bundle_workflow, data_options, label_names
+from monai_xtiny.bundle.results import Evaluation, read_evaluation
+from monai_xtiny.bundle.weights import load_network
+from monai_xtiny.cli.commands import main
+from monai_xtiny.training.evaluate import evaluate_bundle, evaluate_held_out
+from tests.conftest import texture, write_nifti
+
+pytestmark = pytest.mark.slow
+
+
+def labelled_bundle(root: Path, spacing: float) -> tuple[Path, Path]:
+    """Volumes of one grid but for its spacing, and the bundle searched on them."""
+    data, bundle = root / "data", root / "v_segmentation"
+    affine = np.diag([spacing, spacing, spacing, 1.0])
+    for index in range(5):
+        values = texture((20, 24, 18), index).astype(np.float32)
+        write_nifti(data / "imagesTr" / f"v{index}_0000.nii.gz", values=values, affine=affine)
+        label = np.digitize(values, [100, 170]).astype(np.uint8)
+        write_nifti(data / "labelsTr" / f"v{index}.nii.gz", values=label, affine=affine)
+    command = ["search", "--images", str(data), "--bundle", str(bundle), "--num_images", "2"]
+    main([*command, "--label_names", "background,grey matter,white"])
+    return bundle, data
+
+
+@pytest.fixture(scope="module")
+def volumes(tmp_path_factory) -> tuple[Path, Path]:
+    bundle, data = labelled_bundle(tmp_path_factory.mktemp("one"), 1.0)
+    options = {**data_options(data, None), "num_workers": 0, "epochs": 1, "split_seed": 3}
+    bundle_workflow(bundle, ("train",), options).run()
+    return bundle, data
+
+
+def test_evaluate_bundle_measures_what_evaluate_json_writes(volumes) -> None:
+    bundle, data = volumes
+    planes: list[Plane] = []
+    found = evaluate_bundle(bundle, {**data_options(data, None), "num_workers": 0}, planes=planes)
+    with open(bundle / "eval" / "val_mean_dice_raw.csv", encoding="utf-8") as file:
+        rows = [row for row in csv.reader(file) if not row[0].startswith("filen")]
+    assert len(found.cases) == len(rows) == len(planes) == 1
+    written = [float(value) for value in rows[0][1:3]]
+    np.testing.assert_allclose(found.dice[0], written, atol=1e-4)
+    label = np.asarray(planes[0].label)
+    assert label.shape == planes[0].image.shape == planes[0].prediction.shape == (24, 20)
+    # The slice shows the case's own label over its own image.
+    values = planes[0].image
+    np.testing.assert_array_equal(label, np.digitize(values, [100, 170]))
+
+
+def test_evaluate_bundle_evaluates_another_predictor_in_place_of_the_network(volumes) -> None:
+    bundle, data = volumes
+    options = {**data_options(data, None), "num_workers": 0}
+    expected = evaluate_bundle(bundle, options)
+    results = (bundle / "eval" / "val_mean_dice_raw.csv").read_bytes()
+    network = load_network(bundle)
+
+    def background(windows: torch.Tensor) -> torch.Tensor:
+        logits = torch.zeros(len(windows), 3, *windows.shape[2:])
+        logits[:, 0] = 1
+        return logits
+
+    with torch.no_grad():
+        same = evaluate_bundle(bundle, options, predict=network)
+    assert same == expected
+    none, _ = evaluate_held_out(bundle, data=data, predict=background)
+    assert none.dice == ((0.0, 0.0),)
+    assert (bundle / "eval" / "val_mean_dice_raw.csv").read_bytes() == results
+
+
+def test_evaluate_bundle_gives_distances_in_mm(volumes, tmp_path) -> None:
+    bundle, data = volumes
+    twice, twice_data = labelled_bundle(tmp_path, 2.0)
+    options = {"num_workers": 0}
+    one = evaluate_bundle(bundle, {**data_options(data, None), **options})
+    shutil.copyfile(bundle / "models" / "model.pt", twice / "models" / "model.pt")
+    two = evaluate_bundle(twice, {**data_options(twice_data, None), **options})
+    assert one.cases == two.cases
+    for first, second in zip(one.hd95[0], two.hd95[0], strict=True):
+        assert (first is None) == (second is None)
+        assert first is None or second == pytest.approx(2 * first, rel=1e-4)
+    assert any(value is not None for value in one.hd95[0])
+
+
+def test_evaluate_command_writes_the_model_card(volumes, capsys) -> None:
+    bundle, data = volumes
+    path = bundle / "docs" / "README.md"
+    text = path.read_text(encoding="utf-8")
+    assert "Not measured yet" in text and "at its initialisation until it is trained" in text
+    path.write_text(text.replace("The owners of this bundle.", "We did."), encoding="utf-8")
+    main(["evaluate", "--bundle", str(bundle), "--data", str(data)])
+    out = capsys.readouterr().out
+    found = read_evaluation(bundle)
+    card = path.read_text(encoding="utf-8")
+    assert f"mean Dice {found.mean_dice:.4f} over 1 cases held out" in out
+    assert f"| grey matter | {found.class_dice[0]:.4f} |" in card
+    assert "Not measured yet" not in card and "![The best" in card
+    assert (
+        "holds the trained network, after 1 epochs" in card and "initialisation until" not in card
+    )
+    assert "We did." in card
+    assert (bundle / "docs" / "overlay.png").read_bytes().startswith(b"\x89PNG")
+    assert label_names(bundle) == ("background", "grey matter", "white")
+
+    def headings(card: str) -> list[str]:
+        return [line for line in card.splitlines() if line.startswith("#")]
+
+    assert headings(card) == headings(text)
+    # Those that the split of training held out, not those of the default split.
+    split = json.loads((bundle / "configs" / "datalist.json").read_text(encoding="utf-8"))
+    assert [Path(case["label"]).name for case in split["validation"]] == list(found.cases)
+
+
+def test_evaluate_command_refuses_cases_that_were_trained_on(volumes, capsys, tmp_path) -> None:
+    bundle, data = volumes
+    split = json.loads((bundle / "configs" / "datalist.json").read_text(encoding="utf-8"))
+    wrong = {"training": split["validation"], "validation": split["training"][:1]}
+    (tmp_path / "list.json").write_text(json.dumps(wrong))
+    command = ["evaluate", "--bundle", str(bundle), "--data", str(data)]
+    with pytest.raises(SystemExit) as stop:
+        main([*command, "--datalist", str(tmp_path / "list.json")])
+    assert stop.value.code == 2
+    name = Path(split["training"][0]["label"]).name
+    assert f"the network was trained on {name}" in capsys.readouterr().err
+
+
+def test_evaluate_command_needs_a_trained_bundle(volumes, capsys, tmp_path) -> None:
+    bundle, data = volumes
+    shutil.copytree(bundle, tmp_path / "copy_segmentation")
+    (tmp_path / "copy_segmentation" / "configs" / "datalist.json").unlink()
+    with pytest.raises(SystemExit) as stop:
+        main(["evaluate", "--bundle", str(tmp_path / "copy_segmentation"), "--data", str(data)])
+    assert stop.value.code == 2
+    assert "has no configs/datalist.json, which training writes" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize(
+    "options, message",
+    [
+        ([], "no labelled data: give --data DIR or --datalist FILE"),
+        (["--data", "nowhere"], "no such data: 'nowhere'"),
+    ],
+    ids=["no data", "missing data"],
+)
+def test_evaluate_command_needs_data(volumes, capsys, options, message) -> None:
+    with pytest.raises(SystemExit) as stop:
+        main(["evaluate", "--bundle", str(volumes[0]), *options])
+    assert stop.value.code == 2
+    assert message in capsys.readouterr().err
+
+
+def test_evaluate_bundle_needs_a_bundle(tmp_path) -> None:
+    with pytest.raises(FileNotFoundError, match="is no bundle"):
+        evaluate_bundle(tmp_path, {})
+    with pytest.raises(FileNotFoundError, match="is no bundle"):
+        evaluate_held_out(tmp_path, data=tmp_path)
+
+
+EVALUATION = Evaluation(
+    ("a", "b", "c"), ((0.6, None), (0.8, 0.5), (None, None)), ((3.0, None), (None, 2.0), (1.0, 1.0))
+)
+
+
+def test_evaluation_averages_over_the_cases_that_have_the_class() -> None:
+    assert EVALUATION.class_dice == pytest.approx((0.7, 0.5))
+    assert EVALUATION.mean_dice == pytest.approx(0.6)
+    absent = Evaluation(("a",), ((0.6, None),), ((3.0, None),))
+    assert math.isnan(absent.class_dice[1]) and absent.mean_dice == pytest.approx(0.6)
+    assert EVALUATION.class_hd95 == pytest.approx((2.0, 1.5))
+    assert EVALUATION.case_dice[:2] == pytest.approx((0.6, 0.65))
+    assert math.isnan(EVALUATION.case_dice[2])
+
+
+def test_read_evaluation_gives_back_what_was_written(volumes) -> None:
+    bundle, _ = volumes
+    # A name that Matplotlib would take for a formula.
+    planes = [Plane(f"{name} $1_{{ $", *(np.eye(4) for _ in range(3))) for name in EVALUATION.cases]
+    write_evaluation(bundle, EVALUATION, planes)
+    assert read_evaluation(bundle) == EVALUATION
+    text = (bundle / "docs" / "evaluation.json").read_text(encoding="utf-8")
+    assert json.loads(text)["dice"][2] == [None, None]
+
+
+def test_plot_overlay_refuses_cases_without_a_label(tmp_path) -> None:
+    plane = Plane("a", *(np.zeros((4, 4)) for _ in range(3)))
+    with pytest.raises(ValueError, match="no case has a label"):
+        plot_overlay([plane], [float("nan")], tmp_path / "x.png")
+    assert not (tmp_path / "x.png").exists()

@@ -1,0 +1,105 @@
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from PIL import Image
+
+from monai_xtiny.bundle.results import Evaluation
+from monai_xtiny.data.case import Sample
+from monai_xtiny.plan.unet_plan import UNetPlan
+from monai_xtiny.search.run import run_search
+from monai_xtiny.selection.choice import Selection, select_width
+from monai_xtiny.training.train import (
+    Training,
+    append_line,
+    read_journal,
+    train_width,
+    training_from_dict,
+    training_to_line,
+)
+from tests.conftest import texture
+
+
+@pytest.fixture
+def selection(sample_2d: Sample, plan_2d: UNetPlan) -> Selection:
+    return select_width(run_search(sample_2d, plan_2d, seeds=(1,)), "paper")
+
+
+@pytest.fixture
+def labelled(tmp_path: Path) -> Path:
+    """Ten pictures whose label is a threshold of the image."""
+    root = tmp_path / "data"
+    for folder in ("imagesTr", "labelsTr"):
+        (root / folder).mkdir(parents=True)
+    for index in range(10):
+        field = texture((48, 32), index)
+        Image.fromarray(field).save(root / "imagesTr" / f"c{index}_0000.png")
+        Image.fromarray((field > field.mean()).astype(np.uint8)).save(
+            root / "labelsTr" / f"c{index}.png"
+        )
+    return root
+
+
+@pytest.mark.slow
+def test_train_width_trains_the_width_it_is_given(selection, labelled, tmp_path) -> None:
+    width = next(w for w in selection.table.widths[-3:] if w != selection.max_features)
+    seen: list[int] = []
+    training = train_width(
+        selection,
+        width,
+        data=labelled,
+        bundle_dir=tmp_path / "out" / "w_segmentation",
+        epochs=20,
+        val_interval=10,
+        fold=1,
+        overrides={"num_workers": 0},
+        progress=lambda epoch, dice: seen.append(epoch),
+    )
+    assert [epoch for epoch, _ in training.curve] == seen == [10, 20]
+    found = training.evaluation
+    assert len(found.cases) == len(found.dice) == len(found.hd95) == 2
+    assert found.mean_dice == pytest.approx(max(dice for _, dice in training.curve), abs=1e-4)
+    assert found.mean_dice > 0.7
+    assert all(0 <= value < 58 for row in found.hd95 for value in row if value is not None)
+    weights = torch.load(tmp_path / "out" / "w_segmentation" / "models" / "model.pt")
+    rung = next(r for r in selection.table.ladder if r.max_features == width)
+    first = weights["input_block.conv1.conv.weight"]
+    assert first.shape[0] == rung.features_per_stage[0]
+
+
+def test_train_width_refuses_a_width_that_is_not_in_the_ladder(selection, tmp_path) -> None:
+    with pytest.raises(ValueError, match="width 7 is not in the ladder"):
+        train_width(selection, 7, data=tmp_path, bundle_dir=tmp_path / "b", epochs=1)
+
+
+EVALUATION = Evaluation(
+    ("a", "b"), ((0.6, None), (0.8, 0.5)), ((3.0, None), (None, 2.0))
+)  # fmt: skip
+TRAINING = Training(8, 0, 1, 20, ((10, 0.5), (20, 0.7)), EVALUATION, 1.5)
+
+
+def test_journal_gives_back_what_was_written_and_skips_a_line_cut_off(tmp_path) -> None:
+    path = tmp_path / "journal.jsonl"
+    line = training_to_line(TRAINING, set="x")
+    path.write_text(line + line + line[:20], encoding="utf-8")
+    lines = read_journal(path)
+    assert [item["set"] for item in lines] == ["x", "x"]
+    assert training_from_dict(lines[0]) == TRAINING
+    assert json.loads(line)["max_features"] == 8
+    assert read_journal(tmp_path / "none.jsonl") == []
+    append_line(path, line)
+    assert path.read_text(encoding="utf-8") == 3 * line
+    append_line(tmp_path / "new.jsonl", line)
+    assert (tmp_path / "new.jsonl").read_text(encoding="utf-8") == line
+
+
+@pytest.mark.parametrize("content", ["[1]\n", "no\n", '{"a": 1}\n{\n'], ids=["list", "text", "cut"])
+def test_read_journal_refuses_a_file_that_is_none(tmp_path, content) -> None:
+    path = tmp_path / "journal.jsonl"
+    path.write_text(content, encoding="utf-8")
+    with pytest.raises(ValueError, match=r"journal\.jsonl' is no journal of trainings: delete it"):
+        read_journal(path)

@@ -1,0 +1,239 @@
+from __future__ import annotations
+
+import json
+from dataclasses import replace
+from pathlib import Path
+
+import pytest
+import torch
+import yaml
+from monai.bundle import ConfigParser
+
+from monai_xtiny.bundle.archive import package_bundle
+from monai_xtiny.bundle.card import write_evaluation
+from monai_xtiny.bundle.folder import read_search
+from monai_xtiny.bundle.results import Evaluation
+from monai_xtiny.bundle.torchscript import check_torchscript
+from monai_xtiny.bundle.writer import export_bundle
+from monai_xtiny.training.compare import Difference, Verification
+from monai_xtiny.training.update import update_bundle
+
+LABELS = ("background", "cell wall")
+MOVED = Verification(8, 16, False, (Difference(16, 0.05, 0.04, 0.06),), (), 200, 0.01, 0.95)
+STAYS = replace(MOVED, recommended=8, is_on_plateau=True)
+
+
+@pytest.fixture
+def bundle(tmp_path, selection) -> Path:
+    """A bundle of width 8."""
+    return export_bundle(selection, tmp_path / "x_segmentation", label_names=LABELS)
+
+
+def contents(folder: Path) -> dict[str, bytes]:
+    """Every file of a folder."""
+    return {
+        path.relative_to(folder).as_posix(): path.read_bytes()
+        for path in folder.rglob("*")
+        if path.is_file()
+    }
+
+
+def read(bundle: Path, name: str) -> dict:
+    return json.loads((bundle / name).read_text(encoding="utf-8"))
+
+
+def write(bundle: Path, name: str, content: dict) -> None:
+    (bundle / name).write_text(json.dumps(content), encoding="utf-8")
+
+
+def train(bundle: Path) -> dict[str, bytes]:
+    """Make a bundle look trained and evaluated."""
+    weights = torch.load(bundle / "models" / "model.pt", weights_only=True)
+    torch.save({name: value + 1 for name, value in weights.items()}, bundle / "models" / "model.pt")
+    write(bundle, "configs/datalist.json", {"training": [], "validation": []})
+    (bundle / "eval" / "checkpoints").mkdir(parents=True)
+    (bundle / "eval" / "checkpoints" / "training_state.txt").write_text("epoch 3")
+    return contents(bundle)
+
+
+def test_update_bundle_gives_what_an_export_of_the_width_gives(bundle, selection, tmp_path) -> None:
+    assert update_bundle(bundle, MOVED) is None
+    moved = replace(selection, max_features=16)
+    expected = contents(
+        export_bundle(moved, tmp_path / "other" / "x_segmentation", label_names=LABELS)
+    )
+    found = contents(bundle)
+    assert json.loads(found.pop("docs/verification.json"))["recommended"] == 16
+    card = found.pop("docs/README.md").decode().splitlines()
+    lines = expected.pop("docs/README.md").decode().splitlines()
+    assert found == expected
+    # The card says besides who chose.
+    assert [line for line in lines if line not in card] == [
+        line for line in lines if "rests on images alone" in line
+    ]
+    assert [line for line in card if line not in lines and "Only training" not in line] == [
+        "Brief trainings on labelled cases then moved the choice from width 8 to width 16: "
+        "`verification.json` has them."
+    ]
+    assert [path.name for path in tmp_path.iterdir()].count("x_segmentation") == 1
+
+
+def test_update_bundle_gives_weights_that_load_strictly(bundle) -> None:
+    update_bundle(bundle, MOVED)
+    for name in ("train", "inference"):
+        parser = ConfigParser()
+        parser.read_config(str(bundle / "configs" / f"{name}.json"))
+        network = parser.get_parsed_content("network_def")
+        network.load_state_dict(torch.load(bundle / "models" / "model.pt", weights_only=True))
+        assert network.filters[0] == 16
+
+
+def test_update_bundle_leaves_what_its_owner_wrote(bundle) -> None:
+    metadata = {**read(bundle, "configs/metadata.json"), "authors": "We", "eval_metrics": {"d": 1}}
+    write(bundle, "configs/metadata.json", metadata)
+    config = {**read(bundle, "configs/train.json"), "learning_rate": 0.5, "own_key": [1]}
+    write(bundle, "configs/train.json", config)
+    card = bundle / "docs" / "README.md"
+    card.write_text(card.read_text().replace("The owners of this bundle.", "We did."))
+    for name in ("docs/data_license.txt", "LICENSE", "configs/logging.conf", "dataset/a/b.txt"):
+        (bundle / name).parent.mkdir(parents=True, exist_ok=True)
+        (bundle / name).write_text("ours")
+    update_bundle(bundle, MOVED)
+    found = read(bundle, "configs/metadata.json")
+    assert found["authors"] == "We" and found["eval_metrics"] == {}
+    assert "width cap 16" in found["description"]
+    trained = read(bundle, "configs/train.json")
+    assert trained["learning_rate"] == 0.5 and trained["own_key"] == [1]
+    assert trained["network_def"]["filters"] == [16, 16, 16, 16]
+    assert "We did." in card.read_text() and "capped at **16**" in card.read_text()
+    for name in ("docs/data_license.txt", "LICENSE", "configs/logging.conf", "dataset/a/b.txt"):
+        assert (bundle / name).read_text() == "ours"
+
+
+def test_update_bundle_keeps_a_description_that_its_owner_wrote(bundle) -> None:
+    write(
+        bundle,
+        "configs/metadata.json",
+        {**read(bundle, "configs/metadata.json"), "description": "Ours"},
+    )
+    update_bundle(bundle, MOVED)
+    assert read(bundle, "configs/metadata.json")["description"] == "Ours"
+
+
+def test_update_bundle_keeps_a_trained_bundle_whole_in_a_folder_of_its_own(bundle) -> None:
+    (bundle / "models" / "model.onnx").write_text("made of these weights")
+    before = train(bundle)
+    former = update_bundle(bundle, MOVED)
+    assert former == bundle / "former_width8"
+    assert contents(former) == before
+    after = contents(bundle)
+    gone = {"configs/datalist.json", "eval/checkpoints/training_state.txt", "models/model.onnx"}
+    assert not gone & after.keys()
+    assert read_search(bundle / "docs" / "search.json").max_features == 16
+    # A second time, under another name; and it is not what the Model Zoo gets.
+    write(bundle, "configs/datalist.json", {"training": [], "validation": []})
+    update_bundle(bundle, replace(MOVED, selected=16, recommended=8))
+    before = train(bundle)
+    assert update_bundle(bundle, MOVED) == bundle / "former_width8_2"
+    assert b"former" not in package_bundle(bundle).read_bytes()
+
+
+def test_update_bundle_notices_weights_that_were_trained_elsewhere(bundle) -> None:
+    train(bundle)
+    (bundle / "configs" / "datalist.json").unlink()
+    assert update_bundle(bundle, MOVED) is not None
+
+
+def test_update_bundle_takes_measurements_off_the_card(bundle) -> None:
+    evaluation = Evaluation(("a",), ((0.987,),), ((2.0,),))
+    untrained = (bundle / "docs" / "README.md").read_text()
+    train(bundle)
+    write_evaluation(bundle, evaluation, [_plane()])
+    assert "0.9870" in (bundle / "docs" / "README.md").read_text()
+    update_bundle(bundle, MOVED)
+    card = (bundle / "docs" / "README.md").read_text()
+    assert "0.9870" not in card and "Not measured yet" in card
+    assert "at its initialisation until it is trained" in card
+    assert not (bundle / "docs" / "overlay.png").exists()
+    headings = [line for line in untrained.splitlines() if line.startswith("#")]
+    assert [line for line in card.splitlines() if line.startswith("#")] == headings
+
+
+def _plane():
+    import numpy as np
+
+    from monai_xtiny.bundle.figures import Plane
+
+    return Plane("a", *(np.eye(4) for _ in range(3)))
+
+
+def test_update_bundle_there_and_back_is_where_it_was(bundle) -> None:
+    before = contents(bundle)
+    update_bundle(bundle, MOVED)
+    update_bundle(bundle, replace(MOVED, selected=16, recommended=8))
+    after = contents(bundle)
+    assert json.loads(after.pop("docs/verification.json"))["selected"] == 16
+    card = after.pop("docs/README.md").decode()
+    assert card.count("Brief trainings on labelled cases then moved") == 1
+    assert "from width 16 to width 8" in card
+    before.pop("docs/README.md")
+    assert after == before
+
+
+def test_update_bundle_states_the_rules_confidence_in_the_new_width(tmp_path, selection) -> None:
+    sure = replace(selection, confidence=0.9, votes={8: 0.9, 16: 0.1})
+    bundle = export_bundle(sure, tmp_path / "y_segmentation")
+    update_bundle(bundle, MOVED)
+    found = read_search(bundle / "docs" / "search.json")
+    assert (found.method, found.max_features) == (selection.method, 16)
+    assert found.confidence == 0.1 and found.votes == sure.votes
+    card = (bundle / "docs" / "README.md").read_text()
+    assert "Of the rule's votes, 10 % were for this width: labelled cases decided." in card
+    update_bundle(bundle, replace(MOVED, selected=16, recommended=8))
+    card = (bundle / "docs" / "README.md").read_text()
+    assert card.count("Of the rule's votes, ") == 1 and "votes, 90 % were" in card
+    assert "Confidence: " not in card
+
+
+def test_update_bundle_writes_only_the_verification_of_a_choice_that_stays(bundle) -> None:
+    before = train(bundle)
+    assert update_bundle(bundle, STAYS) is None
+    after = contents(bundle)
+    written = json.loads(after.pop("docs/verification.json"))
+    assert written["is_on_plateau"] is True
+    assert written["differences"] == [{"max_features": 16, "mean": 0.05, "low": 0.04, "high": 0.06}]
+    assert after == before
+
+
+@pytest.mark.slow
+def test_update_bundle_renews_torchscript_and_the_list_of_large_files(tmp_path, selection) -> None:
+    bundle = export_bundle(selection, tmp_path / "t_segmentation", torchscript=True)
+    entry = {"path": "models/model.pt", "url": "https://example.org/8.pt", "hash_val": "x"}
+    (bundle / "large_files.yml").write_text(yaml.safe_dump({"large_files": [entry]}))
+    before = (bundle / "models" / "model.ts").read_bytes()
+    update_bundle(bundle, MOVED)
+    check_torchscript(bundle)
+    assert (bundle / "models" / "model.ts").read_bytes() != before
+    assert not (bundle / "large_files.yml").exists()
+
+
+def test_update_bundle_changes_nothing_when_it_fails(bundle, monkeypatch) -> None:
+    from monai_xtiny.training import update
+
+    before = train(bundle)
+
+    def fail(*arguments, **options):
+        raise OSError("disk full, on purpose")
+
+    monkeypatch.setattr(update, "write_verification", fail)
+    with pytest.raises(OSError, match="disk full"):
+        update_bundle(bundle, MOVED)
+    assert contents(bundle) == before
+
+
+def test_update_bundle_refuses_the_verification_of_another_choice(bundle) -> None:
+    for other in (replace(MOVED, selected=4), replace(MOVED, recommended=7)):
+        with pytest.raises(ValueError, match="and the bundle has width 8 of"):
+            update_bundle(bundle, other)
+    with pytest.raises(FileNotFoundError, match="is no bundle"):
+        update_bundle(bundle.parent, MOVED)

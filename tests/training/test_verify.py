@@ -1,0 +1,408 @@
+from __future__ import annotations
+
+import json
+import os
+import random
+from dataclasses import replace
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from monai.bundle import ConfigParser
+from monai.utils import get_seed
+from PIL import Image
+
+from monai_xtiny.bundle.results import Evaluation
+from monai_xtiny.bundle.writer import export_bundle
+from monai_xtiny.cli.commands import main
+from monai_xtiny.selection.choice import Selection
+from monai_xtiny.training import verify as verification
+from monai_xtiny.training.check import check_bundle
+from monai_xtiny.training.train import Training
+from monai_xtiny.training.verify import neighbourhood, verify_bundle, write_verification
+from tests.conftest import texture, write_nifti
+
+
+@pytest.fixture
+def labelled(tmp_path) -> Path:
+    """Ten pictures whose label is a threshold of the image."""
+    root = tmp_path / "data#1 $x"
+    for folder in ("imagesTr", "labelsTr"):
+        (root / folder).mkdir(parents=True)
+    for index in range(10):
+        field = texture((48, 32), index)
+        Image.fromarray(field).save(root / "imagesTr" / f"c{index}_0000.png")
+        Image.fromarray((field > field.mean()).astype(np.uint8)).save(
+            root / "labelsTr" / f"c{index}.png"
+        )
+    return root
+
+
+@pytest.fixture
+def bundle(tmp_path, selection) -> Path:
+    """A bundle of width 8."""
+    return export_bundle(selection, tmp_path / "x_segmentation")
+
+
+def contents(folder: Path) -> dict[str, bytes]:
+    """Every file of a folder."""
+    return {
+        path.relative_to(folder).as_posix(): path.read_bytes()
+        for path in folder.rglob("*")
+        if path.is_file()
+    }
+
+
+class FakeTrainings:
+    """In place of trainings: what was asked for, and Dice of the width's level on every case."""
+
+    def __init__(self, **levels: float) -> None:
+        self.levels = {int(width[1:]): level for width, level in levels.items()}
+        self.asked: list[tuple[int, int]] = []
+        self.options: dict = {}
+        self.config: dict = {}
+        self.stop_at: tuple[int, int] | None = None
+
+    def __call__(self, bundle, max_features, *, epochs, fold, seed, **options) -> Training:
+        if (max_features, seed) == self.stop_at:
+            raise KeyboardInterrupt
+        self.asked.append((max_features, seed))
+        self.options = {"epochs": epochs, "fold": fold, **options}
+        if (Path(bundle) / "configs").is_dir():
+            self.config = json.loads((Path(bundle) / "configs" / "train.json").read_text())
+        random.random(), np.random.random(), torch.rand(1)
+        level = self.levels[max_features] + 0.001 * seed
+        evaluation = Evaluation(("a", "b"), ((level,), (level,)), ((1.0,), (1.0,)))
+        return Training(max_features, fold, seed, epochs, (), evaluation, 1.0)
+
+
+@pytest.fixture
+def fake(monkeypatch) -> FakeTrainings:
+    """Width 16 is as good as 8, and 4 worse."""
+    trainings = FakeTrainings(w32=0.8, w16=0.8, w8=0.8, w4=0.7, w2=0.7, w1=0.6)
+    monkeypatch.setattr(verification, "train_bundle", trainings)
+    return trainings
+
+
+@pytest.fixture
+def empty_bundles(monkeypatch) -> None:
+    """Nothing is exported for the trainings: most tests of theirs need no files."""
+
+    def write(bundle: Path, selection: Selection, width: int, copy: Path) -> Path:
+        copy.mkdir(exist_ok=True)
+        return copy
+
+    monkeypatch.setattr(verification, "_write_width", write)
+
+
+ALL = [(16, 0), (8, 0), (4, 0), (16, 1), (8, 1), (4, 1)]
+
+
+def test_verify_bundle_trains_the_width_and_its_neighbours_on_every_seed(
+    fake, empty_bundles, bundle, labelled
+) -> None:
+    before = contents(bundle)
+    seen = []
+    found = verify_bundle(bundle, data=labelled, progress=seen.append)
+    assert fake.asked == ALL
+    assert (found.widths, found.selected, found.recommended) == ((16, 8, 4), 8, 8)
+    assert found.is_on_plateau and tuple(seen) == found.trainings
+    assert contents(bundle) == before
+    fake.asked.clear()
+    verify_bundle(bundle, data=labelled, num_seeds=3, seed=5)
+    assert [seed for _, seed in fake.asked] == [5] * 3 + [6] * 3 + [7] * 3
+
+
+@pytest.mark.parametrize("width, expected", [(32, (32, 16)), (8, (16, 8, 4)), (1, (2, 1))], ids=str)
+def test_neighbourhood_ends_with_the_ladder(selection, width, expected) -> None:
+    assert neighbourhood(replace(selection, max_features=width)) == expected
+
+
+def test_verify_bundle_trains_by_the_bundles_own_recipe(fake, bundle, labelled) -> None:
+    path = bundle / "configs" / "train.json"
+    config = json.loads(path.read_text())
+    path.write_text(json.dumps({**config, "learning_rate": 0.125}))
+    fake.stop_at = (4, 0)
+    with pytest.raises(KeyboardInterrupt):
+        verify_bundle(bundle, data=labelled)
+    assert fake.config.pop("network_def") == config.pop("network_def")  # width 8 was the last
+    assert fake.config == {**config, "learning_rate": 0.125}
+    fake.stop_at = (8, 0)
+    with pytest.raises(KeyboardInterrupt):
+        verify_bundle(bundle, data=labelled)
+    assert fake.config["network_def"]["filters"] == [16] * 4
+
+
+def test_verify_bundle_makes_brief_trainings_of_as_many_updates_on_any_data(
+    fake, empty_bundles, bundle, labelled
+) -> None:
+    found = verify_bundle(bundle, data=labelled)
+    overrides = fake.options["overrides"]
+    assert fake.options["epochs"] * overrides["train#trainer#epoch_length"] == found.num_updates
+    assert overrides["val_interval"] > fake.options["epochs"]
+    found = verify_bundle(bundle, data=labelled, epochs=7, overrides={"batch_size": 3})
+    assert fake.options["epochs"] == 7 and found.num_updates == 7 * 3  # 8 cases in batches of 3
+    assert "train#trainer#epoch_length" not in fake.options["overrides"]
+    assert fake.options["overrides"]["batch_size"] == 3
+
+
+def test_verify_bundle_reads_no_more_cases_than_it_trains_on(
+    fake, empty_bundles, bundle, labelled
+) -> None:
+    verify_bundle(bundle, data=labelled)
+    assert fake.options["overrides"]["cache_rate"] == 1
+    few = {"batch_size": 2 / verification.EPOCH_LENGTH / verification.NUM_EPOCHS}
+    verify_bundle(bundle, data=labelled, overrides=few)
+    assert fake.options["overrides"]["cache_rate"] == 2 / 8
+
+
+def test_verify_bundle_goes_on_where_it_was_stopped(
+    fake, empty_bundles, bundle, labelled, tmp_path
+) -> None:
+    work = tmp_path / "work"
+    fake.stop_at = (16, 1)
+    with pytest.raises(KeyboardInterrupt):
+        verify_bundle(bundle, data=labelled, work_dir=work)
+    fake.stop_at, fake.asked = None, []
+    found = verify_bundle(bundle, data=labelled, work_dir=work)
+    assert fake.asked == ALL[3:]
+    assert [(item.max_features, item.seed) for item in found.trainings] == ALL
+    fake.asked = []
+    assert verify_bundle(bundle, data=labelled, work_dir=work) == found
+    assert fake.asked == []
+    verify_bundle(bundle, data=labelled, work_dir=work, num_seeds=3)
+    assert fake.asked == [(16, 2), (8, 2), (4, 2)]
+    assert [path.name for path in work.iterdir()] == [verification.JOURNAL_FILE]
+
+
+def test_verify_bundle_leaves_trainings_of_others_in_its_journal_alone(
+    fake, empty_bundles, bundle, labelled, tmp_path
+) -> None:
+    journal = tmp_path / "work" / verification.JOURNAL_FILE
+    journal.parent.mkdir()
+    journal.write_text('{"max_features": 8, "seed": 0}\n')
+    verify_bundle(bundle, data=labelled, work_dir=journal.parent)
+    assert fake.asked == ALL
+    assert journal.read_text().startswith('{"max_features": 8, "seed": 0}\n')
+
+
+def other_epochs(bundle: Path, data: Path) -> dict:
+    return {"epochs": 3}
+
+
+def other_fold(bundle: Path, data: Path) -> dict:
+    return {"fold": 1}
+
+
+def other_overrides(bundle: Path, data: Path) -> dict:
+    return {"overrides": {"learning_rate": 0.5}}
+
+
+def other_label(bundle: Path, data: Path) -> dict:
+    os.utime(data / "labelsTr" / "c3.png", ns=(1, 1))
+    return {}
+
+
+def other_recipe(bundle: Path, data: Path) -> dict:
+    path = bundle / "configs" / "train.json"
+    path.write_text(json.dumps({**json.loads(path.read_text()), "learning_rate": 0.5}))
+    return {}
+
+
+@pytest.mark.parametrize(
+    "change",
+    [other_epochs, other_fold, other_overrides, other_label, other_recipe],
+    ids=lambda change: change.__name__,
+)
+def test_verify_bundle_repeats_trainings_of_anything_else(
+    fake, empty_bundles, bundle, labelled, tmp_path, change
+) -> None:
+    verify_bundle(bundle, data=labelled, work_dir=tmp_path / "work")
+    fake.asked = []
+    verify_bundle(bundle, data=labelled, work_dir=tmp_path / "work", **change(bundle, labelled))
+    assert fake.asked == ALL
+
+
+def test_verify_bundle_leaves_the_global_generators_as_they_were(
+    fake, empty_bundles, bundle, labelled
+) -> None:
+    def state() -> tuple:
+        return (
+            random.getstate(),
+            np.random.get_state()[1].tolist(),
+            torch.get_rng_state().tolist(),
+            get_seed(),
+        )
+
+    before = state()
+    verify_bundle(bundle, data=labelled)
+    assert state() == before
+    fake.stop_at = (8, 1)
+    with pytest.raises(KeyboardInterrupt):
+        verify_bundle(bundle, data=labelled)
+    assert state() == before
+
+
+def no_label(root: Path) -> None:
+    (root / "labelsTr" / "c2.png").unlink()
+
+
+def unknown_class(root: Path) -> None:
+    label = np.full((48, 32), 7, dtype=np.uint8)
+    Image.fromarray(label).save(root / "labelsTr" / "c2.png")
+
+
+def no_labels(root: Path) -> None:
+    for path in (root / "labelsTr").iterdir():
+        path.unlink()
+
+
+def five_cases(root: Path) -> None:
+    for path in [*root.glob("*/c[5-9]*")]:
+        path.unlink()
+
+
+def nothing(root: Path) -> None:
+    pass
+
+
+@pytest.mark.parametrize(
+    "spoil, options, message",
+    [
+        (no_label, [], "1 problems with 9 labelled cases, which check lists: image"),
+        (unknown_class, [], "the label holds 7.0, and the classes are 0 to 1"),
+        (no_labels, [], "no labelled case in"),
+        (five_cases, [], "fold 0 holds out 1 of 5 labelled cases, and an interval needs 2"),
+        (nothing, ["--fold", "5"], "fold 5 holds out 0 of 10 labelled cases"),
+        (nothing, ["--num_seeds", "1"], "num_seeds is 1: give at least 2"),
+        (nothing, ["--epochs", "0"], "epochs is 0: give at least 1"),
+        (nothing, ["--epochs", "few"], "--epochs is 'few': give a whole number"),
+        (nothing, ["--seed", "-1"], "--seed is -1"),
+        (nothing, ["--update", "no"], "--update is 'no'"),
+        (nothing, ["--work", "a#b"], "work folder"),
+        (nothing, ["--data", "nowhere"], "no such data: 'nowhere'"),
+    ],
+    ids=lambda value: (
+        " ".join(value) if isinstance(value, list) else getattr(value, "__name__", "")
+    ),
+)
+def test_verify_command_refuses_bad_input_in_one_line(
+    capsys, monkeypatch, fake, bundle, labelled, tmp_path, spoil, options, message
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    spoil(labelled)
+    before = contents(tmp_path)
+    with pytest.raises(SystemExit) as stop:
+        main(["verify", str(bundle), "--data", str(labelled), *options])
+    assert stop.value.code == 2
+    printed = capsys.readouterr()
+    assert message in printed.err and len(printed.err.strip().splitlines()) == 1
+    assert printed.out == "" and fake.asked == []
+    assert contents(tmp_path) == before
+
+
+def test_verify_command_needs_a_bundle_and_data(capsys, fake, bundle, labelled) -> None:
+    for options, message in (
+        ([str(bundle.parent), "--data", str(labelled)], "is no bundle"),
+        ([str(bundle)], "no labelled data: give --data DIR or --datalist FILE"),
+    ):
+        with pytest.raises(SystemExit) as stop:
+            main(["verify", *options])
+        assert stop.value.code == 2
+        assert message in capsys.readouterr().err
+
+
+def test_verify_command_moves_the_bundle_only_when_told(capsys, fake, bundle, labelled) -> None:
+    fake.levels[16] = 0.9
+    before = contents(bundle)
+    main(["verify", str(bundle), "--data", str(labelled)])
+    out = capsys.readouterr().out
+    assert "width 16, seed 1: Dice 0.9010" in out
+    assert "width 8 is too narrow: width 16 gains +0.0986 Dice at least" in out
+    assert "recommended: width 16" in out and "train it" not in out
+    assert f"--update moves {bundle} to width 16" in out
+    assert contents(bundle) == before
+    main(["verify", str(bundle), "--data", str(labelled), "--update"])
+    out = capsys.readouterr().out
+    assert "width 16 now, at its initialisation: train it" in out and "--update" not in out
+    parser = ConfigParser()
+    parser.read_config(str(bundle / "configs" / "train.json"))
+    weights = torch.load(bundle / "models" / "model.pt", weights_only=True)
+    parser.get_parsed_content("network_def").load_state_dict(weights)
+    assert parser["network_def"]["filters"] == [16] * 4
+    assert check_bundle(bundle, data=labelled).problems == ()
+    written = json.loads((bundle / "docs" / "verification.json").read_text())
+    assert (written["selected"], written["recommended"], len(written["trainings"])) == (8, 16, 6)
+    # Where it is now, the wider is no better.
+    fake.levels[32], fake.asked = 0.9, []
+    main(["verify", str(bundle), "--data", str(labelled), "--update"])
+    assert "recommended: width 16, as it is" in capsys.readouterr().out
+    assert fake.asked[:3] == [(32, 0), (16, 0), (8, 0)]
+
+
+def test_verify_command_says_where_a_trained_bundle_went(capsys, fake, bundle, labelled) -> None:
+    fake.levels[16] = 0.9
+    (bundle / "configs" / "datalist.json").write_text('{"training": [], "validation": []}')
+    main(["verify", str(bundle), "--data", str(labelled), "--update"])
+    out = capsys.readouterr().out
+    assert f"what was trained at width 8 is in {bundle / 'former_width8'}" in out
+
+
+def test_write_verification_writes_every_case(fake, bundle, labelled) -> None:
+    found = verify_bundle(bundle, data=labelled)
+    path = write_verification(bundle, found)
+    assert path == bundle / "docs" / "verification.json"
+    content = json.loads(path.read_text())
+    assert content["trainings"][0]["evaluation"]["dice"] == [[0.8], [0.8]]
+    assert content["num_updates"] == found.num_updates
+
+
+@pytest.mark.slow
+def test_verify_bundle_measures_real_trainings(bundle, labelled, tmp_path) -> None:
+    before = contents(bundle)
+    options = {"data": labelled, "epochs": 2, "work_dir": tmp_path / "work"}
+    options["overrides"] = {"num_workers": 0}
+    found = verify_bundle(bundle, **options)
+    assert contents(bundle) == before
+    assert [path.name for path in (tmp_path / "work").iterdir()] == [verification.JOURNAL_FILE]
+    assert found.num_updates == 2 and {item.epochs for item in found.trainings} == {2}
+    (cases,) = {item.evaluation.cases for item in found.trainings}
+    assert len(cases) == 2
+    dice = [item.evaluation.mean_dice for item in found.trainings]
+    assert len(set(dice)) > 1 and all(0 <= value <= 1 for value in dice)
+    for item in found.differences:
+        assert item.low <= item.mean <= item.high
+    # The same trainings again, from the journal and anew.
+    assert verify_bundle(bundle, **options) == found
+    again = verify_bundle(bundle, **{**options, "work_dir": None})
+    assert [item.evaluation for item in again.trainings] == [
+        item.evaluation for item in found.trainings
+    ]
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("dims", [2, 3], ids=["slices", "volumes"])
+def test_verify_command_takes_volumes_and_a_datalist(capsys, tmp_path, dims) -> None:
+    root, bundle = tmp_path / "data", tmp_path / "v_segmentation"
+    for index in range(4):
+        values = texture((20, 24, 18), index).astype(np.float32)
+        write_nifti(root / "imagesTr" / f"v{index}_0000.nii.gz", values=values)
+        label = np.digitize(values, [100, 170]).astype(np.uint8)
+        write_nifti(root / "labelsTr" / f"v{index}.nii.gz", values=label)
+    main(
+        ["search", "--images", str(root), "--bundle", str(bundle), "--num_images", "2"]
+        + ["--label_names", "background,grey,white", "--spatial_dims", str(dims)]
+        + ["--method", "paper"]
+    )
+    entries = [
+        {"image": f"imagesTr/v{i}_0000.nii.gz", "label": f"labelsTr/v{i}.nii.gz"} for i in range(4)
+    ]
+    content = {"training": entries[:2], "validation": entries[2:]}
+    (root / "list.json").write_text(json.dumps(content))
+    capsys.readouterr()
+    main(["verify", str(bundle), "--datalist", str(root / "list.json"), "--epochs", "1"])
+    out = capsys.readouterr().out.splitlines()
+    assert sum(line.startswith("width ") and ", seed " in line for line in out) in (4, 6)
+    assert "1 updates a training, 2 cases held out" in out
+    assert "(tolerance 0.01)" in out[-2]
