@@ -39,6 +39,7 @@ _HOMES = {
     "select_paper": "selection.paper",
     "select_width": "selection.choice",
     "check_method": "selection.choice",
+    "Bundle": "bundle.folder",
     "check_destination": "bundle.writer",
     "clear_finished": "bundle.writer",
     "export_bundle": "bundle.writer",

@@ -6,7 +6,7 @@ from monai_xtiny.system.lazy import lazy_names
 
 _FORMER = {
     "export_bundle": "bundle.writer",
-    "read_search": "bundle.folder",
-    "write_search": "bundle.folder",
+    "read_search": "bundle.search_file",
+    "write_search": "bundle.search_file",
 }
 __getattr__ = lazy_names("monai_xtiny", {}, deprecated=_FORMER)

@@ -29,7 +29,7 @@ from pathlib import Path
 import matplotlib
 import torch
 
-from monai_xtiny.bundle.folder import read_search
+from monai_xtiny.bundle.search_file import read_search
 from monai_xtiny.cli.commands import main as command_line
 from monai_xtiny.data.labels import read_label_names
 from monai_xtiny.networks.dynunet import build_network

@@ -20,7 +20,7 @@ from typing import Any
 
 import torch
 
-from monai_xtiny.bundle.folder import read_search
+from monai_xtiny.bundle.search_file import read_search
 from monai_xtiny.training.train import (
     append_line,
     read_journal,

@@ -201,7 +201,7 @@ def train_unit(
     """One training in a process of its own: its line of the journal, and a word about it."""
     import torch
 
-    from monai_xtiny.bundle.folder import read_search
+    from monai_xtiny.bundle.search_file import read_search
     from monai_xtiny.training.train import train_width, training_to_line
 
     torch.set_num_threads(threads)
@@ -251,7 +251,7 @@ def score_run(search: Path, root: Path, run: int, target: Path, threads: int, de
     import torch
     from monai.bundle import ConfigParser
 
-    from monai_xtiny.bundle.folder import read_search
+    from monai_xtiny.bundle.search_file import read_search
     from monai_xtiny.bundle.templates import configs_dir
     from monai_xtiny.scores.table import table_to_dict
     from monai_xtiny.search.run import run_search
@@ -362,7 +362,7 @@ def write_tables(arguments: argparse.Namespace) -> None:
 
     import numpy as np
 
-    from monai_xtiny.bundle.folder import read_search
+    from monai_xtiny.bundle.search_file import read_search
     from monai_xtiny.scores.table import table_from_dict
     from monai_xtiny.selection.choice import select_width
     from monai_xtiny.training.train import read_journal, training_from_dict

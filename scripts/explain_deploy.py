@@ -37,7 +37,7 @@ from torch import nn
 from torch.nn import functional
 from torch.nn.modules.instancenorm import _InstanceNorm
 
-from monai_xtiny.bundle.folder import read_search
+from monai_xtiny.bundle.search_file import read_search
 from monai_xtiny.bundle.weights import load_network
 from monai_xtiny.deploy.onnx_model import input_format, write_onnx
 from monai_xtiny.deploy.segmenter import import_deploy

@@ -10,5 +10,6 @@ EXTRAS=test
 ruff check .
 ruff format --check .
 mypy monai_xtiny
+lint-imports --no-logo
 # One thread a worker: two of them share the cores.
 OMP_NUM_THREADS=1 python -m pytest -n 2 "$@"

@@ -6,19 +6,17 @@ import os
 import zipfile
 from pathlib import Path
 
+from monai_xtiny.bundle.folder import LICENSE, ONNX, ONNX_INT8, PARTS, WEIGHTS, Bundle
 from monai_xtiny.bundle.large_files import read_large_files, write_large_files
 from monai_xtiny.bundle.torchscript import check_torchscript, write_torchscript
-from monai_xtiny.bundle.weights import check_onnx
-from monai_xtiny.system.files import read_json
+from monai_xtiny.bundle.weights import weights_digest
+from monai_xtiny.system.files import atomic_write
 
-# What a bundle consists of; results of training and inference in it are left out. So is
-# large_files.yml, as in the Zoo's own zips: the files themselves are in.
-_PARTS = ("LICENSE", "configs", "docs", "models", "scripts")
 _EPOCH = (1980, 1, 1, 0, 0, 0)
 
 
 def package_bundle(
-    bundle_dir: str | os.PathLike[str],
+    bundle_dir: str | os.PathLike[str] | Bundle,
     output: str | os.PathLike[str] | None = None,
     *,
     torchscript: bool = False,
@@ -26,12 +24,13 @@ def package_bundle(
     """Zip a bundle so that the same bundle always gives the same bytes.
 
     Files are sorted, and carry neither times nor the modes of the machine. The zip holds one
-    folder, the bundle's, with ``LICENSE``, ``configs``, ``docs``, ``models`` and, where there are
-    any, ``scripts``. The bundle's ``large_files.yml`` is brought up to date.
+    folder, the bundle's, with ``LICENSE``, ``configs``, ``docs``, ``models`` and ``scripts``. The
+    bundle's ``large_files.yml`` is brought up to date but, as in the Zoo's own zips, is not among
+    them: the files themselves are.
 
     Args:
         bundle_dir: the bundle.
-        output: the zip to write; ``NAME_vVERSION.zip`` beside the bundle without.
+        output: the zip to write; default: ``NAME_vVERSION.zip`` beside the bundle.
         torchscript: write ``models/model.ts`` from ``models/model.pt`` first.
 
     Returns:
@@ -42,10 +41,12 @@ def package_bundle(
         ValueError: ``models/model.ts`` or an ONNX file holds other weights than
             ``models/model.pt``, or cannot be made.
     """
-    bundle = Path(bundle_dir)
-    for name in ("LICENSE", "configs/metadata.json", "configs/inference.json", "models/model.pt"):
-        if not (bundle / name).is_file():
-            raise FileNotFoundError(f"{str(bundle)!r} is no bundle: it has no {name}")
+    bundle = Bundle.open(bundle_dir)
+    for name in (LICENSE, WEIGHTS):
+        if not bundle.path(name).is_file():
+            raise FileNotFoundError(
+                f"{str(bundle.root)!r} is incomplete: it has no {name}, which the Model Zoo demands"
+            )
     if torchscript:
         write_torchscript(bundle)
     else:
@@ -53,32 +54,49 @@ def package_bundle(
     check_onnx(bundle)
     write_large_files(bundle)
     for listed in read_large_files(bundle):
-        if not (bundle / listed["path"]).is_file():
+        if not bundle.path(listed["path"]).is_file():
             raise FileNotFoundError(
-                f"{str(bundle)!r} has no {listed['path']}, which large_files.yml lists: download it"
+                f"{str(bundle.root)!r} has no {listed['path']}, which large_files.yml lists: "
+                "download it"
             )
-    version = read_json(bundle / "configs" / "metadata.json")["version"]
-    name = bundle.resolve().name
-    target = (
-        Path(output) if output is not None else bundle.resolve().parent / f"{name}_v{version}.zip"
-    )
-    files = sorted(
-        path
-        for part in _PARTS
-        for path in [bundle / part, *(bundle / part).rglob("*")]
-        if path.is_file()
-        and path.suffix != ".part"  # what a killed training was writing
-        and not any(piece.startswith((".", "__")) for piece in path.parts[-2:])
-    )
-    temporary = target.with_name(f".{target.name}.part")
-    try:
-        with zipfile.ZipFile(temporary, "w", zipfile.ZIP_DEFLATED, compresslevel=9) as archive:
-            for path in files:
-                entry = zipfile.ZipInfo(f"{name}/{path.relative_to(bundle).as_posix()}", _EPOCH)
-                entry.compress_type = zipfile.ZIP_DEFLATED
-                entry.external_attr = 0o644 << 16
-                archive.writestr(entry, path.read_bytes())
-        temporary.replace(target)
-    finally:
-        temporary.unlink(missing_ok=True)
+    version = bundle.config("metadata")["version"]
+    beside = bundle.root.with_name(f"{bundle.name}_v{version}.zip")
+    target = Path(output) if output is not None else beside
+    with atomic_write(target) as part, zipfile.ZipFile(part, "w", compresslevel=9) as archive:
+        for path in _files(bundle):
+            name = f"{bundle.name}/{path.relative_to(bundle.root).as_posix()}"
+            entry = zipfile.ZipInfo(name, _EPOCH)
+            entry.compress_type = zipfile.ZIP_DEFLATED
+            entry.external_attr = 0o644 << 16
+            archive.writestr(entry, path.read_bytes(), compresslevel=9)
     return target
+
+
+def check_onnx(bundle: Bundle) -> None:
+    """Refuse ONNX files whose weights are not those of ``models/model.pt``.
+
+    Raises:
+        ValueError: the weights differ.
+    """
+    files = [bundle.path(name) for name in (ONNX, ONNX_INT8) if bundle.path(name).is_file()]
+    if not files:
+        return
+    digest = weights_digest(bundle.weights())
+    for file in files:  # the digest stands in the file as it is: onnx need not be installed
+        if digest.encode() not in file.read_bytes():
+            raise ValueError(
+                f"{str(file)!r} does not hold the weights of model.pt, which was trained since: "
+                "run python -m monai_xtiny deploy again, or remove it"
+            )
+
+
+def _files(bundle: Bundle) -> list[Path]:
+    """What the zip holds, without hidden files and what a killed training was writing."""
+    return sorted(
+        path
+        for part in PARTS
+        for path in [bundle.path(part), *bundle.path(part).rglob("*")]
+        if path.is_file()
+        and path.suffix != ".part"
+        and not any(piece.startswith((".", "__")) for piece in path.relative_to(bundle.root).parts)
+    )

@@ -1,36 +1,26 @@
-"""The model card: the bundle's README, and the parts of it that are measured."""
+"""The model card, the bundle's README: written whole by the exporter, renewed in parts.
+
+What a command renews stands between two marks, ``<!-- xtiny:performance -->`` and
+``<!-- /xtiny:performance -->`` for example; all else is its owner's.
+"""
 
 from __future__ import annotations
 
-import json
-import os
 import re
 from collections.abc import Sequence
-from dataclasses import asdict
-from pathlib import Path
-from typing import TYPE_CHECKING
 
 import numpy as np
-import torch
 
-from monai_xtiny.bundle.figures import Plane, plot_overlay
-from monai_xtiny.bundle.folder import (
-    EVALUATION_FILE,
-    data_kind,
-    label_names,
-    read_search,
-)
+from monai_xtiny.bundle.folder import data_kind
 from monai_xtiny.bundle.results import Evaluation
 from monai_xtiny.bundle.summary import advice
-from monai_xtiny.bundle.templates import template_environment, templates_dir
+from monai_xtiny.bundle.templates import template_environment
 from monai_xtiny.selection.choice import Selection
-from monai_xtiny.system.files import read_json, write_text
-
-if TYPE_CHECKING:
-    from monai_xtiny.bundle.results import Evaluation
-
 
 CARD_TEMPLATE = "README.md.jinja"
+# What the width decides, and what is measured with the weights.
+CHOICE_PARTS = ("description", "plan", "ladder", "cost", "limitations")
+MEASURED_PARTS = ("weights", "performance")
 
 
 def model_card(
@@ -38,10 +28,9 @@ def model_card(
     *,
     name: str,
     label_names: tuple[str, ...],
-    kind: str,
-    templates: str | os.PathLike[str],
     evaluation: Evaluation | None = None,
     num_epochs: int | None = None,
+    former_width: int | None = None,
 ) -> str:
     """The bundle's README, with the headings that the MONAI Model Zoo asks for.
 
@@ -49,19 +38,18 @@ def model_card(
         selection: the choice and the table it was made from.
         name: of the bundle.
         label_names: of the classes, background first.
-        kind: ``volumes``, ``slices`` or ``images``.
-        templates: folder that holds the card's template.
         evaluation: of the trained network, with ``overlay.png`` beside the card.
         num_epochs: that it was trained for, where known.
+        former_width: that brief trainings on labelled cases moved the choice away from.
     """
-    environment = template_environment(templates)
+    environment = template_environment()
     environment.filters["md"] = _escape_markdown
     environment.filters["number"] = _format_number
     table = selection.table
     return environment.get_template(CARD_TEMPLATE).render(
         name=name,
         label_names=label_names,
-        kind=kind,
+        kind=data_kind(table.plan),
         selection=selection,
         rung=selection.rung,
         full=table.ladder[0],
@@ -69,14 +57,59 @@ def model_card(
         table=table,
         evaluation=evaluation,
         num_epochs=num_epochs,
+        former_width=former_width,
         means={rung.max_features: float(np.mean(rung.sensitivity)) for rung in table.ladder},
         alignments={
             rung.max_features: float(np.mean(rung.alignment))
             for rung in table.ladder
             if rung.alignment
         },
-        advice=advice(selection),
+        advice="" if former_width is not None else advice(selection),
     )
+
+
+def renewed_card(text: str, card: str, parts: Sequence[str]) -> str:
+    """A card as its owner left it, with some parts of a new one.
+
+    Args:
+        text: the card as it is.
+        card: the new one, of :func:`model_card`.
+        parts: names of the parts to take from it.
+
+    Raises:
+        ValueError: the card has lost a mark.
+
+    >>> marked = "Mine. <!-- xtiny:cost -->{}<!-- /xtiny:cost --> Mine too."
+    >>> renewed_card(marked.format("old"), marked.format("new"), ["cost"])
+    'Mine. <!-- xtiny:cost -->new<!-- /xtiny:cost --> Mine too.'
+    """
+    for part in parts:
+        start, end = _part(text, part)
+        first, last = _part(card, part)
+        text = text[:start] + card[first:last] + text[end:]
+    return text
+
+
+def check_marks(text: str) -> None:
+    """Refuse, before anything is measured, a card whose parts could not be renewed.
+
+    Raises:
+        ValueError: the card has lost a mark.
+    """
+    for part in (*CHOICE_PARTS, *MEASURED_PARTS):
+        _part(text, part)
+
+
+def _part(text: str, part: str) -> tuple[int, int]:
+    """Where a part of a card begins and ends, between its marks."""
+    opening, closing = f"<!-- xtiny:{part} -->", f"<!-- /xtiny:{part} -->"
+    found = re.findall(f"{re.escape(opening)}|{re.escape(closing)}", text)
+    if found != [opening, closing]:
+        raise ValueError(
+            f"the card docs/README.md needs the line {opening!r} and, after it, {closing!r}, once "
+            "each: put them around what commands may rewrite"
+        )
+    return text.index(opening) + len(opening), text.index(closing)
 
 
 def _format_number(value: float, digits: int) -> str:
@@ -87,79 +120,3 @@ def _format_number(value: float, digits: int) -> str:
 def _escape_markdown(text: str) -> str:
     """Text with Markdown's and HTML's marks made harmless."""
     return "".join(f"\\{mark}" if mark in "\\`*[]<>|$" else mark for mark in str(text))
-
-
-_PERFORMANCE = "## Performance\n"
-_WEIGHTS = re.compile(r"^(?:\*\*)?`models/model\.pt` holds .*$", re.MULTILINE)
-
-
-def write_evaluation(
-    bundle_dir: str | os.PathLike[str], evaluation: Evaluation, planes: Sequence[Plane]
-) -> Path:
-    """Write an evaluation into a bundle: ``docs/evaluation.json``, ``overlay.png``, the card.
-
-    Of the card only the section Performance and the line about the weights change, so that what
-    its owner wrote stays.
-
-    Args:
-        bundle_dir: the bundle, as the exporter wrote it.
-        evaluation: of its weights.
-        planes: one slice of every case.
-
-    Returns:
-        The card's path.
-
-    Raises:
-        FileNotFoundError: there is no bundle.
-        ValueError: no case has a label, or the card lost its heading Performance.
-    """
-    bundle = Path(bundle_dir)
-    docs = bundle / "docs"
-    selection = read_search(docs / "search.json")
-    num_epochs = _num_epochs(bundle)
-    content = {**asdict(evaluation), "num_epochs": num_epochs}
-    write_text(docs / EVALUATION_FILE, json.dumps(content, indent=4) + "\n")
-    card = model_card(
-        selection,
-        name=bundle.resolve().name,
-        label_names=label_names(bundle),
-        kind=data_kind(selection.table.plan),
-        templates=templates_dir(),
-        evaluation=evaluation,
-        num_epochs=num_epochs,
-    )
-    path = docs / "README.md"
-    text = with_measurements(path.read_text(encoding="utf-8"), card, path)
-    plot_overlay(planes, evaluation.case_dice, docs / "overlay.png")
-    return write_text(path, text)
-
-
-def with_measurements(text: str, card: str, path: Path) -> str:
-    """The card as it is, with the measured parts of a new one.
-
-    Args:
-        text: the card as it is.
-        card: the new one.
-        path: of the card, for the message.
-
-    Raises:
-        ValueError: the card lost its heading Performance.
-    """
-    if _PERFORMANCE not in text:
-        raise ValueError(f"{str(path)!r} has no heading '## Performance': add it, or export again")
-    before, after = text.split(_PERFORMANCE, 1)
-    rest = after[after.index("\n## ") :] if "\n## " in after else ""
-    measured = card.split(_PERFORMANCE, 1)[1].split("\n## ", 1)[0]
-    found = _WEIGHTS.search(card)
-    line = found.group() if found else ""
-    return _WEIGHTS.sub(lambda _: line, before) + _PERFORMANCE + measured + rest
-
-
-def _num_epochs(bundle: Path) -> int | None:
-    """Epochs of the last training, from its state or from an earlier evaluation."""
-    state = bundle / "eval" / "checkpoints" / "training_state.pt"
-    if state.is_file():
-        trainer = torch.load(state, map_location="cpu", weights_only=True)["trainer"]
-        return int(trainer["iteration"] // trainer["epoch_length"])
-    former = bundle / "docs" / EVALUATION_FILE
-    return read_json(former).get("num_epochs") if former.is_file() else None

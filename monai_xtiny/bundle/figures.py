@@ -14,6 +14,7 @@ from matplotlib.figure import Figure
 from matplotlib.ticker import LogLocator, NullFormatter, NullLocator, ScalarFormatter
 
 from monai_xtiny.selection.choice import Selection
+from monai_xtiny.system.files import atomic_write
 
 if TYPE_CHECKING:
     pass
@@ -159,11 +160,6 @@ def plot_overlay(
 
 def _save_png(figure: Figure, path: str | os.PathLike[str], *, dpi: int) -> Path:
     """Write a figure whole or not at all, without the version that drew it."""
-    target = Path(path)
-    part = target.with_name(f".{target.name}.part")
-    try:
+    with atomic_write(path) as part:
         figure.savefig(part, dpi=dpi, format="png", metadata={"Software": None})
-        part.replace(target)
-    finally:
-        part.unlink(missing_ok=True)
-    return target
+    return Path(path)

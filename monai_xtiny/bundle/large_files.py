@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 import hashlib
-import os
 from pathlib import Path
 from typing import Any
 
 import yaml
 
-LARGE_FILES = "large_files.yml"
+from monai_xtiny.bundle.folder import LARGE_FILES, Bundle
+from monai_xtiny.system.files import write_text
+
 # The Zoo takes no file over 25 MB.
 MAX_BYTES = 25_000_000
 _HEADER = """\
@@ -21,7 +22,7 @@ _HEADER = """\
 _PLACEHOLDER = "FILL-IN-THE-URL-OF-"
 
 
-def write_large_files(bundle_dir: str | os.PathLike[str]) -> Path | None:
+def write_large_files(bundle: Bundle) -> Path | None:
     """List the files of a bundle that pass 25 MB in ``large_files.yml``, as the Model Zoo does.
 
     Each entry has ``path``, ``url``, ``hash_val`` and ``hash_type``. An address that is known stays
@@ -29,7 +30,7 @@ def write_large_files(bundle_dir: str | os.PathLike[str]) -> Path | None:
     files that are not there, or small, stay as they are.
 
     Args:
-        bundle_dir: the bundle.
+        bundle: its ``large_files.yml`` is written where something has changed.
 
     Returns:
         The path of ``large_files.yml``; ``None`` if there is nothing to list.
@@ -37,30 +38,29 @@ def write_large_files(bundle_dir: str | os.PathLike[str]) -> Path | None:
     Raises:
         ValueError: the ``large_files.yml`` that is there cannot be read.
     """
-    bundle = Path(bundle_dir)
-    target = bundle / LARGE_FILES
+    target = bundle.path(LARGE_FILES)
     former = read_large_files(bundle)
     entries = {entry["path"]: entry for entry in former}
-    for file in sorted((bundle / "models").glob("*")):
+    for file in sorted(bundle.path("models").glob("*")):
         is_partial = file.name.startswith(".") or file.suffix == ".part"
         if file.is_file() and not is_partial and file.stat().st_size > MAX_BYTES:
-            path = file.relative_to(bundle).as_posix()
+            path = file.relative_to(bundle.root).as_posix()
             entries[path] = _renewed(file, path, entries.get(path, {}))
     if not entries:
         return None
     if list(entries.values()) != former:  # what nobody needs to change keeps its comments
         text = yaml.safe_dump({"large_files": list(entries.values())}, sort_keys=False)
-        target.write_text(_HEADER + text, encoding="utf-8")
+        write_text(target, _HEADER + text)
     return target
 
 
-def read_large_files(bundle_dir: str | os.PathLike[str]) -> list[dict[str, Any]]:
+def read_large_files(bundle: Bundle) -> list[dict[str, Any]]:
     """Entries of a bundle's ``large_files.yml``; none without the file.
 
     Raises:
         ValueError: it is no YAML, or not the Model Zoo's list.
     """
-    path = Path(bundle_dir) / LARGE_FILES
+    path = bundle.path(LARGE_FILES)
     if not path.is_file():
         return []
     try:

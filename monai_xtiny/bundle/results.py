@@ -3,16 +3,9 @@
 from __future__ import annotations
 
 import math
-import os
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from pathlib import Path
 from typing import Any
-
-from monai_xtiny.bundle.folder import (
-    EVALUATION_FILE,
-)
-from monai_xtiny.system.files import read_json
 
 
 @dataclass(frozen=True)
@@ -65,12 +58,3 @@ def mean_of_defined(values: Sequence[float | None]) -> float:
     """Mean over the defined values; NaN where there is none."""
     defined = [value for value in values if value is not None and not math.isnan(value)]
     return sum(defined) / len(defined) if defined else math.nan
-
-
-def read_evaluation(bundle_dir: str | os.PathLike[str]) -> Evaluation:
-    """What :func:`write_evaluation` wrote.
-
-    Raises:
-        FileNotFoundError: the bundle was never evaluated.
-    """
-    return evaluation_from_dict(read_json(Path(bundle_dir) / "docs" / EVALUATION_FILE))

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import os
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -27,10 +26,10 @@ def templates_dir() -> Path:
     return configs_dir() / "templates"
 
 
-def template_environment(templates: str | os.PathLike[str]) -> Environment:
+def template_environment() -> Environment:
     """Jinja as the templates of text want it: an unknown name is an error, tags leave no lines."""
     return Environment(
-        loader=FileSystemLoader(os.fspath(templates)),
+        loader=FileSystemLoader(templates_dir()),
         undefined=StrictUndefined,
         trim_blocks=True,
         lstrip_blocks=True,

@@ -5,11 +5,14 @@ from __future__ import annotations
 import os
 import subprocess
 import sys
-import tempfile
 import zipfile
 from pathlib import Path
 
 import torch
+
+from monai_xtiny.bundle.folder import TORCHSCRIPT, Bundle
+from monai_xtiny.bundle.weights import hold_same
+from monai_xtiny.system.files import atomic_write
 
 # A process of its own, with fixed seeds: TorchScript orders constants by their hashes, numbers
 # classes by what was scripted before, and stores an unused random tensor of DynUNet.
@@ -33,7 +36,7 @@ _EPOCH = (1980, 1, 1, 0, 0, 0)
 _ALIGNMENT = 64
 
 
-def write_torchscript(bundle_dir: str | os.PathLike[str]) -> Path:
+def write_torchscript(bundle: Bundle) -> Path:
     """Script the network of a bundle with the weights of ``models/model.pt``.
 
     MONAI's ``ckpt_export`` does the work: ``metadata.json`` and ``inference.json`` are stored in
@@ -41,7 +44,7 @@ def write_torchscript(bundle_dir: str | os.PathLike[str]) -> Path:
     the same bundle gives the same bytes in the same environment.
 
     Args:
-        bundle_dir: the bundle; its ``models/model.ts`` is written, or replaced.
+        bundle: its ``models/model.ts`` is written, or replaced.
 
     Returns:
         The path of ``models/model.ts``.
@@ -49,12 +52,12 @@ def write_torchscript(bundle_dir: str | os.PathLike[str]) -> Path:
     Raises:
         ValueError: the network cannot be scripted, or the weights are not its own.
     """
-    bundle = Path(bundle_dir).resolve()
-    with tempfile.TemporaryDirectory(prefix=".model.ts.", dir=bundle / "models") as folder:
-        raw, clean = Path(folder) / "model.ts", Path(folder) / "clean.ts"
+    target = bundle.path(TORCHSCRIPT)
+    with atomic_write(target) as clean:
+        raw = clean.with_name("raw.ts")
         done = subprocess.run(
-            [sys.executable, "-c", _EXPORT, str(raw), str(bundle)],
-            cwd=folder,
+            [sys.executable, "-c", _EXPORT, str(raw), str(bundle.root)],
+            cwd=clean.parent,
             env={**os.environ, "PYTHONHASHSEED": "0"},
             stdin=subprocess.DEVNULL,
             capture_output=True,
@@ -65,38 +68,30 @@ def write_torchscript(bundle_dir: str | os.PathLike[str]) -> Path:
         if done.returncode != 0 or not raw.is_file():
             lines = done.stderr.strip().splitlines() or [f"exit status {done.returncode}"]
             raise ValueError(
-                f"{str(bundle)!r} cannot be exported as TorchScript ({lines[-1].strip()}): check "
-                "network_def in configs/inference.json against models/model.pt"
+                f"{str(bundle.root)!r} cannot be exported as TorchScript ({lines[-1].strip()}): "
+                "check network_def in configs/inference.json against models/model.pt"
             )
         _strip(raw, clean)
-        target = bundle / "models" / "model.ts"
-        clean.replace(target)
     return target
 
 
-def check_torchscript(bundle_dir: str | os.PathLike[str]) -> None:
+def check_torchscript(bundle: Bundle) -> None:
     """Refuse a ``models/model.ts`` whose weights are not those of ``models/model.pt``.
-
-    Args:
-        bundle_dir: the bundle; without ``models/model.ts`` there is nothing to check.
 
     Raises:
         ValueError: the weights differ, or the file is no TorchScript.
     """
-    models = Path(bundle_dir) / "models"
-    path = models / "model.ts"
+    path = bundle.path(TORCHSCRIPT)
     if not path.is_file():
         return
+    weights = bundle.weights()
     try:
         scripted = torch.jit.load(path, map_location="cpu").state_dict()
-        weights = torch.load(models / "model.pt", weights_only=True, map_location="cpu")
     except Exception as error:
         raise ValueError(
             f"{str(path)!r} cannot be compared with model.pt ({error}): package with --torchscript"
         ) from error
-    if scripted.keys() != weights.keys() or not all(
-        torch.equal(scripted[name], weights[name]) for name in weights
-    ):
+    if not hold_same(scripted, weights):
         raise ValueError(
             f"{str(path)!r} does not hold the weights of model.pt, which was trained since: "
             "package with --torchscript, or remove it"

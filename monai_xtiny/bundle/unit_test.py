@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import os
 from typing import Any
 
 from monai_xtiny.bundle.templates import template_environment
@@ -15,13 +14,7 @@ _NUM_SLICES = 3
 _SLICE_SPACING = 5.0
 
 
-def render_unit_test(
-    plan: UNetPlan,
-    *,
-    name: str,
-    is_raster: bool,
-    templates: str | os.PathLike[str],
-) -> str:
+def render_unit_test(plan: UNetPlan, *, name: str, is_raster: bool) -> str:
     """Python code that trains, evaluates and infers with a bundle on random images.
 
     The images are of the plan's kind and as small as its strides allow. The code needs what the
@@ -32,7 +25,6 @@ def render_unit_test(
         plan: what the bundle's network was planned for.
         name: of the bundle's folder; whatever its characters, they come out as text.
         is_raster: whether the images are pictures (PNG), not NIfTI.
-        templates: folder that holds the test's template.
     """
     patch_size = smallest_patch_size(plan)
     image_shape = [size + more for size, more in zip(patch_size, _MARGIN, strict=False)]
@@ -41,7 +33,7 @@ def render_unit_test(
         image_shape.insert(plan.slice_axis, _NUM_SLICES)
         spacing.insert(plan.slice_axis, _SLICE_SPACING)
     spacing += [1.0] * (3 - len(spacing))  # NIfTI's affine has three axes
-    environment = template_environment(templates)
+    environment = template_environment()
     environment.filters["literal"] = _literal
     return environment.get_template(UNIT_TEST_TEMPLATE).render(
         name=name,

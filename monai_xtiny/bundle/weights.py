@@ -6,34 +6,65 @@ import hashlib
 import os
 from collections.abc import Mapping
 from pathlib import Path
+from typing import Any
 
 import torch
-from monai.bundle import ConfigParser
 from torch import nn
 
-from monai_xtiny.bundle.folder import find_bundle
 from monai_xtiny.system.errors import root_cause
-from monai_xtiny.system.files import read_json
-
-MODEL_FILE, INT8_FILE = "model.onnx", "model_int8.onnx"
-WEIGHTS_DIGEST = "weights_sha256"
 
 
-def load_network(bundle_dir: str | os.PathLike[str]) -> nn.Module:
-    """The network of a bundle with the weights of ``models/model.pt``, in evaluation mode.
+def read_weights(path: str | os.PathLike[str]) -> dict[str, torch.Tensor]:
+    """Weights of a file: a state dict, or one under the key ``model`` as checkpoints have it.
+
+    Args:
+        path: of the file, which is read as plain weights, never as a pickle of objects.
+
+    Returns:
+        Tensors by name, on the CPU.
+
+    Raises:
+        FileNotFoundError: there is no such file.
+        ValueError: it holds no weights.
+    """
+    file = Path(path)
+    if not file.is_file():
+        raise FileNotFoundError(f"{str(file)!r} is missing: train or export the bundle again")
+    try:
+        content = torch.load(file, map_location="cpu", weights_only=True)
+    except Exception as error:
+        # PyTorch's own words advise to load it as code.
+        raise ValueError(
+            f"{str(file)!r} holds no weights that can be read safely ({type(error).__name__}): "
+            "train or export the bundle again"
+        ) from error
+    weights = content.get("model", content) if isinstance(content, Mapping) else None
+    if (
+        not isinstance(weights, Mapping)
+        or not weights
+        or not all(isinstance(value, torch.Tensor) for value in weights.values())
+    ):
+        raise ValueError(f"{str(file)!r} holds no state dict: train or export the bundle again")
+    return dict(weights)
+
+
+def load_network(config: Mapping[str, Any], path: Path) -> nn.Module:
+    """The network of a config with the weights of a file, in evaluation mode.
+
+    Args:
+        config: one with ``network_def``.
+        path: of the weights.
 
     Raises:
         ValueError: the weights are missing, or not those of ``network_def``.
     """
-    bundle = find_bundle(bundle_dir)
-    parser = ConfigParser(read_json(bundle / "configs" / "inference.json"))
-    path = bundle / "models" / "model.pt"
+    from monai.bundle import ConfigParser
+
     with torch.random.fork_rng(devices=[]):  # initial weights are drawn
-        network = parser.get_parsed_content("network_def")
+        network = ConfigParser(dict(config)).get_parsed_content("network_def")
     try:
-        weights = torch.load(path, weights_only=True, map_location="cpu")
-        network.load_state_dict(weights.get("model", weights))
-    except Exception as error:
+        network.load_state_dict(read_weights(path))
+    except (RuntimeError, ValueError, FileNotFoundError) as error:
         raise ValueError(
             f"{str(path)!r} does not hold the network of configs/inference.json "
             f"({root_cause(error)}): train or export the bundle again"
@@ -41,27 +72,9 @@ def load_network(bundle_dir: str | os.PathLike[str]) -> nn.Module:
     return network.eval()
 
 
-def check_onnx(bundle_dir: str | os.PathLike[str]) -> None:
-    """Refuse ONNX files whose weights are not those of ``models/model.pt``.
-
-    Args:
-        bundle_dir: the bundle; without ONNX files of ``deploy`` there is nothing to check.
-
-    Raises:
-        ValueError: the weights differ.
-    """
-    models = Path(bundle_dir) / "models"
-    files = [models / name for name in (MODEL_FILE, INT8_FILE) if (models / name).is_file()]
-    if not files:
-        return
-    weights = torch.load(models / "model.pt", weights_only=True, map_location="cpu")
-    digest = weights_digest(weights.get("model", weights))
-    for file in files:  # the digest stands in the file as it is: onnx need not be installed
-        if digest.encode() not in file.read_bytes():
-            raise ValueError(
-                f"{str(file)!r} does not hold the weights of model.pt, which was trained since: "
-                "run python -m monai_xtiny deploy again, or remove it"
-            )
+def hold_same(one: Mapping[str, torch.Tensor], other: Mapping[str, torch.Tensor]) -> bool:
+    """Whether two state dicts are equal, bit for bit."""
+    return one.keys() == other.keys() and all(torch.equal(one[name], other[name]) for name in other)
 
 
 def weights_digest(weights: Mapping[str, torch.Tensor]) -> str:

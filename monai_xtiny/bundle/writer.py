@@ -2,12 +2,9 @@
 
 from __future__ import annotations
 
-import glob
 import os
 import shutil
-import tempfile
-from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import Sequence
 from itertools import zip_longest
 from pathlib import Path
 from typing import Any
@@ -16,9 +13,11 @@ import torch
 
 from monai_xtiny.bundle.card import model_card
 from monai_xtiny.bundle.figures import plot_sensitivity
-from monai_xtiny.bundle.folder import data_kind, read_search, unit_test_path, write_search
+from monai_xtiny.bundle.folder import SEARCH, Bundle, data_kind, missing_file, unit_test_path
 from monai_xtiny.bundle.large_files import write_large_files
 from monai_xtiny.bundle.metadata import bundle_metadata, is_raster
+from monai_xtiny.bundle.replace import replaced_whole, restore_interrupted
+from monai_xtiny.bundle.search_file import read_search, write_search
 from monai_xtiny.bundle.templates import merged_template, templates_dir
 from monai_xtiny.bundle.torchscript import write_torchscript
 from monai_xtiny.bundle.unit_test import render_unit_test
@@ -30,9 +29,6 @@ from monai_xtiny.selection.choice import (
 )
 from monai_xtiny.system.config_text import check_config_text
 from monai_xtiny.system.files import read_json, write_json
-
-# Names of a bundle that is being written, and of the one that it replaces.
-_PART, _FORMER = ".part.", ".former"
 
 
 def check_destination(
@@ -68,11 +64,7 @@ def check_destination(
         raise NotADirectoryError(f"{str(parent)!r} is a file: give another --bundle")
     if not os.access(path.parent if path.parent.exists() else parent, os.W_OK | os.X_OK):
         raise PermissionError(f"{str(parent)!r} cannot be written to: give another --bundle")
-    if not path.exists():
-        for former in _parts(path):
-            if former.suffix == _FORMER:  # a kill came before the new bundle was in its place
-                former.rename(path)
-                break
+    restore_interrupted(path)
     test = unit_test_path(path)
     if unit_test and test.exists() and not (overwrite and test.is_file()):
         raise FileExistsError(
@@ -85,7 +77,7 @@ def check_destination(
         if not overwrite:
             what = "exists and is not empty" if path.is_dir() else "is a file"
             raise FileExistsError(f"{str(path)!r} {what}: give another --bundle or --overwrite")
-        if not (path / "configs" / "metadata.json").is_file():
+        if missing_file(path) is not None:
             raise FileExistsError(f"{str(path)!r} is no bundle: remove it yourself first")
     return path
 
@@ -109,7 +101,7 @@ def export_bundle(
     Args:
         selection: the choice and the table it was made from.
         bundle_dir: folder to make; its name should end in ``_segmentation`` (MONAI Label).
-        label_names: of the classes, background first; numbered without.
+        label_names: of the classes, background first; default: numbered.
         overwrite: replace a bundle that is there, and its test.
         unit_test: write a test in the Model Zoo's style too, ``test_NAME.py`` beside the folder.
         torchscript: write ``models/model.ts`` too. Training leaves it as it is:
@@ -134,18 +126,14 @@ def export_bundle(
     for name in names:
         check_config_text(name, "label name")
     test = unit_test_path(target)
-    with _written_whole(target) as folder:
+    with replaced_whole(target) as folder:
         _write_bundle(selection, folder, target.name, names)
+        written = Bundle.open(folder)
         if torchscript:
-            write_torchscript(folder)
-        write_large_files(folder)
+            write_torchscript(written)
+        write_large_files(written)
         if unit_test:
-            code = render_unit_test(
-                plan,
-                name=target.name,
-                is_raster=is_raster(selection.table),
-                templates=templates_dir(),
-            )
+            code = render_unit_test(plan, name=target.name, is_raster=is_raster(selection.table))
             (folder / test.name).write_text(code, encoding="utf-8")
     if unit_test:  # it comes with the bundle, and its place is beside it
         (target / test.name).replace(test)
@@ -162,7 +150,7 @@ def clear_finished(bundle_dir: str | os.PathLike[str], journal: str | os.PathLik
     Raises:
         ValueError: the journal or the bundle's search.json is no such file.
     """
-    path = Path(bundle_dir, "docs", "search.json")
+    path = Path(bundle_dir, SEARCH)
     if not path.is_file() or not Path(journal).is_file():
         return
     table = read_search(path).table
@@ -181,45 +169,6 @@ def clear_finished(bundle_dir: str | os.PathLike[str], journal: str | os.PathLik
 def _numbered_labels(plan: UNetPlan) -> tuple[str, ...]:
     """Names for classes that nobody named."""
     return ("background", *(f"class {index}" for index in range(1, plan.out_channels)))
-
-
-@contextmanager
-def _written_whole(target: Path) -> Iterator[Path]:
-    """A temporary sibling of ``target`` that takes its place if the block succeeds."""
-    missing = [item for item in target.parents if not item.exists()]
-    target.parent.mkdir(parents=True, exist_ok=True)
-    for left in _parts(target):
-        shutil.rmtree(left, ignore_errors=True)
-    folder = Path(tempfile.mkdtemp(prefix=f".{target.name}{_PART}", dir=target.parent))
-    try:
-        # mkdtemp makes private folders; a bundle gets what mkdir would give it.
-        umask = os.umask(0)
-        os.umask(umask)
-        folder.chmod(0o777 & ~umask)
-        yield folder
-        if target.exists():
-            former = folder.with_name(folder.name + _FORMER)
-            target.rename(former)
-            try:
-                folder.rename(target)
-            except OSError:
-                former.rename(target)
-                raise
-            # The new bundle is in place: what cannot be removed of the old one is no failure.
-            shutil.rmtree(former, ignore_errors=True)
-        else:
-            folder.rename(target)
-    except BaseException:
-        shutil.rmtree(folder, ignore_errors=True)
-        for item in missing:
-            if item.exists() and not any(item.iterdir()):
-                item.rmdir()
-        raise
-
-
-def _parts(target: Path) -> list[Path]:
-    """What killed processes left of writing a bundle."""
-    return list(target.parent.glob(f".{glob.escape(target.name)}{_PART}*"))
 
 
 def _write_bundle(
@@ -249,7 +198,7 @@ def _write_bundle(
     torch.save(network.state_dict(), models / "model.pt")
     write_search(selection, docs / "search.json")
     plot_sensitivity(selection, docs / "sensitivity.png")
-    card = model_card(selection, name=name, label_names=label_names, kind=kind, templates=templates)
+    card = model_card(selection, name=name, label_names=label_names)
     (docs / "README.md").write_text(card, encoding="utf-8")
 
 

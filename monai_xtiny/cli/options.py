@@ -3,44 +3,29 @@
 from __future__ import annotations
 
 import os
+from collections.abc import Mapping
+from dataclasses import dataclass
 from math import inf
 from pathlib import Path
 from typing import Any
 
+from monai_xtiny.system.config_text import PlainPath, check_config_text
 
-def search_overrides(
-    *,
-    images: str,
-    bundle: str,
-    label_names: str | None,
-    spatial_dims: int | None,
-    method: str,
-    num_images: str | None,
-    seed: int,
-    num_seeds: int | None,
-    max_seconds: float | None,
-    max_memory_gb: float | None,
-    plans: str | None,
-    configuration: str,
-    device: str,
-    overwrite: bool = False,
-    unit_test: bool = False,
-    torchscript: bool = False,
-) -> dict[str, Any]:
-    """Arguments as objects that MONAI's config parser takes as they are.
 
-    It evaluates strings that start with ``$``, but looks into neither paths nor tuples.
+@dataclass(frozen=True)
+class SearchOptions:
+    """What was typed for a search, as Fire gives it: not yet checked.
 
     Args:
         images: what ``--images`` takes.
-        bundle: folder to write; nothing is written there by a search that only scores.
-        label_names: with commas; read from the data set without.
+        bundle: folder to write; ``None`` for a search that only scores.
+        label_names: with commas; default: read from the data set.
         spatial_dims: 2 or 3.
         method: rule that chooses.
-        num_images: a number or ``all``; the config's own without.
-        seed: of the first initialisation and of the draw of images.
-        num_seeds: initialisations of every width.
-        max_seconds: wall time after which no more initialisations are asked for, s.
+        num_images: a number or ``all``; default: the config's own.
+        seed: of the first initialization and of the draw of images.
+        num_seeds: initializations of every width.
+        max_seconds: wall time after which no more initializations are asked for, s.
         max_memory_gb: what the process may hold, 1e9 bytes.
         plans: nnU-Net's plans file.
         configuration: of the plans file.
@@ -48,58 +33,85 @@ def search_overrides(
         overwrite: replace a bundle.
         unit_test: write the Model Zoo's unit test.
         torchscript: write models/model.ts.
-
-    Raises:
-        ValueError: a value is out of its range, or would be evaluated.
     """
-    from monai_xtiny.data.labels import read_label_names
-    from monai_xtiny.system.config_text import PlainPath, check_config_text
 
-    for name, value in (("method", method), ("configuration", configuration), ("device", device)):
-        check_config_text(value, f"--{name}")
-    if spatial_dims is not None and (
-        not isinstance(spatial_dims, int) or spatial_dims not in (2, 3)
-    ):
-        raise ValueError(f"--spatial_dims is {spatial_dims!r}: give 2 or 3")
-    if num_seeds is not None:
-        num_seeds = parse_int("num_seeds", num_seeds)
-        if num_seeds < 1:
-            raise ValueError(f"--num_seeds is {num_seeds}: give at least 1")
-    if max_seconds is not None:
-        parse_number("max_seconds", max_seconds, "seconds")
-    if max_memory_gb is not None and parse_number("max_memory_gb", max_memory_gb, "gigabytes") <= 0:
-        raise ValueError(f"--max_memory_gb is {max_memory_gb}: give more than 0")
-    # Paths in, so that nothing typed here can be evaluated; the trailing slash of a glob stays.
-    # Without a number the config's own default stands.
-    scored = {} if num_images is None else {"num_images": parse_num_images(num_images)}
-    return {
-        **scored,
-        "images": PlainPath(images),
-        "bundle": PlainPath(bundle),
-        "label_names": None if label_names is None else read_label_names(images, label_names),
-        "spatial_dims": spatial_dims,
-        "method": method,
-        "seed": parse_int("seed", seed),
-        "num_seeds": num_seeds,
-        "max_seconds": max_seconds,
-        "max_memory_gb": max_memory_gb,
-        "plans": None if plans is None else PlainPath(plans),
-        "configuration": configuration,
-        "device": device,
-        "overwrite": parse_flag("overwrite", overwrite),
-        "unit_test": parse_flag("unit_test", unit_test),
-        "torchscript": parse_flag("torchscript", torchscript),
-    }
+    images: str
+    bundle: str | None
+    label_names: str | None
+    spatial_dims: int | None
+    method: str
+    num_images: str | None
+    seed: int
+    num_seeds: int | None
+    max_seconds: float | None
+    max_memory_gb: float | None
+    plans: str | None
+    configuration: str
+    device: str
+    overwrite: bool = False
+    unit_test: bool = False
+    torchscript: bool = False
+
+    def overrides(self) -> dict[str, Any]:
+        """Keys of configs/search.json, checked, as objects that MONAI's parser takes as they are.
+
+        It evaluates strings that start with ``$``, but looks into neither paths nor tuples: paths
+        are :class:`PlainPath`, so that nothing typed here can be evaluated, and the trailing slash
+        of a glob stays.
+
+        Raises:
+            ValueError: a value is out of its range, or would be evaluated.
+        """
+        from monai_xtiny.data.labels import read_label_names
+
+        self._check()
+        names = self.label_names
+        # Without a number the config's own default stands.
+        scored = (
+            {} if self.num_images is None else {"num_images": parse_num_images(self.num_images)}
+        )
+        return {
+            **scored,
+            "images": PlainPath(self.images),
+            "bundle": None if self.bundle is None else PlainPath(self.bundle),
+            "label_names": None if names is None else read_label_names(self.images, names),
+            "spatial_dims": self.spatial_dims,
+            "method": self.method,
+            "seed": parse_int("seed", self.seed),
+            "num_seeds": None if self.num_seeds is None else parse_int("num_seeds", self.num_seeds),
+            "max_seconds": self.max_seconds,
+            "max_memory_gb": self.max_memory_gb,
+            "plans": None if self.plans is None else PlainPath(self.plans),
+            "configuration": self.configuration,
+            "device": self.device,
+            "overwrite": parse_flag("overwrite", self.overwrite),
+            "unit_test": parse_flag("unit_test", self.unit_test),
+            "torchscript": parse_flag("torchscript", self.torchscript),
+        }
+
+    def _check(self) -> None:
+        """Refuse values out of their range."""
+        for name in ("method", "configuration", "device"):
+            check_config_text(getattr(self, name), f"--{name}")
+        if self.spatial_dims not in (None, 2, 3) or isinstance(self.spatial_dims, float):
+            raise ValueError(f"--spatial_dims is {self.spatial_dims!r}: give 2 or 3")
+        if self.num_seeds is not None and parse_int("num_seeds", self.num_seeds) < 1:
+            raise ValueError(f"--num_seeds is {self.num_seeds}: give at least 1")
+        if self.max_seconds is not None:
+            parse_number("max_seconds", self.max_seconds, "seconds")
+        memory = self.max_memory_gb
+        if memory is not None and parse_number("max_memory_gb", memory, "gigabytes") <= 0:
+            raise ValueError(f"--max_memory_gb is {memory}: give more than 0")
 
 
 def make_workflow(
-    config_file: str | None, overrides: dict[str, Any], init_id: str = "initialize"
+    config_file: str | None, overrides: Mapping[str, Any], init_id: str = "initialize"
 ) -> Any:
-    """The search config with its overrides, initialised: the same that monai.bundle runs.
+    """The search config with its overrides, initialized: the same that monai.bundle runs.
 
     Args:
-        config_file: a changed copy of configs/search.json; the packaged one without.
-        overrides: of :func:`search_overrides`.
+        config_file: a changed copy of configs/search.json; default: the packaged one.
+        overrides: of :meth:`SearchOptions.overrides`.
         init_id: key of the config that is evaluated.
 
     Returns:

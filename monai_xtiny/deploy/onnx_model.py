@@ -9,9 +9,7 @@ from __future__ import annotations
 
 import copy
 import os
-import tempfile
-from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -21,20 +19,15 @@ from numpy.typing import NDArray
 from torch import nn
 from torch.nn.modules.instancenorm import _InstanceNorm
 
-from monai_xtiny.bundle.folder import data_kind, find_bundle, read_search
-from monai_xtiny.bundle.weights import (
-    INT8_FILE,
-    MODEL_FILE,
-    WEIGHTS_DIGEST,
-    load_network,
-    weights_digest,
-)
+from monai_xtiny.bundle.folder import ONNX, ONNX_INT8, Bundle
+from monai_xtiny.bundle.weights import weights_digest
 from monai_xtiny.deploy.segmenter import InputFormat, import_deploy, load_segmenter
 from monai_xtiny.system.errors import root_cause
-from monai_xtiny.system.files import read_json
+from monai_xtiny.system.files import atomic_write
 
 OPSET = 18
 TOLERANCE = 1e-4
+_DIGEST = "weights_sha256"
 _NORMALISATION = {
     "images": "z-score of every channel over the image",
     "volumes": "resampled to the plan's spacing, then z-score of every channel over the volume",
@@ -43,7 +36,7 @@ _NORMALISATION = {
 
 
 def export_onnx(
-    bundle_dir: str | os.PathLike[str], *, inputs: Sequence[NDArray[np.float32]] = ()
+    bundle_dir: str | os.PathLike[str] | Bundle, *, inputs: Sequence[NDArray[np.float32]] = ()
 ) -> Path:
     """Write the network of a bundle with the weights of ``models/model.pt`` as ONNX.
 
@@ -67,21 +60,19 @@ def export_onnx(
         ValueError: the weights are not the network's, it cannot be exported, or a logit differs
             from PyTorch's by more than ``TOLERANCE * (1 + |logit|)``.
     """
-    bundle = find_bundle(bundle_dir)
-    network, form = load_network(bundle), input_format(bundle)
-    target = bundle / "models" / MODEL_FILE
+    bundle = Bundle.open(bundle_dir)
+    network, form = bundle.network(), input_format(bundle)
+    target = bundle.path(ONNX)
     write_onnx(network, form, target, inputs=inputs)
     return target
 
 
-def input_format(bundle_dir: str | os.PathLike[str]) -> InputFormat:
+def input_format(bundle: Bundle) -> InputFormat:
     """What the network of a bundle takes, from its search and its metadata."""
-    bundle = find_bundle(bundle_dir)
-    plan = read_search(bundle / "docs" / "search.json").table.plan
-    outputs = read_json(bundle / "configs" / "metadata.json")["network_data_format"]["outputs"]
-    names = outputs["pred"]["channel_def"]
-    labels = tuple(names[str(index)] for index in range(len(names)))
-    return InputFormat(data_kind(plan), plan.in_channels, plan.patch_size, plan.divisor, labels)
+    plan = bundle.plan
+    return InputFormat(
+        bundle.kind, plan.in_channels, plan.patch_size, plan.divisor, bundle.label_names
+    )
 
 
 def write_onnx(
@@ -115,7 +106,7 @@ def write_onnx(
         for axis, (dim, factor) in enumerate(zip(dims, form.divisor, strict=True))
     }
     example = torch.zeros(2, form.in_channels, *form.padded(form.patch_size))
-    with _written_aside(path) as part:
+    with atomic_write(path) as part:
         try:
             torch.onnx.export(
                 _with_exact_norms(network),
@@ -173,8 +164,8 @@ def quantise_onnx(model: str | os.PathLike[str], inputs: Sequence[NDArray[np.flo
         def get_next(self) -> dict[str, NDArray[np.float32]] | None:
             return next(self._feeds, None)
 
-    target = source.with_name(INT8_FILE)
-    with _written_aside(target) as part:
+    target = source.with_name(Path(ONNX_INT8).name)
+    with atomic_write(target) as part:
         try:
             quantization.quantize_static(
                 source,
@@ -193,16 +184,15 @@ def quantise_onnx(model: str | os.PathLike[str], inputs: Sequence[NDArray[np.flo
     return target
 
 
-def remove_stale_int8(bundle_dir: str | os.PathLike[str]) -> None:
+def remove_stale_int8(bundle: Bundle) -> None:
     """Delete ``models/model_int8.onnx`` if its weights are not those of ``models/model.onnx``."""
     onnx = import_deploy("onnx")
     digests = []
-    for name in (MODEL_FILE, INT8_FILE):
-        path = Path(bundle_dir) / "models" / name
+    for path in (bundle.path(ONNX), bundle.path(ONNX_INT8)):
         if not path.is_file():
             return
         found = {item.key: item.value for item in onnx.load(path).metadata_props}
-        digests.append(found.get(WEIGHTS_DIGEST))
+        digests.append(found.get(_DIGEST))
     if digests[0] != digests[1]:
         path.unlink()
 
@@ -249,7 +239,7 @@ def _describe(model: Any, form: InputFormat, digest: str) -> None:
     described = {
         **form.to_metadata(),
         "normalisation": _NORMALISATION[form.kind],
-        WEIGHTS_DIGEST: digest,
+        _DIGEST: digest,
     }
     for key, value in described.items():
         model.metadata_props.add(key=key, value=value)
@@ -280,12 +270,3 @@ def _check_outputs(
             )
         largest = max(largest, float(difference.max()))
     return largest
-
-
-@contextmanager
-def _written_aside(path: Path) -> Iterator[Path]:
-    """A path for a file that takes the place of ``path`` if the block succeeds."""
-    with tempfile.TemporaryDirectory(prefix=f".{path.name}.", dir=path.parent) as folder:
-        part = Path(folder) / path.name
-        yield part
-        part.replace(path)

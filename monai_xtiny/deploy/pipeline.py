@@ -16,8 +16,8 @@ import numpy as np
 import torch
 from PIL import Image
 
-from monai_xtiny.bundle.folder import SPLIT_FILE, data_options, find_bundle, read_search
-from monai_xtiny.bundle.weights import MODEL_FILE, load_network
+from monai_xtiny.bundle.folder import DEPLOYMENT, SPLIT, Bundle
+from monai_xtiny.bundle.folder import ONNX as ONNX_FILE
 from monai_xtiny.deploy.onnx_model import (
     OPSET,
     input_format,
@@ -41,8 +41,8 @@ from monai_xtiny.selection.choice import Selection
 from monai_xtiny.system.devices import device_name, select_device
 from monai_xtiny.system.files import write_text
 from monai_xtiny.training.evaluate import evaluate_held_out
+from monai_xtiny.training.labelled import data_options
 
-DEPLOY_FILE = "deploy.json"
 FULL_WIDTH, SELECTED = "full-width", "selected"
 _FORMAT_VERSION = 1
 
@@ -73,7 +73,7 @@ class Deployment:
 
 
 def deploy_bundle(
-    bundle_dir: str | os.PathLike[str],
+    bundle_dir: str | os.PathLike[str] | Bundle,
     *,
     images: str | os.PathLike[str] | None = None,
     data: str | os.PathLike[str] | None = None,
@@ -112,13 +112,13 @@ def deploy_bundle(
             trained and cannot have a Dice, the size is not one of the plan's dimension, or there is
             no such device.
     """
-    bundle = find_bundle(bundle_dir)
+    bundle = Bundle.open(bundle_dir)
     for name in ("onnx", "onnxruntime", "onnxscript"):
         import_deploy(name)
     timed_on = select_device(device)
     if timed_on.type not in ("cpu", "cuda"):
         raise ValueError(f"device {device!r}: engines are timed on cpu or cuda")
-    selection = read_search(bundle / "docs" / "search.json")
+    selection = bundle.selection
     plan = selection.table.plan
     timed = plan.patch_size if size is None else tuple(size)
     if len(timed) != plan.spatial_dims or min(timed) < 1:
@@ -127,16 +127,16 @@ def deploy_bundle(
         raise ValueError("int8 is calibrated on images: give --images")
     if data is not None:
         data_options(data, None)
-        if not (bundle / "configs" / SPLIT_FILE).is_file():
+        if not bundle.path(SPLIT).is_file():
             raise ValueError(
-                f"{str(bundle)!r} has no configs/{SPLIT_FILE}, which training writes: train it "
+                f"{str(bundle.root)!r} has no {SPLIT}, which training writes: train it "
                 "first, or leave out --data"
             )
     say = progress or (lambda _: None)
-    network, form = load_network(bundle), input_format(bundle)
+    network, form = bundle.network(), input_format(bundle)
     windows = () if images is None else sample_windows(bundle, images)
     say("exporting to ONNX")
-    model = bundle / "models" / MODEL_FILE
+    model = bundle.path(ONNX_FILE)
     difference = write_onnx(network, form, model, inputs=windows)
     files = [model]
     remove_stale_int8(bundle)
@@ -164,7 +164,7 @@ def deploy_bundle(
         timings,
         device_name(timed_on) if benchmark else "",
     )
-    _write(deployment, Path(output) if output is not None else bundle / "docs" / DEPLOY_FILE)
+    _write(deployment, Path(output) if output is not None else bundle.path(DEPLOYMENT))
     return deployment
 
 
@@ -241,7 +241,7 @@ def _time_engines(
             if name == FULL_WIDTH and runtimes:
                 say("exporting the full-width network")
                 (folder / name).mkdir()
-                exported = [folder / name / MODEL_FILE]
+                exported = [folder / name / Path(ONNX_FILE).name]
                 write_onnx(item, form, exported[0])
                 if INT8 in runtimes:
                     exported.append(quantise_onnx(exported[0], [noise]))

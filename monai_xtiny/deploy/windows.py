@@ -12,15 +12,14 @@ from monai.bundle import ConfigParser
 from monai.inferers import Inferer
 from numpy.typing import NDArray
 
-from monai_xtiny.bundle.folder import find_bundle
+from monai_xtiny.bundle.folder import Bundle
 from monai_xtiny.data.cases import find_cases, sample_cases
 from monai_xtiny.data.images import check_image
 from monai_xtiny.system.errors import root_cause
-from monai_xtiny.system.files import read_json
 
 
 def sample_windows(
-    bundle_dir: str | os.PathLike[str],
+    bundle: Bundle,
     images: str | os.PathLike[str],
     *,
     num_images: int = 16,
@@ -30,7 +29,7 @@ def sample_windows(
     """Windows of unlabeled images as the network meets them in ``inference.json``.
 
     Args:
-        bundle_dir: the bundle, whose preprocessing and inferer are used.
+        bundle: whose preprocessing and inferer are used.
         images: whatever the search takes.
         num_images: to draw.
         windows_per_image: to draw of each.
@@ -43,9 +42,8 @@ def sample_windows(
         FileNotFoundError: there are no images.
         ValueError: a case cannot be read, or does not fit the network.
     """
-    bundle = find_bundle(bundle_dir)
     cases = sample_cases(find_cases(images), num_images, seed=seed)
-    parser = ConfigParser(read_json(bundle / "configs" / "inference.json"))
+    parser = ConfigParser({**bundle.config("inference"), "bundle_root": str(bundle.root)})
     parser["preprocessing#transforms#0#reader"] = cases[0].reader
     preprocess = parser.get_parsed_content("preprocessing")
     inferer = cast(Inferer, parser.get_parsed_content("inferer"))

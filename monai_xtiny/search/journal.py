@@ -8,12 +8,13 @@ that a kill cut off is left out.
 from __future__ import annotations
 
 import glob
-import json
 import os
 import threading
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
+
+from monai_xtiny.system.files import append_line, cut_half_line, read_lines
 
 Unit = tuple[int, int]
 
@@ -69,13 +70,9 @@ class Journal:
             missing = [folder for folder in self._own.parents if not folder.exists()]
             self._own.parent.mkdir(parents=True, exist_ok=True)
             self._made += missing
-            is_new = not self._own.is_file() or self._own.stat().st_size == 0
-            with open(self._own, "a", encoding="utf-8") as file:
-                if is_new:
-                    file.write(json.dumps(self.subject) + "\n")
-                file.write(json.dumps(line) + "\n")
-                file.flush()
-                os.fsync(file.fileno())
+            if not self._own.is_file() or self._own.stat().st_size == 0:
+                append_line(self._own, self.subject)
+            append_line(self._own, line)
 
     def discard(self) -> None:
         """Delete the files of all ranks and the folders that were made for them."""
@@ -88,7 +85,7 @@ class Journal:
         """Take up the finished units of one file; cut off what a kill left half written."""
         found, scores = read_units(path)
         if path == self._own:
-            _cut_half_line(path)
+            cut_half_line(path)
         if not found:
             return
         for name, value in self.subject.items():
@@ -107,13 +104,11 @@ def read_units(path: str | os.PathLike[str]) -> tuple[dict[str, str], dict[Unit,
     Raises:
         ValueError: it is no journal.
     """
-    content = Path(path).read_bytes()
-    whole = content[: content.rfind(b"\n") + 1]
-    lines = whole.decode("utf-8", errors="replace").splitlines()
+    lines = read_lines(path)
     if not lines:
         return {}, {}
     try:
-        found, *units = [json.loads(line) for line in lines]
+        found, *units = lines
         # Two processes that began together have both written what they search.
         scores = {
             (int(unit["max_features"]), int(unit["seed"])): UnitScore(
@@ -125,13 +120,6 @@ def read_units(path: str | os.PathLike[str]) -> tuple[dict[str, str], dict[Unit,
         return dict(found), scores
     except (ValueError, KeyError, TypeError) as error:
         raise ValueError(f"{os.fspath(path)!r} is no journal of a search: delete it") from error
-
-
-def _cut_half_line(path: Path) -> None:
-    """Cut off what a kill left half written, so that the next line begins on its own."""
-    content = path.read_bytes()
-    if not content.endswith(b"\n"):
-        os.truncate(path, content.rfind(b"\n") + 1)
 
 
 def journal_path(bundle_dir: str | os.PathLike[str]) -> Path:

@@ -1,12 +1,56 @@
-"""Files written whole or not at all, and JSON."""
+"""Files written whole or not at all, JSON, and journals of one JSON object per line."""
 
 from __future__ import annotations
 
 import json
 import os
-from collections.abc import Mapping
+import tempfile
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
+
+
+@contextmanager
+def atomic_write(path: str | os.PathLike[str]) -> Iterator[Path]:
+    """A temporary file that takes the place of ``path`` if the block succeeds.
+
+    It has the same name, in a hidden folder beside ``path`` that nobody else can guess or enter,
+    and is gone if the block fails. A link stands for what it points to.
+
+    Args:
+        path: the file to write, or to replace; its folder must exist.
+
+    Yields:
+        The path to write to.
+
+    Raises:
+        FileExistsError: there is something else than a file, a device for example.
+    """
+    target = Path(os.path.realpath(path))
+    if target.exists() and not target.is_file():
+        raise FileExistsError(f"{str(target)!r} is no file: give another name")
+    with tempfile.TemporaryDirectory(prefix=f".{target.name}.", dir=target.parent) as folder:
+        part = Path(folder) / target.name
+        yield part
+        part.replace(target)
+
+
+def write_text(path: str | os.PathLike[str], text: str) -> Path:
+    """Write a text file whole or not at all.
+
+    Raises:
+        FileExistsError: there is something else than a file, a device for example.
+    """
+    with atomic_write(path) as part:
+        part.write_text(text, encoding="utf-8")
+    return Path(path)
+
+
+def write_json(path: str | os.PathLike[str], content: Mapping[str, Any]) -> Path:
+    """JSON as the Model Zoo wants it: 4 spaces and a final newline; non-finite values refused."""
+    text = json.dumps(content, indent=4, ensure_ascii=False, allow_nan=False)
+    return write_text(path, text + "\n")
 
 
 def read_json(path: str | os.PathLike[str]) -> dict[str, Any]:
@@ -28,26 +72,43 @@ def read_json(path: str | os.PathLike[str]) -> dict[str, Any]:
     return content
 
 
-def write_text(path: str | os.PathLike[str], text: str) -> Path:
-    """Write a file whole or not at all, by way of a temporary sibling.
+def append_line(path: str | os.PathLike[str], content: Mapping[str, Any]) -> None:
+    """Add a JSON object to a journal, through to the disk.
+
+    Args:
+        path: of the journal, which is made if it is not there.
+        content: of the line.
+    """
+    file = Path(path)
+    cut_half_line(file)
+    with open(file, "a", encoding="utf-8") as stream:
+        stream.write(json.dumps(content) + "\n")
+        stream.flush()
+        os.fsync(stream.fileno())
+
+
+def read_lines(path: str | os.PathLike[str]) -> list[dict[str, Any]]:
+    """Objects of a journal; none without the file. A last line that a kill cut off is left out.
 
     Raises:
-        FileExistsError: there is something else than a file, a device for example.
+        ValueError: a line is no JSON object.
     """
-    # A link stands for what it points to.
-    target = Path(os.path.realpath(path))
-    if target.exists() and not target.is_file():
-        raise FileExistsError(f"{str(target)!r} is no file: give another name")
-    temporary = target.with_name(f".{target.name}.part")
+    file = Path(path)
+    if not file.is_file():
+        return []
+    content = file.read_bytes()
+    lines = content[: content.rfind(b"\n") + 1].decode("utf-8", errors="replace").split("\n")[:-1]
     try:
-        temporary.write_text(text, encoding="utf-8")
-        temporary.replace(target)
-    finally:
-        temporary.unlink(missing_ok=True)
-    return Path(path)
+        return [dict(json.loads(line)) for line in lines]
+    except (ValueError, TypeError, RecursionError) as error:
+        raise ValueError(f"{str(file)!r} is no journal: delete it") from error
 
 
-def write_json(path: Path, content: Mapping[str, Any]) -> Path:
-    """JSON as the Model Zoo wants it: 4 spaces and a final newline; non-finite values refused."""
-    text = json.dumps(content, indent=4, ensure_ascii=False, allow_nan=False)
-    return write_text(path, text + "\n")
+def cut_half_line(path: str | os.PathLike[str]) -> None:
+    """Remove what a kill left half written at the end of a journal."""
+    file = Path(path)
+    if not file.is_file():
+        return
+    content = file.read_bytes()
+    if not content.endswith(b"\n"):
+        os.truncate(file, content.rfind(b"\n") + 1)

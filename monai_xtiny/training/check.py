@@ -5,16 +5,15 @@ from __future__ import annotations
 import os
 from collections.abc import Mapping
 from dataclasses import dataclass
-from pathlib import Path
 from typing import Any
 
-import torch
 from monai.bundle import ConfigParser
 from monai.data.utils import affine_to_spacing
 from monai.transforms import Compose, Lambda, Orientation
 
-from monai_xtiny.bundle.folder import data_options
+from monai_xtiny.bundle.folder import WEIGHTS, Bundle
 from monai_xtiny.system.errors import root_cause
+from monai_xtiny.training.labelled import data_options
 
 
 @dataclass(frozen=True)
@@ -33,7 +32,7 @@ class DataCheck:
 
 
 def check_bundle(
-    bundle_dir: str | os.PathLike[str],
+    bundle_dir: str | os.PathLike[str] | Bundle,
     *,
     data: str | os.PathLike[str] | None = None,
     datalist: str | os.PathLike[str] | None = None,
@@ -55,14 +54,10 @@ def check_bundle(
         FileNotFoundError: there is no bundle, or no data.
         ValueError: the data hold no labelled case.
     """
-    bundle = Path(bundle_dir)
-    config_file = bundle / "configs" / "train.json"
-    if not config_file.is_file():
-        raise FileNotFoundError(f"{str(bundle)!r} is no bundle: it has no configs/train.json")
+    bundle = Bundle.open(bundle_dir)
     options = data_options(data, datalist)
-    parser = ConfigParser()
-    parser.read_config(str(config_file))
-    parser.update(options)
+    parser = ConfigParser(bundle.config("train"))
+    parser.update({"bundle_root": str(bundle.root), **options})
     cases = parser.get_parsed_content("cases") + parser.get_parsed_content("listed_val_cases")
     unmatched = parser.get_parsed_content("unmatched_cases")
     if not cases:
@@ -97,12 +92,11 @@ def check_bundle(
     return DataCheck(len(cases), tuple(problems), num_padded)
 
 
-def _weight_problems(bundle: Path, parser: ConfigParser) -> list[str]:
+def _weight_problems(bundle: Bundle, parser: ConfigParser) -> list[str]:
     """Whether ``model.pt`` holds the network that the configs describe."""
-    path = bundle / "models" / "model.pt"
+    path = bundle.path(WEIGHTS)
     try:
-        weights = torch.load(path, weights_only=True, map_location="cpu")
-        parser.get_parsed_content("network_def").load_state_dict(weights.get("model", weights))
+        parser.get_parsed_content("network_def").load_state_dict(bundle.weights())
     except FileNotFoundError:
         return [f"{str(path)!r} is missing: export the bundle again"]
     except Exception as error:

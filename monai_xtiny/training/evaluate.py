@@ -1,4 +1,4 @@
-"""The model card of a trained bundle: measured numbers, and pictures to look at."""
+"""A trained bundle on the cases that its split holds out: numbers and images."""
 
 from __future__ import annotations
 
@@ -16,98 +16,100 @@ from monai.inferers import Inferer
 from monai.metrics import compute_hausdorff_distance
 from monai.transforms import LoadImage, Orientation
 
+from monai_xtiny.bundle.card import check_marks
 from monai_xtiny.bundle.figures import Plane
-from monai_xtiny.bundle.folder import (
-    SPLIT_FILE,
-    bundle_workflow,
-    data_options,
-    find_bundle,
-    read_search,
-)
+from monai_xtiny.bundle.folder import CARD, SPLIT, Bundle
 from monai_xtiny.bundle.results import Evaluation
 from monai_xtiny.system.config_text import PlainPath
 from monai_xtiny.system.files import read_json
+from monai_xtiny.training.labelled import data_options
+
+# What is done with a case, its label and its prediction, both one-hot (K, *spatial).
+OnCase = Callable[[Mapping[str, Any], MetaTensor, MetaTensor], None]
+Predict = Callable[[torch.Tensor], torch.Tensor]
 
 
 def evaluate_held_out(
-    bundle_dir: str | os.PathLike[str],
+    bundle: Bundle,
     *,
     data: str | os.PathLike[str] | None = None,
     datalist: str | os.PathLike[str] | None = None,
-    predict: Callable[[torch.Tensor], torch.Tensor] | None = None,
-) -> tuple[Evaluation, list[Plane]]:
+    predict: Predict | None = None,
+) -> tuple[Evaluation, tuple[Plane, ...]]:
     """Evaluate a trained bundle on cases that it was not trained on.
 
     These are the validation section of ``configs/datalist.json``, which training writes, or of
     another datalist.
 
     Args:
-        bundle_dir: the bundle.
+        bundle: the bundle.
         data: nnU-Net data set root (``imagesTr``, ``labelsTr``).
         datalist: MSD datalist with a validation section.
-        predict: what to evaluate in place of the bundle's network, as ``evaluate_bundle`` takes it;
-            the results in the bundle's ``eval`` folder are left alone then.
+        predict: what to evaluate in place of the bundle's network, as :func:`evaluate_bundle` takes
+            it; the results in the bundle's ``eval`` folder are left alone then.
 
     Returns:
         The evaluation, and one slice of every case.
 
     Raises:
-        FileNotFoundError: there is no bundle, or no data.
-        ValueError: the bundle was not trained, the datalist has no validation section, or one of
-            its cases was trained on.
+        FileNotFoundError: there are no data.
+        ValueError: the bundle was not trained, the datalist has no validation section, one of its
+            cases was trained on, or the card could not take the results.
     """
-    bundle = find_bundle(bundle_dir)
-    read_search(bundle / "docs" / "search.json")
     options = data_options(data, datalist)
-    split_file = bundle / "configs" / SPLIT_FILE
-    split = read_json(split_file) if split_file.is_file() else None
+    split_file = bundle.path(SPLIT)
+    split = read_json(split_file) if split_file.is_file() else {}
     if datalist is None:
-        if split is None:
+        if not split:
             raise ValueError(
-                f"{str(bundle)!r} has no configs/{SPLIT_FILE}, which training writes: train it "
-                "first, or give --datalist FILE with a validation section"
+                f"{str(bundle.root)!r} has no {SPLIT}, which training writes: train it first, or "
+                "give --datalist FILE with a validation section"
             )
-        options["datalist"] = PlainPath(os.fspath(split_file.absolute()))
+        options = {**options, "datalist": PlainPath(os.fspath(split_file))}
     elif not read_json(datalist).get("validation"):
         raise ValueError(
             f"{os.fspath(datalist)!r} has no validation section: add one with the cases to evaluate"
         )
+    if predict is None:
+        check_marks(bundle.path(CARD).read_text(encoding="utf-8"))
     planes: list[Plane] = []
     with tempfile.TemporaryDirectory() as folder:
-        if predict is not None:
-            options["output_dir"] = folder
-        evaluation = evaluate_bundle(bundle, options, planes=planes, predict=predict)
-    trained = {os.path.basename(case["label"]) for case in (split or {}).get("training", [])}
+        evaluation = evaluate_bundle(
+            bundle,
+            options if predict is None else {**options, "output_dir": folder},
+            on_case=lambda case, label, prediction: planes.append(
+                draw_plane(case, label, prediction)
+            ),
+            predict=predict,
+        )
+    trained = {os.path.basename(case["label"]) for case in split.get("training", [])}
     both = [case for case in evaluation.cases if case in trained]
     if both:
         raise ValueError(
             f"the network was trained on {', '.join(both[:5])}: leave them out of the validation "
             f"section of {str(datalist or split_file)!r}"
         )
-    return evaluation, planes
+    return evaluation, tuple(planes)
 
 
 def evaluate_bundle(
-    bundle_dir: str | os.PathLike[str],
+    bundle: Bundle,
     options: Mapping[str, Any],
     *,
-    planes: list[Plane] | None = None,
-    predict: Callable[[torch.Tensor], torch.Tensor] | None = None,
+    on_case: OnCase | None = None,
+    predict: Predict | None = None,
 ) -> Evaluation:
     """Evaluate ``models/model.pt`` by the bundle's own ``evaluate.json``.
 
     Args:
-        bundle_dir: the bundle.
-        options: keys of ``train.json``, of :func:`data_options` and others such as ``fold``.
-        planes: a list to append one slice of every case to, for pictures.
+        bundle: the bundle.
+        options: keys of ``train.json``: those of :func:`monai_xtiny.training.labelled.data_options`
+            and others such as ``fold``.
+        on_case: called with every case, its label and its prediction.
         predict: what to evaluate in place of the bundle's network, from windows (B, C, *spatial)
             to logits; the same network in another engine for example.
-
-    Raises:
-        FileNotFoundError: there is no bundle.
     """
-    bundle = find_bundle(bundle_dir)
-    workflow = bundle_workflow(bundle, ("train", "evaluate"), options)
+    workflow = bundle.workflow(("train", "evaluate"), options)
     if predict is not None:
         inferer = workflow.parser.get_parsed_content("validate#inferer")
         workflow.parser["validate#inferer"] = _OtherPredictor(inferer, predict)
@@ -124,8 +126,8 @@ def evaluate_bundle(
                 percentile=95,
                 spacing=affine_to_spacing(prediction.affine)[: prediction.ndim - 1].tolist(),
             )
-            if planes is not None:
-                planes.append(_plane(cases[len(distances)], label, prediction))
+            if on_case is not None:
+                on_case(cases[len(distances)], label, prediction)
             distances.append(_finite(found[0]))
 
     evaluator.add_event_handler(Events.ITERATION_COMPLETED, measure)
@@ -141,14 +143,14 @@ def evaluate_bundle(
 class _OtherPredictor(Inferer):
     """An inferer that runs a given function in place of the network."""
 
-    def __init__(self, inferer: Inferer, predict: Callable[[torch.Tensor], torch.Tensor]) -> None:
+    def __init__(self, inferer: Inferer, predict: Predict) -> None:
         self._inferer, self._predict = inferer, predict
 
     def __call__(self, inputs: torch.Tensor, network: object) -> Any:
         return self._inferer(inputs, self._predict)
 
 
-def _plane(case: Mapping[str, Any], label: MetaTensor, prediction: MetaTensor) -> Plane:
+def draw_plane(case: Mapping[str, Any], label: MetaTensor, prediction: MetaTensor) -> Plane:
     """The slice across the last axis that holds most label, as people look at it."""
     files = case["image"] if isinstance(case["image"], list) else [case["image"]]
     is_nifti = ".nii" in os.path.basename(files[0]).lower()

@@ -3,20 +3,19 @@
 from __future__ import annotations
 
 import dataclasses
-import json
 import os
 import time
 from collections.abc import Callable, Mapping
-from dataclasses import asdict, dataclass
-from pathlib import Path
+from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
 from ignite.engine import Engine, Events
 
-from monai_xtiny.bundle.folder import bundle_workflow, data_options
+from monai_xtiny.bundle.folder import Bundle
 from monai_xtiny.bundle.results import Evaluation, evaluation_from_dict
 from monai_xtiny.bundle.writer import export_bundle
 from monai_xtiny.training.evaluate import evaluate_bundle
+from monai_xtiny.training.labelled import data_options
 
 if TYPE_CHECKING:
     from monai_xtiny.selection.choice import Selection
@@ -83,10 +82,8 @@ def train_width(
             f"width {max_features} is not in the ladder {selection.table.widths}: give one of it"
         )
     chosen = dataclasses.replace(selection, max_features=max_features)
-    bundle = export_bundle(chosen, bundle_dir, overwrite=True)
     return train_bundle(
-        bundle,
-        max_features,
+        Bundle.open(export_bundle(chosen, bundle_dir, overwrite=True)),
         data=data,
         epochs=epochs,
         val_interval=val_interval,
@@ -98,8 +95,7 @@ def train_width(
 
 
 def train_bundle(
-    bundle_dir: str | os.PathLike[str],
-    max_features: int,
+    bundle: Bundle,
     *,
     data: str | os.PathLike[str] | None = None,
     datalist: str | os.PathLike[str] | None = None,
@@ -113,8 +109,7 @@ def train_bundle(
     """Train a bundle by its own ``train.json``, and evaluate it.
 
     Args:
-        bundle_dir: the bundle, which is trained in place.
-        max_features: its width.
+        bundle: which is trained in place.
         data: nnU-Net data set root (``imagesTr``, ``labelsTr``).
         datalist: MSD ``dataset.json``; one of the two is needed.
         epochs: to train.
@@ -130,7 +125,6 @@ def train_bundle(
     Raises:
         FileNotFoundError: there are no data.
     """
-    bundle = Path(os.path.realpath(bundle_dir))
     options = {
         **data_options(data, datalist),
         "epochs": epochs,
@@ -139,7 +133,7 @@ def train_bundle(
         "seed": seed,
         **(overrides or {}),
     }
-    train = bundle_workflow(bundle, ("train",), options)
+    train = bundle.workflow(("train",), options)
     evaluator = train.parser.get_parsed_content("validate#evaluator")
     trainer = train.parser.get_parsed_content("train#trainer")
     curve: list[tuple[int, float]] = []
@@ -155,12 +149,15 @@ def train_bundle(
     seconds = time.perf_counter() - start
     train.finalize()
     evaluation = evaluate_bundle(bundle, options)
-    return Training(max_features, fold, seed, epochs, tuple(curve), evaluation, round(seconds, 1))
-
-
-def training_to_line(training: Training, **keys: Any) -> str:
-    """One line of a journal: the keys that tell trainings apart, then the training."""
-    return json.dumps({**keys, **asdict(training)}) + "\n"
+    return Training(
+        bundle.selection.max_features,
+        fold,
+        seed,
+        epochs,
+        tuple(curve),
+        evaluation,
+        round(seconds, 1),
+    )
 
 
 def training_from_dict(content: Mapping[str, Any]) -> Training:
@@ -169,32 +166,3 @@ def training_from_dict(content: Mapping[str, Any]) -> Training:
     evaluation = evaluation_from_dict(fields["evaluation"])
     curve = tuple((epoch, dice) for epoch, dice in fields["curve"])
     return Training(**{**fields, "curve": curve, "evaluation": evaluation})
-
-
-def read_journal(path: str | os.PathLike[str]) -> list[dict[str, Any]]:
-    """Lines of a journal; the last one may have been cut off by a kill, and is left out then.
-
-    Raises:
-        ValueError: a line is no JSON object.
-    """
-    file = Path(path)
-    if not file.is_file():
-        return []
-    lines = file.read_text(encoding="utf-8").split("\n")[:-1]
-    try:
-        return [dict(json.loads(line)) for line in lines]
-    except (ValueError, TypeError) as error:
-        raise ValueError(f"{str(file)!r} is no journal of trainings: delete it") from error
-
-
-def append_line(path: str | os.PathLike[str], line: str) -> None:
-    """Add a line to a journal; one that a kill cut off before it is removed."""
-    file = Path(path)
-    if file.is_file():
-        content = file.read_bytes()
-        if not content.endswith(b"\n"):
-            os.truncate(file, content.rfind(b"\n") + 1)
-    with open(file, "a", encoding="utf-8") as stream:
-        stream.write(line)
-        stream.flush()
-        os.fsync(stream.fileno())

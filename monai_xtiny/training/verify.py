@@ -1,4 +1,4 @@
-"""Brief trainings of a bundle's width and of its neighbours in the ladder."""
+"""Brief trainings of a bundle's width and of its neighbors in the ladder."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
-from shutil import copyfile, rmtree
+from shutil import copyfile, copytree, rmtree
 from typing import Any
 
 import monai
@@ -21,20 +21,15 @@ import torch
 from monai.bundle import ConfigParser
 from monai.utils import get_seed, set_determinism
 
-from monai_xtiny.bundle.folder import VERIFICATION_FILE, data_options, find_bundle, read_search
+from monai_xtiny.bundle.folder import EVALUATE, TRAIN, Bundle
 from monai_xtiny.bundle.writer import export_bundle
 from monai_xtiny.selection.choice import Selection
 from monai_xtiny.system.config_text import check_config_text
-from monai_xtiny.system.files import read_json, write_text
+from monai_xtiny.system.files import append_line, read_lines, write_json
 from monai_xtiny.training.check import check_bundle
 from monai_xtiny.training.compare import MIN_HELD_OUT, Verification, compare_trainings
-from monai_xtiny.training.train import (
-    Training,
-    read_journal,
-    train_bundle,
-    training_from_dict,
-    training_to_line,
-)
+from monai_xtiny.training.labelled import data_options
+from monai_xtiny.training.train import Training, train_bundle, training_from_dict
 
 JOURNAL_FILE = "trainings.jsonl"
 # A brief training is 10 epochs of 40 updates, whatever the number of cases.
@@ -71,7 +66,7 @@ def _random_state_kept() -> Iterator[None]:
 
 @_random_state_kept()
 def verify_bundle(
-    bundle_dir: str | os.PathLike[str],
+    bundle_dir: str | os.PathLike[str] | Bundle,
     *,
     data: str | os.PathLike[str] | None = None,
     datalist: str | os.PathLike[str] | None = None,
@@ -83,25 +78,25 @@ def verify_bundle(
     overrides: Mapping[str, Any] | None = None,
     progress: Callable[[Training], None] | None = None,
 ) -> Verification:
-    """Train the width of a bundle and its neighbours in the ladder, briefly and alike.
+    """Train the width of a bundle and its neighbors in the ladder, briefly and alike.
 
     Every training is the bundle's own ``train.json`` with the ``network_def`` of its width, in a
     temporary bundle. Its last weights are measured on the cases that the split holds out, at most
     100 of them; these have no part in the training. The bundle itself stays as it is.
 
-    Narrow networks learn more slowly, so brief trainings favour the wider: that a choice is on the
+    Narrow networks learn more slowly, so brief trainings favor the wider: that a choice is on the
     plateau can be relied on, that it is too narrow should hold with more epochs too.
 
     Args:
         bundle_dir: the bundle.
         data: nnU-Net data set root (``imagesTr``, ``labelsTr``).
         datalist: MSD ``dataset.json``; one of the two is needed.
-        epochs: over all cases; without, 400 updates in 10 epochs, whatever the number of cases.
+        epochs: over all cases; default: 400 updates in 10 epochs, whatever the number of cases.
         num_seeds: trainings of each width, at least 2.
         fold: of the split by case.
         seed: of the first training; the others count on from it.
         work_dir: folder that keeps a journal of finished trainings, which the same verification,
-            or one with more seeds, does not repeat; a temporary one without.
+            or one with more seeds, does not repeat; default: a temporary one.
         overrides: further keys of ``train.json``.
         progress: called with each training, those of the journal too.
 
@@ -113,8 +108,51 @@ def verify_bundle(
         ValueError: the data do not fit the bundle, fewer than 2 cases are held out, or fewer than
             2 seeds or 1 epoch are asked for.
     """
-    bundle = find_bundle(bundle_dir)
-    selection = read_search(bundle / "docs" / "search.json")
+    bundle = Bundle.open(bundle_dir)
+    _check_arguments(num_seeds, epochs, work_dir)
+    checked = check_bundle(bundle, data=data, datalist=datalist)
+    if checked.problems:
+        raise ValueError(
+            f"{len(checked.problems)} problems with {checked.num_cases} labelled cases, which "
+            f"check lists: {checked.problems[0]}"
+        )
+    keys = {"fold": fold, **(overrides or {})}
+    brief = _brief_training(bundle, {**data_options(data, datalist), **keys}, epochs)
+    digest = _recipe_digest(bundle, keys, brief)
+    trainings = []
+    with _work_folder(work_dir) as folder:
+        journal = folder / JOURNAL_FILE
+        done = {
+            (line["max_features"], line["seed"]): training_from_dict(line)
+            for line in read_lines(journal)
+            if line.get("digest") == digest
+        }
+        for number in range(seed, seed + num_seeds):
+            for width in neighborhood(bundle.selection):
+                if (width, number) not in done:
+                    copy = folder / f"width{width}_seed{number}_segmentation"
+                    done[width, number] = train_bundle(
+                        _write_width(bundle, width, copy),
+                        data=data,
+                        datalist=datalist,
+                        epochs=brief.epochs,
+                        fold=fold,
+                        seed=number,
+                        overrides={**brief.options, **(overrides or {})},
+                    )
+                    rmtree(copy)
+                    append_line(journal, {"digest": digest, **asdict(done[width, number])})
+                trainings.append(done[width, number])
+                if progress is not None:
+                    progress(trainings[-1])
+    width = bundle.selection.max_features
+    return compare_trainings(width, trainings, num_updates=brief.num_updates)
+
+
+def _check_arguments(
+    num_seeds: int, epochs: int | None, work_dir: str | os.PathLike[str] | None
+) -> None:
+    """Refuse what no verification can be made with."""
     if num_seeds < MIN_SEEDS:
         raise ValueError(
             f"num_seeds is {num_seeds}: give at least {MIN_SEEDS}, since one training does not "
@@ -124,77 +162,19 @@ def verify_bundle(
         raise ValueError(f"epochs is {epochs}: give at least 1")
     if work_dir is not None:
         check_config_text(os.path.realpath(work_dir), "work folder")
-    checked = check_bundle(bundle, data=data, datalist=datalist)
-    if checked.problems:
-        raise ValueError(
-            f"{len(checked.problems)} problems with {checked.num_cases} labelled cases, which "
-            f"check lists: {checked.problems[0]}"
-        )
-    keys = {"fold": fold, **(overrides or {})}
-    brief = _brief_training(bundle, {**data_options(data, datalist), **keys}, epochs)
-    recipe = [read_json(bundle / "configs" / f"{name}.json") for name in ("train", "evaluate")]
-    recipe[0].pop("network_def", None)
-    versions = [torch.__version__, monai.__version__]
-    digest = _digest(recipe, asdict(selection.table.plan), keys, asdict(brief), versions)
-    trainings = []
-    with _work_folder(work_dir) as folder:
-        journal = folder / JOURNAL_FILE
-        lines = read_journal(journal)
-        done = {
-            (line["max_features"], line["seed"]): training_from_dict(line)
-            for line in lines
-            if line.get("digest") == digest
-        }
-        for number in range(seed, seed + num_seeds):
-            for width in neighbourhood(selection):
-                if (width, number) not in done:
-                    copy = folder / f"width{width}_seed{number}_segmentation"
-                    training = train_bundle(
-                        _write_width(bundle, selection, width, copy),
-                        width,
-                        data=data,
-                        datalist=datalist,
-                        epochs=brief.epochs,
-                        fold=fold,
-                        seed=number,
-                        overrides={**brief.options, **(overrides or {})},
-                    )
-                    rmtree(copy)
-                    done[width, number] = training
-                    lines.append(json.loads(training_to_line(training, digest=digest)))
-                    write_text(journal, "".join(json.dumps(line) + "\n" for line in lines))
-                trainings.append(done[width, number])
-                if progress is not None:
-                    progress(trainings[-1])
-    return compare_trainings(selection.max_features, trainings, num_updates=brief.num_updates)
 
 
-def write_verification(bundle_dir: str | os.PathLike[str], verification: Verification) -> Path:
-    """Write a verification into a bundle, ``docs/verification.json``.
-
-    Args:
-        bundle_dir: the bundle.
-        verification: of its choice, or of its former one.
-
-    Returns:
-        The file's path.
-    """
-    content = json.dumps(asdict(verification), indent=4, allow_nan=False)
-    return write_text(Path(bundle_dir) / "docs" / VERIFICATION_FILE, content + "\n")
-
-
-def neighbourhood(selection: Selection) -> tuple[int, ...]:
+def neighborhood(selection: Selection) -> tuple[int, ...]:
     """The next wider width of the ladder, the selected, the next narrower; those that exist."""
     widths = selection.table.widths
     place = widths.index(selection.max_features)
     return widths[max(place - 1, 0) : place + 2]
 
 
-def _brief_training(bundle: Path, options: Mapping[str, Any], epochs: int | None) -> _Brief:
+def _brief_training(bundle: Bundle, options: Mapping[str, Any], epochs: int | None) -> _Brief:
     """What the bundle's ``train.json`` makes of the data, and how long to train on them."""
-    parser = ConfigParser()
-    parser.read_config(str(bundle / "configs" / "train.json"))
-    parser.update(dict(options))
+    parser = ConfigParser(bundle.config("train"))
+    parser.update({"bundle_root": str(bundle.root), **options})
     training, held_out = (parser.get_parsed_content(f"{part}_cases") for part in ("train", "val"))
     if len(held_out) < MIN_HELD_OUT:
         raise ValueError(
@@ -236,21 +216,27 @@ def _case_files(case: Mapping[str, Any]) -> list[Path]:
     return [Path(file) for file in (*images, case["label"])]
 
 
-def _digest(*content: Any) -> str:
+def _recipe_digest(bundle: Bundle, keys: Mapping[str, Any], brief: _Brief) -> str:
     """What tells trainings of other recipes, options or files apart in a journal."""
+    train, evaluate = bundle.config("train"), bundle.config("evaluate")
+    train.pop("network_def", None)
+    scripts = [path.read_text("utf-8") for path in sorted(bundle.path("scripts").glob("*.py"))]
+    versions = [torch.__version__, monai.__version__]
+    content = [train, evaluate, scripts, asdict(bundle.plan), keys, asdict(brief), versions]
     text = json.dumps(content, sort_keys=True, default=str)
     return hashlib.sha256(text.encode()).hexdigest()
 
 
-def _write_width(bundle: Path, selection: Selection, max_features: int, copy: Path) -> Path:
-    """A bundle of another width, with the configs of this one."""
-    export_bundle(replace(selection, max_features=max_features), copy, overwrite=True)
-    train = read_json(copy / "configs" / "train.json")
-    own = read_json(bundle / "configs" / "train.json")
-    own["network_def"] = train["network_def"]
-    write_text(copy / "configs" / "train.json", json.dumps(own, indent=4) + "\n")
-    copyfile(bundle / "configs" / "evaluate.json", copy / "configs" / "evaluate.json")
-    return copy
+def _write_width(bundle: Bundle, max_features: int, copy: Path) -> Bundle:
+    """A bundle of another width, with the configs and the scripts of this one."""
+    selection = replace(bundle.selection, max_features=max_features)
+    other = Bundle.open(export_bundle(selection, copy, overwrite=True))
+    own = {**bundle.config("train"), "network_def": other.config("train")["network_def"]}
+    write_json(other.path(TRAIN), own)
+    copyfile(bundle.path(EVALUATE), other.path(EVALUATE))
+    if bundle.path("scripts").is_dir():
+        copytree(bundle.path("scripts"), other.path("scripts"), dirs_exist_ok=True)
+    return other
 
 
 @contextmanager

@@ -11,7 +11,6 @@ from PIL import Image
 from monai_xtiny.bundle.card import model_card
 from monai_xtiny.bundle.figures import plot_sensitivity
 from monai_xtiny.bundle.summary import advice, ladder_table, search_summary
-from monai_xtiny.bundle.templates import templates_dir
 from monai_xtiny.scores.table import Rung, ScoreTable
 from monai_xtiny.selection.choice import Selection
 
@@ -58,10 +57,7 @@ def test_plot_sensitivity_is_a_picture_and_repeats_byte_for_byte(tmp_path, selec
 
 
 def card(selection, labels=("background", "cell")) -> str:
-    return model_card(
-        selection, name="x_segmentation", label_names=labels, kind="images",
-        templates=templates_dir(),
-    )  # fmt: skip
+    return model_card(selection, name="x_segmentation", label_names=labels)
 
 
 def test_model_card_has_the_zoos_headings_and_the_ladder(selection) -> None:

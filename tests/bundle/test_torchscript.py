@@ -8,6 +8,7 @@ import pytest
 import torch
 from monai.data import load_net_with_metadata
 
+from monai_xtiny.bundle.folder import Bundle
 from monai_xtiny.bundle.torchscript import check_torchscript, write_torchscript
 from monai_xtiny.bundle.writer import export_bundle
 from monai_xtiny.networks.dynunet import build_network
@@ -19,7 +20,7 @@ def bundle(tmp_path, selection) -> Path:
 
 
 def test_write_torchscript_gives_the_networks_outputs_and_metadata(bundle, selection) -> None:
-    path = write_torchscript(bundle)
+    path = write_torchscript(Bundle.open(bundle))
     assert path == bundle / "models" / "model.ts"
     assert sorted(item.name for item in path.parent.iterdir()) == ["model.pt", "model.ts"]
     network, metadata, extra = load_net_with_metadata(path, more_extra_files=("inference.json",))
@@ -29,11 +30,11 @@ def test_write_torchscript_gives_the_networks_outputs_and_metadata(bundle, selec
     for size in ((32, 48), (64, 32)):  # scripted, not traced: another size is as good
         image = torch.randn(1, 1, *size, generator=torch.Generator().manual_seed(0))
         torch.testing.assert_close(network(image), expected(image))
-    check_torchscript(bundle)
+    check_torchscript(Bundle.open(bundle))
 
 
 def test_write_torchscript_names_no_path_and_keeps_pytorchs_alignment(bundle) -> None:
-    path = write_torchscript(bundle)
+    path = write_torchscript(Bundle.open(bundle))
     content = path.read_bytes()
     for text in (bundle.parent, Path(torch.__file__).parent, Path.home()):
         assert str(text).encode() not in content
@@ -50,11 +51,11 @@ def test_write_torchscript_names_no_path_and_keeps_pytorchs_alignment(bundle) ->
 def test_export_bundle_writes_torchscript_on_request(tmp_path, selection) -> None:
     bundle = export_bundle(selection, tmp_path / "y_segmentation", torchscript=True)
     assert sorted(path.name for path in (bundle / "models").iterdir()) == ["model.pt", "model.ts"]
-    check_torchscript(bundle)
+    check_torchscript(Bundle.open(bundle))
 
 
 def test_check_torchscript_refuses_what_is_none(bundle) -> None:
-    check_torchscript(bundle)  # there is none
+    check_torchscript(Bundle.open(bundle))  # there is none
     (bundle / "models" / "model.ts").write_bytes(b"no archive")
     with pytest.raises(ValueError, match="cannot be compared .* package with --torchscript"):
-        check_torchscript(bundle)
+        check_torchscript(Bundle.open(bundle))

@@ -6,7 +6,6 @@ from dataclasses import replace
 import pytest
 import torch
 
-from monai_xtiny.bundle.templates import templates_dir
 from monai_xtiny.bundle.unit_test import render_unit_test, smallest_patch_size
 from monai_xtiny.networks.dynunet import build_network
 
@@ -24,7 +23,7 @@ def constants(code: str) -> dict[str, object]:
 
 
 def render(plan, name: str = "x_segmentation", is_raster: bool = False) -> str:
-    return render_unit_test(plan, name=name, is_raster=is_raster, templates=templates_dir())
+    return render_unit_test(plan, name=name, is_raster=is_raster)
 
 
 HOSTILE = [

@@ -9,7 +9,8 @@ import pytest
 import torch
 
 from monai_xtiny.bundle import writer as export
-from monai_xtiny.bundle.folder import data_kind, read_search, write_search
+from monai_xtiny.bundle.folder import data_kind
+from monai_xtiny.bundle.search_file import read_search, write_search
 from monai_xtiny.bundle.templates import templates_dir
 from monai_xtiny.bundle.writer import check_destination, clear_finished, export_bundle
 from monai_xtiny.networks.dynunet import build_network

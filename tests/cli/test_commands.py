@@ -551,7 +551,8 @@ def test_an_interrupted_command_says_whether_it_goes_on(
 def test_search_killed_while_it_ends_leaves_nothing_behind(tmp_path, png_folder, moment) -> None:
     killed = {"export": "writer.model_card", "after": "journal.remove_journal"}[moment]
     script = (
-        "import os, sys\nfrom monai_xtiny.bundle import writer\nfrom monai_xtiny.search import journal\n"
+        "import os, sys\nfrom monai_xtiny.bundle import writer\n"
+        "from monai_xtiny.search import journal\n"
         f"{killed} = lambda *a, **k: os.kill(os.getpid(), 9)\n"
         "from monai_xtiny.__main__ import main\nmain(sys.argv[1:])"
     )

@@ -6,13 +6,13 @@ from typing import Any
 import pytest
 
 from monai_xtiny.cli.options import (
+    SearchOptions,
     check_output,
     emit,
     make_workflow,
     parse_flag,
     parse_int,
     parse_number,
-    search_overrides,
 )
 from monai_xtiny.system.config_text import PlainPath
 
@@ -35,7 +35,7 @@ TYPED: dict[str, Any] = {
 
 @pytest.mark.parametrize("path", ["$__import__('os').getcwd()", "@a", "%b", "a#b"])
 def test_search_overrides_hands_paths_on_unread(path) -> None:
-    found = search_overrides(**{**TYPED, "images": path, "bundle": path, "plans": path})
+    found = SearchOptions(**{**TYPED, "images": path, "bundle": path, "plans": path}).overrides()
     for name in ("images", "bundle", "plans"):
         assert isinstance(found[name], PlainPath)
         assert str(found[name]) == path
@@ -44,7 +44,7 @@ def test_search_overrides_hands_paths_on_unread(path) -> None:
 @pytest.mark.parametrize("name", ["method", "configuration", "device"])
 def test_search_overrides_refuses_what_would_be_evaluated(name) -> None:
     with pytest.raises(ValueError, match=f"--{name}"):
-        search_overrides(**{**TYPED, name: "$print()"})
+        SearchOptions(**{**TYPED, name: "$print()"}).overrides()
 
 
 @pytest.mark.parametrize(
@@ -66,21 +66,21 @@ def test_search_overrides_refuses_what_would_be_evaluated(name) -> None:
 )
 def test_search_overrides_names_the_option_that_is_wrong(changed, message) -> None:
     with pytest.raises(ValueError, match=message):
-        search_overrides(**{**TYPED, **changed})
+        SearchOptions(**{**TYPED, **changed}).overrides()
 
 
 def test_search_overrides_leaves_the_number_of_images_to_the_config() -> None:
-    assert "num_images" not in search_overrides(**TYPED)
-    assert search_overrides(**{**TYPED, "num_images": "all"})["num_images"] is None
-    assert search_overrides(**{**TYPED, "num_images": "5"})["num_images"] == 5
+    assert "num_images" not in SearchOptions(**TYPED).overrides()
+    assert SearchOptions(**{**TYPED, "num_images": "all"}).overrides()["num_images"] is None
+    assert SearchOptions(**{**TYPED, "num_images": "5"}).overrides()["num_images"] == 5
 
 
 def test_search_overrides_hands_on_numbers_typed_with_quotes() -> None:
-    assert search_overrides(**{**TYPED, "num_seeds": "3"})["num_seeds"] == 3
+    assert SearchOptions(**{**TYPED, "num_seeds": "3"}).overrides()["num_seeds"] == 3
 
 
 def test_search_overrides_takes_a_limit_of_no_seconds() -> None:
-    assert search_overrides(**{**TYPED, "max_seconds": 0})["max_seconds"] == 0
+    assert SearchOptions(**{**TYPED, "max_seconds": 0}).overrides()["max_seconds"] == 0
 
 
 def test_parse_int_takes_whole_numbers_as_typed() -> None:

@@ -9,8 +9,8 @@ import torch
 from torch import nn
 from torch.nn.functional import instance_norm
 
-from monai_xtiny.bundle.archive import package_bundle
-from monai_xtiny.bundle.weights import check_onnx, load_network, weights_digest
+from monai_xtiny.bundle.archive import check_onnx, package_bundle, weights_digest
+from monai_xtiny.bundle.folder import Bundle
 from monai_xtiny.deploy import onnx_model
 from monai_xtiny.deploy.onnx_model import export_onnx, input_format, quantise_onnx, write_onnx
 from monai_xtiny.deploy.segmenter import load_segmenter
@@ -35,9 +35,9 @@ pictures = pytest.mark.parametrize("exported", ["pictures"], indirect=True)
 
 
 def test_export_onnx_gives_pytorchs_logits_for_any_batch_and_size(exported) -> None:
-    network = load_network(exported)
+    network = Bundle.open(exported).network()
     predict = load_segmenter(exported / "models" / "model.onnx").predict
-    form = input_format(exported)
+    form = input_format(Bundle.open(exported))
     for batch, *size in SIZES[exported.name.removesuffix("_segmentation")]:
         image = torch.randn(batch, form.in_channels, *size)
         with torch.no_grad():
@@ -55,7 +55,7 @@ def test_export_onnx_is_exact_where_most_voxels_are_alike(exported) -> None:
     # the same way: it is off by 1e-2 here.
     image = np.full((1, 1, 512, 512), -0.3104157, dtype=np.float32)
     image[..., 100:300, 200:330] = 3 + drawn_images((200, 130), 1)[0]
-    network = load_network(exported).double()
+    network = Bundle.open(exported).network().double()
     with torch.no_grad():
         expected = network(torch.from_numpy(image).double()).numpy()
     found = load_segmenter(exported / "models" / "model.onnx", num_threads=1).predict(image)
@@ -67,7 +67,7 @@ def test_export_onnx_describes_the_input_and_names_no_path(exported) -> None:
     path = exported / "models" / "model.onnx"
     model = onnx.load(path)
     assert {item.version for item in model.opset_import if item.domain == ""} == {18}
-    form = input_format(exported)
+    form = input_format(Bundle.open(exported))
     dims = model.graph.input[0].type.tensor_type.shape.dim
     assert [dim.dim_value for dim in dims[:2]] == [0, form.in_channels]
     assert all(dim.dim_param for dim in (dims[0], *dims[2:]))
@@ -82,10 +82,14 @@ def test_export_onnx_describes_the_input_and_names_no_path(exported) -> None:
 @pytest.mark.slow
 def test_write_onnx_gives_the_same_bytes_and_leaves_network_and_generator(exported) -> None:
     path = exported / "models" / "model.onnx"
-    network, before, state = load_network(exported), path.read_bytes(), torch.get_rng_state()
+    network, before, state = (
+        Bundle.open(exported).network(),
+        path.read_bytes(),
+        torch.get_rng_state(),
+    )
     kinds = [type(module) for module in network.modules()]
     digest = weights_digest(network.state_dict())
-    write_onnx(network, input_format(exported), path)
+    write_onnx(network, input_format(Bundle.open(exported)), path)
     assert path.read_bytes() == before
     assert torch.equal(torch.get_rng_state(), state)
     assert [type(module) for module in network.modules()] == kinds
@@ -119,7 +123,7 @@ def test_export_onnx_refuses_other_outputs_and_leaves_the_former_file(
     monkeypatch.setattr(torch.onnx, "export", export)
     weights = {
         name: value + 0.01 * (value.ndim == 4)
-        for name, value in load_network(exported).state_dict().items()
+        for name, value in Bundle.open(exported).network().state_dict().items()
     }
     torch.save(weights, exported / "models" / "model.pt")
     with pytest.raises(ValueError, match=r"differ by \S+ in the logits .* was not written"):
@@ -146,7 +150,7 @@ def test_export_onnx_says_what_is_wrong(exported, tmp_path, monkeypatch) -> None
 
 def test_quantise_onnx_keeps_nearly_all_labels(exported) -> None:
     model = exported / "models" / "model.onnx"
-    form = input_format(exported)
+    form = input_format(Bundle.open(exported))
     images = drawn_images((1, form.in_channels, *form.patch_size))
     path = quantise_onnx(model, images[:3])
     assert path == exported / "models" / "model_int8.onnx"
@@ -181,4 +185,4 @@ def test_package_bundle_refuses_onnx_of_other_weights(exported, tmp_path) -> Non
     with pytest.raises(ValueError, match="deploy again, or remove it"):
         package_bundle(exported, tmp_path / "x.zip")
     (exported / "models" / "model.onnx").unlink()
-    check_onnx(exported)
+    check_onnx(Bundle.open(exported))

@@ -11,7 +11,8 @@ import pytest
 import torch
 from PIL import Image
 
-from monai_xtiny.bundle.weights import check_onnx
+from monai_xtiny.bundle.archive import check_onnx
+from monai_xtiny.bundle.folder import Bundle
 from monai_xtiny.cli.commands import main
 from monai_xtiny.deploy import pipeline as deploy
 from monai_xtiny.deploy.pipeline import Deployment, deploy_bundle, deployment_table
@@ -91,7 +92,7 @@ def test_deploy_bundle_measures_the_dice_that_pytorch_has(deployed) -> None:
     bundle, data, made = deployed
     results = {path.name for path in bundle.iterdir()}
     assert "eval" not in results
-    expected, _ = evaluate_held_out(bundle, data=data)
+    expected, _ = evaluate_held_out(Bundle.open(bundle), data=data)
     shutil.rmtree(bundle / "eval")
     assert made.dice == pytest.approx(expected.mean_dice, abs=1e-3)
     assert made.dice_int8 == pytest.approx(expected.mean_dice, abs=0.1)
@@ -118,7 +119,7 @@ def test_deploy_bundle_deletes_an_int8_model_of_other_weights(tmp_path) -> None:
     torch.save({name: 2 * value for name, value in weights.items()}, bundle / "models" / "model.pt")
     deploy_bundle(bundle, benchmark=False)
     assert not quantised.exists()
-    check_onnx(bundle)
+    check_onnx(Bundle.open(bundle))
 
 
 def test_deploy_bundle_checks_before_it_exports(tmp_path, monkeypatch) -> None:

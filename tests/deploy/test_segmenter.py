@@ -11,8 +11,7 @@ from monai.bundle import ConfigParser
 from monai.transforms import NormalizeIntensity
 from PIL import Image
 
-from monai_xtiny.bundle.folder import bundle_workflow
-from monai_xtiny.bundle.weights import load_network
+from monai_xtiny.bundle.folder import Bundle
 from monai_xtiny.deploy.segmenter import (
     InputFormat,
     Segmenter,
@@ -51,7 +50,7 @@ def inferred(bundle, tmp_path_factory) -> tuple[Path, Path]:
     for name, shape in PICTURES.items():
         write_png(images / f"{name}.png", shape)
     options = {"dataset_dir": PlainPath(str(images)), "output_dir": str(output), "num_workers": 0}
-    bundle_workflow(bundle, ("inference",), options).run()
+    Bundle.open(bundle).workflow(("inference",), options).run()
     return images, output
 
 
@@ -76,7 +75,7 @@ def test_segmenter_takes_the_whole_image_in_one_pass(bundle, model) -> None:
     padded = np.zeros((1, 1, 64, 96), dtype=np.float32)
     padded[0, 0, 1:62, 3:93] = (image[0] - image.mean()) / image.std()
     with torch.no_grad():
-        logits = load_network(bundle)(torch.from_numpy(padded))[0, :, 1:62, 3:93].numpy()
+        logits = Bundle.open(bundle).network()(torch.from_numpy(padded))[0, :, 1:62, 3:93].numpy()
     np.testing.assert_allclose(segmenter.logits(_z_score(image)), logits, atol=1e-4)
     found = segmenter.segment(image)
     tied = np.abs(logits[1] - logits[0]) < 1e-3

@@ -6,7 +6,7 @@ import sys
 import pytest
 import torch
 
-from monai_xtiny.bundle.weights import load_network
+from monai_xtiny.bundle.folder import Bundle
 from monai_xtiny.deploy.onnx_model import input_format
 from monai_xtiny.deploy.segmenter import InputFormat
 from monai_xtiny.deploy.timing import (
@@ -30,7 +30,7 @@ pytest.importorskip("onnxscript")
 def test_benchmark_engines_times_each_in_a_process_of_its_own(tmp_path) -> None:
     plan = PLANS["pictures"]
     bundle = exported_bundle("pictures", tmp_path)
-    network, form = load_network(bundle), input_format(bundle)
+    network, form = Bundle.open(bundle).network(), input_format(Bundle.open(bundle))
     eager, script, onnx = tmp_path / "x.pt", tmp_path / "x.ts", bundle / "models" / "model.onnx"
     content = {"arguments": network_config(plan, 4), "state_dict": network.state_dict()}
     torch.save(content, eager)

@@ -7,6 +7,7 @@ import numpy as np
 import pytest
 import torch
 
+from monai_xtiny.bundle.folder import Bundle
 from monai_xtiny.deploy.windows import sample_windows
 from tests.conftest import texture, write_nifti, write_png
 from tests.deploy.deployed import write_bundle
@@ -20,7 +21,7 @@ def pictures(tmp_path_factory) -> Path:
 def test_sample_windows_are_padded_z_scored_pictures(pictures, tmp_path) -> None:
     for index in range(3):
         write_png(tmp_path / f"{index}.png", (40, 30), seed=index)
-    windows = sample_windows(pictures, tmp_path)
+    windows = sample_windows(Bundle.open(pictures), tmp_path)
     assert [window.shape for window in windows] == [(1, 1, 32, 48)] * 3
     values = texture((40, 30), 0).T.astype(np.float64)
     expected = np.pad((values - values.mean()) / values.std(), ((1, 1), (4, 4)))
@@ -31,7 +32,8 @@ def test_sample_windows_draws_of_large_pictures_by_seed(pictures, tmp_path) -> N
     write_png(tmp_path / "large.png", (150, 100))
     state, torch_state = random.getstate(), torch.get_rng_state()
     draws = [
-        sample_windows(pictures, tmp_path, windows_per_image=3, seed=seed) for seed in (1, 1, 2)
+        sample_windows(Bundle.open(pictures), tmp_path, windows_per_image=3, seed=seed)
+        for seed in (1, 1, 2)
     ]
     assert [len(windows) for windows in draws] == [3, 3, 3]
     np.testing.assert_array_equal(draws[0], draws[1])
@@ -47,7 +49,7 @@ def test_sample_windows_resamples_volumes_to_the_plan(tmp_path) -> None:
         for channel in range(2):
             path = tmp_path / "images" / f"{case}_000{channel}.nii.gz"
             write_nifti(path, (12, 8, 6), seed=channel, affine=affine)
-    windows = sample_windows(bundle, tmp_path / "images")
+    windows = sample_windows(Bundle.open(bundle), tmp_path / "images")
     assert len(windows) == 2
     assert all(window.shape == (1, 2, 24, 16, 6) for window in windows)
     # 3 mm voxels become 1.5 mm: (n - 1) 3 / 1.5 + 1 of them, and the rest is padding.
@@ -57,6 +59,6 @@ def test_sample_windows_resamples_volumes_to_the_plan(tmp_path) -> None:
 def test_sample_windows_names_the_case_that_does_not_fit(pictures, tmp_path) -> None:
     write_png(tmp_path / "colour.png", (40, 30, 3))
     with pytest.raises(ValueError, match="case 'colour.png': 3 channels, the network takes 1"):
-        sample_windows(pictures, tmp_path)
+        sample_windows(Bundle.open(pictures), tmp_path)
     with pytest.raises(FileNotFoundError, match="no such file or folder"):
-        sample_windows(pictures, tmp_path / "nowhere")
+        sample_windows(Bundle.open(pictures), tmp_path / "nowhere")

@@ -11,10 +11,12 @@ import pytest
 import torch
 from monai.bundle import ConfigParser
 
-from monai_xtiny.bundle.folder import data_options, label_names, read_search
-from monai_xtiny.bundle.results import read_evaluation
+from monai_xtiny.bundle.folder import Bundle
+from monai_xtiny.bundle.measured import read_evaluation
+from monai_xtiny.bundle.search_file import read_search
 from monai_xtiny.bundle.writer import export_bundle
 from monai_xtiny.training.evaluate import evaluate_bundle
+from monai_xtiny.training.labelled import data_options
 
 ROOT = Path(__file__).parents[2] / "bundle"
 # Bundle: data set, mean Dice that it promises.
@@ -42,7 +44,7 @@ def test_reference_bundle_is_what_the_exporter_writes(bundle, tmp_path) -> None:
     written = export_bundle(
         read_search(bundle / "docs" / "search.json"),
         tmp_path / bundle.name,
-        label_names=label_names(bundle),
+        label_names=Bundle.open(bundle).label_names,
     )
     names = {path.name for path in (written / "configs").iterdir()}
     assert {path.name for path in (bundle / "configs").iterdir()} == names | {"datalist.json"}
@@ -62,7 +64,7 @@ def test_reference_bundle_holds_small_trained_weights(bundle) -> None:
 
 
 def test_reference_bundle_keeps_its_promise_on_cases_held_out(bundle) -> None:
-    evaluation = read_evaluation(bundle)
+    evaluation = read_evaluation(Bundle.open(bundle))
     split = json.loads((bundle / "configs" / "datalist.json").read_text(encoding="utf-8"))
     train, held_out = (
         [Path(case["label"]).name for case in split[section]]
@@ -76,8 +78,8 @@ def test_reference_bundle_keeps_its_promise_on_cases_held_out(bundle) -> None:
 
 def test_reference_card_states_what_was_measured(bundle) -> None:
     card = (bundle / "docs" / "README.md").read_text(encoding="utf-8")
-    evaluation = read_evaluation(bundle)
-    for name, dice in zip(label_names(bundle)[1:], evaluation.class_dice, strict=True):
+    evaluation = read_evaluation(Bundle.open(bundle))
+    for name, dice in zip(Bundle.open(bundle).label_names[1:], evaluation.class_dice, strict=True):
         assert f"| {name} | {dice:.4f} |" in card
     assert f"**{evaluation.mean_dice:.4f}**" in card
     for picture in ("sensitivity.png", "overlay.png"):
@@ -98,8 +100,8 @@ def test_reference_weights_reproduce_the_card_on_real_cases(
     datalist = tmp_path / "few.json"
     datalist.write_text(json.dumps({"training": split["training"][:1], "validation": few}))
     options = {**data_options(data, datalist), "num_workers": 0, "output_dir": str(tmp_path)}
-    found = evaluate_bundle(bundle, options)
-    stated = read_evaluation(bundle)
+    found = evaluate_bundle(Bundle.open(bundle), options)
+    stated = read_evaluation(Bundle.open(bundle))
     assert len(found.cases) == len(few) >= 4
     for case, dice in zip(found.cases, found.dice, strict=True):
         np.testing.assert_allclose(dice, stated.dice[stated.cases.index(case)], atol=2e-3)

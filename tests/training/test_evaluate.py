@@ -10,13 +10,13 @@ import numpy as np
 import pytest
 import torch
 
-from monai_xtiny.bundle.card import write_evaluation
 from monai_xtiny.bundle.figures import Plane, plot_overlay
-from monai_xtiny.bundle.folder import bundle_workflow, data_options, label_names
-from monai_xtiny.bundle.results import Evaluation, read_evaluation
-from monai_xtiny.bundle.weights import load_network
+from monai_xtiny.bundle.folder import Bundle
+from monai_xtiny.bundle.measured import read_evaluation, write_evaluation
+from monai_xtiny.bundle.results import Evaluation
 from monai_xtiny.cli.commands import main
-from monai_xtiny.training.evaluate import evaluate_bundle, evaluate_held_out
+from monai_xtiny.training.evaluate import draw_plane, evaluate_bundle, evaluate_held_out
+from monai_xtiny.training.labelled import data_options
 from tests.conftest import texture, write_nifti
 
 pytestmark = pytest.mark.slow
@@ -40,14 +40,18 @@ def labelled_bundle(root: Path, spacing: float) -> tuple[Path, Path]:
 def volumes(tmp_path_factory) -> tuple[Path, Path]:
     bundle, data = labelled_bundle(tmp_path_factory.mktemp("one"), 1.0)
     options = {**data_options(data, None), "num_workers": 0, "epochs": 1, "split_seed": 3}
-    bundle_workflow(bundle, ("train",), options).run()
+    Bundle.open(bundle).workflow(("train",), options).run()
     return bundle, data
 
 
 def test_evaluate_bundle_measures_what_evaluate_json_writes(volumes) -> None:
     bundle, data = volumes
     planes: list[Plane] = []
-    found = evaluate_bundle(bundle, {**data_options(data, None), "num_workers": 0}, planes=planes)
+    found = evaluate_bundle(
+        Bundle.open(bundle),
+        {**data_options(data, None), "num_workers": 0},
+        on_case=lambda *case: planes.append(draw_plane(*case)),
+    )
     with open(bundle / "eval" / "val_mean_dice_raw.csv", encoding="utf-8") as file:
         rows = [row for row in csv.reader(file) if not row[0].startswith("filen")]
     assert len(found.cases) == len(rows) == len(planes) == 1
@@ -63,9 +67,9 @@ def test_evaluate_bundle_measures_what_evaluate_json_writes(volumes) -> None:
 def test_evaluate_bundle_evaluates_another_predictor_in_place_of_the_network(volumes) -> None:
     bundle, data = volumes
     options = {**data_options(data, None), "num_workers": 0}
-    expected = evaluate_bundle(bundle, options)
+    expected = evaluate_bundle(Bundle.open(bundle), options)
     results = (bundle / "eval" / "val_mean_dice_raw.csv").read_bytes()
-    network = load_network(bundle)
+    network = Bundle.open(bundle).network()
 
     def background(windows: torch.Tensor) -> torch.Tensor:
         logits = torch.zeros(len(windows), 3, *windows.shape[2:])
@@ -73,9 +77,9 @@ def test_evaluate_bundle_evaluates_another_predictor_in_place_of_the_network(vol
         return logits
 
     with torch.no_grad():
-        same = evaluate_bundle(bundle, options, predict=network)
+        same = evaluate_bundle(Bundle.open(bundle), options, predict=network)
     assert same == expected
-    none, _ = evaluate_held_out(bundle, data=data, predict=background)
+    none, _ = evaluate_held_out(Bundle.open(bundle), data=data, predict=background)
     assert none.dice == ((0.0, 0.0),)
     assert (bundle / "eval" / "val_mean_dice_raw.csv").read_bytes() == results
 
@@ -84,9 +88,9 @@ def test_evaluate_bundle_gives_distances_in_mm(volumes, tmp_path) -> None:
     bundle, data = volumes
     twice, twice_data = labelled_bundle(tmp_path, 2.0)
     options = {"num_workers": 0}
-    one = evaluate_bundle(bundle, {**data_options(data, None), **options})
+    one = evaluate_bundle(Bundle.open(bundle), {**data_options(data, None), **options})
     shutil.copyfile(bundle / "models" / "model.pt", twice / "models" / "model.pt")
-    two = evaluate_bundle(twice, {**data_options(twice_data, None), **options})
+    two = evaluate_bundle(Bundle.open(twice), {**data_options(twice_data, None), **options})
     assert one.cases == two.cases
     for first, second in zip(one.hd95[0], two.hd95[0], strict=True):
         assert (first is None) == (second is None)
@@ -102,7 +106,7 @@ def test_evaluate_command_writes_the_model_card(volumes, capsys) -> None:
     path.write_text(text.replace("The owners of this bundle.", "We did."), encoding="utf-8")
     main(["evaluate", "--bundle", str(bundle), "--data", str(data)])
     out = capsys.readouterr().out
-    found = read_evaluation(bundle)
+    found = read_evaluation(Bundle.open(bundle))
     card = path.read_text(encoding="utf-8")
     assert f"mean Dice {found.mean_dice:.4f} over 1 cases held out" in out
     assert f"| grey matter | {found.class_dice[0]:.4f} |" in card
@@ -112,7 +116,7 @@ def test_evaluate_command_writes_the_model_card(volumes, capsys) -> None:
     )
     assert "We did." in card
     assert (bundle / "docs" / "overlay.png").read_bytes().startswith(b"\x89PNG")
-    assert label_names(bundle) == ("background", "grey matter", "white")
+    assert Bundle.open(bundle).label_names == ("background", "grey matter", "white")
 
     def headings(card: str) -> list[str]:
         return [line for line in card.splitlines() if line.startswith("#")]
@@ -163,9 +167,9 @@ def test_evaluate_command_needs_data(volumes, capsys, options, message) -> None:
 
 def test_evaluate_bundle_needs_a_bundle(tmp_path) -> None:
     with pytest.raises(FileNotFoundError, match="is no bundle"):
-        evaluate_bundle(tmp_path, {})
+        evaluate_bundle(Bundle.open(tmp_path), {})
     with pytest.raises(FileNotFoundError, match="is no bundle"):
-        evaluate_held_out(tmp_path, data=tmp_path)
+        evaluate_held_out(Bundle.open(tmp_path), data=tmp_path)
 
 
 EVALUATION = Evaluation(
@@ -187,8 +191,8 @@ def test_read_evaluation_gives_back_what_was_written(volumes) -> None:
     bundle, _ = volumes
     # A name that Matplotlib would take for a formula.
     planes = [Plane(f"{name} $1_{{ $", *(np.eye(4) for _ in range(3))) for name in EVALUATION.cases]
-    write_evaluation(bundle, EVALUATION, planes)
-    assert read_evaluation(bundle) == EVALUATION
+    write_evaluation(Bundle.open(bundle), EVALUATION, planes)
+    assert read_evaluation(Bundle.open(bundle)) == EVALUATION
     text = (bundle / "docs" / "evaluation.json").read_text(encoding="utf-8")
     assert json.loads(text)["dice"][2] == [None, None]
 

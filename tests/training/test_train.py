@@ -1,6 +1,7 @@
 from __future__ import annotations
 
 import json
+from dataclasses import asdict
 from pathlib import Path
 
 import numpy as np
@@ -15,11 +16,8 @@ from monai_xtiny.search.run import run_search
 from monai_xtiny.selection.choice import Selection, select_width
 from monai_xtiny.training.train import (
     Training,
-    append_line,
-    read_journal,
     train_width,
     training_from_dict,
-    training_to_line,
 )
 from tests.conftest import texture
 
@@ -82,24 +80,6 @@ EVALUATION = Evaluation(
 TRAINING = Training(8, 0, 1, 20, ((10, 0.5), (20, 0.7)), EVALUATION, 1.5)
 
 
-def test_journal_gives_back_what_was_written_and_skips_a_line_cut_off(tmp_path) -> None:
-    path = tmp_path / "journal.jsonl"
-    line = training_to_line(TRAINING, set="x")
-    path.write_text(line + line + line[:20], encoding="utf-8")
-    lines = read_journal(path)
-    assert [item["set"] for item in lines] == ["x", "x"]
-    assert training_from_dict(lines[0]) == TRAINING
-    assert json.loads(line)["max_features"] == 8
-    assert read_journal(tmp_path / "none.jsonl") == []
-    append_line(path, line)
-    assert path.read_text(encoding="utf-8") == 3 * line
-    append_line(tmp_path / "new.jsonl", line)
-    assert (tmp_path / "new.jsonl").read_text(encoding="utf-8") == line
-
-
-@pytest.mark.parametrize("content", ["[1]\n", "no\n", '{"a": 1}\n{\n'], ids=["list", "text", "cut"])
-def test_read_journal_refuses_a_file_that_is_none(tmp_path, content) -> None:
-    path = tmp_path / "journal.jsonl"
-    path.write_text(content, encoding="utf-8")
-    with pytest.raises(ValueError, match=r"journal\.jsonl' is no journal of trainings: delete it"):
-        read_journal(path)
+def test_training_from_dict_gives_back_what_was_written() -> None:
+    content = json.loads(json.dumps({"set": "x", **asdict(TRAINING)}))
+    assert training_from_dict(content) == TRAINING

@@ -10,9 +10,10 @@ import yaml
 from monai.bundle import ConfigParser
 
 from monai_xtiny.bundle.archive import package_bundle
-from monai_xtiny.bundle.card import write_evaluation
-from monai_xtiny.bundle.folder import read_search
+from monai_xtiny.bundle.folder import Bundle
+from monai_xtiny.bundle.measured import write_evaluation
 from monai_xtiny.bundle.results import Evaluation
+from monai_xtiny.bundle.search_file import read_search
 from monai_xtiny.bundle.torchscript import check_torchscript
 from monai_xtiny.bundle.writer import export_bundle
 from monai_xtiny.training.compare import Difference, Verification
@@ -148,7 +149,7 @@ def test_update_bundle_takes_measurements_off_the_card(bundle) -> None:
     evaluation = Evaluation(("a",), ((0.987,),), ((2.0,),))
     untrained = (bundle / "docs" / "README.md").read_text()
     train(bundle)
-    write_evaluation(bundle, evaluation, [_plane()])
+    write_evaluation(Bundle.open(bundle), evaluation, [_plane()])
     assert "0.9870" in (bundle / "docs" / "README.md").read_text()
     update_bundle(bundle, MOVED)
     card = (bundle / "docs" / "README.md").read_text()
@@ -212,7 +213,7 @@ def test_update_bundle_renews_torchscript_and_the_list_of_large_files(tmp_path, 
     (bundle / "large_files.yml").write_text(yaml.safe_dump({"large_files": [entry]}))
     before = (bundle / "models" / "model.ts").read_bytes()
     update_bundle(bundle, MOVED)
-    check_torchscript(bundle)
+    check_torchscript(Bundle.open(bundle))
     assert (bundle / "models" / "model.ts").read_bytes() != before
     assert not (bundle / "large_files.yml").exists()
 

@@ -1,0 +1,213 @@
+"""What works on a bundle: check, verify, evaluate, deploy, package."""
+
+from __future__ import annotations
+
+from monai_xtiny.cli.job import Job, as_typed
+from monai_xtiny.cli.options import check_output, parse_flag, parse_int
+
+
+@as_typed
+def check(
+    bundle: str, data: str | None = None, datalist: str | None = None, debug: bool = False
+) -> Job:
+    """Check labelled data and weights against a bundle before training.
+
+    Args:
+        bundle: the bundle.
+        data: nnU-Net data set root with imagesTr and labelsTr.
+        datalist: MSD dataset.json.
+        debug: show tracebacks.
+    """
+
+    def run() -> None:
+        from monai_xtiny.training.check import check_bundle
+
+        found = check_bundle(bundle, data=data, datalist=datalist)
+        for problem in found.problems:
+            print(problem)
+        if found.problems:
+            raise ValueError(
+                f"{len(found.problems)} problems with {found.num_cases} labelled cases: "
+                f"{found.problems[0]}"
+            )
+        padded = f"; {found.num_padded} are smaller than the patch and padded"
+        print(
+            f"{found.num_cases} labelled cases fit the bundle{padded if found.num_padded else ''}"
+        )
+
+    return Job(run, debug)
+
+
+@as_typed
+def verify(
+    bundle: str,
+    data: str | None = None,
+    datalist: str | None = None,
+    epochs: int | None = None,
+    num_seeds: int = 2,
+    fold: int = 0,
+    seed: int = 0,
+    work: str | None = None,
+    update: bool = False,
+    debug: bool = False,
+) -> Job:
+    """Train the width of a bundle and its neighbours briefly: is it on the plateau?
+
+    Args:
+        bundle: the bundle; it stays as it is without --update.
+        data: nnU-Net data set root with imagesTr and labelsTr.
+        datalist: MSD dataset.json.
+        epochs: over all cases; 400 updates without, whatever the number of cases.
+        num_seeds: trainings of each width, at least 2.
+        fold: of the split by case.
+        seed: of the first training.
+        work: folder that keeps finished trainings, so that they are not repeated.
+        update: write docs/verification.json, and move the bundle to the width recommended; what
+            was trained is copied to former_widthN in the bundle's folder first.
+        debug: show tracebacks.
+    """
+
+    def run() -> None:
+        from monai_xtiny.bundle.folder import VERIFICATION, Bundle
+        from monai_xtiny.training.compare import verification_summary
+        from monai_xtiny.training.update import update_bundle
+        from monai_xtiny.training.verify import verify_bundle
+
+        opened = Bundle.open(bundle)
+        is_update = parse_flag("update", update)
+        found = verify_bundle(
+            opened,
+            data=data,
+            datalist=datalist,
+            epochs=None if epochs is None else parse_int("epochs", epochs),
+            num_seeds=parse_int("num_seeds", num_seeds),
+            fold=parse_int("fold", fold),
+            seed=parse_int("seed", seed),
+            work_dir=work,
+            progress=lambda training: print(
+                f"width {training.max_features}, seed {training.seed}: Dice "
+                f"{training.evaluation.mean_dice:.4f}, trained in {training.seconds:.0f} s",
+                flush=True,
+            ),
+        )
+        ladder = opened.selection.table.ladder
+        parameters = {rung.max_features: rung.num_parameters for rung in ladder}
+        print(verification_summary(found, parameters))
+        is_other = found.recommended != found.selected
+        if is_update:
+            former = update_bundle(opened, found)
+            print(opened.path(VERIFICATION))
+            if is_other:
+                print(f"{bundle}: width {found.recommended} now, at its initialisation: train it")
+            if former is not None:
+                print(f"what was trained at width {found.selected} is in {former}")
+        elif is_other:
+            print(f"--update moves {bundle} to width {found.recommended}")
+
+    return Job(run, debug, resumes=work is not None)
+
+
+@as_typed
+def evaluate(
+    bundle: str, data: str | None = None, datalist: str | None = None, debug: bool = False
+) -> Job:
+    """Measure a trained bundle on the cases held out, and write that into its model card.
+
+    Args:
+        bundle: the bundle.
+        data: nnU-Net data set root with imagesTr and labelsTr.
+        datalist: MSD datalist whose validation section to evaluate; that of training without.
+        debug: show tracebacks.
+    """
+
+    def run() -> None:
+        from monai_xtiny.bundle.folder import Bundle
+        from monai_xtiny.bundle.measured import write_evaluation
+        from monai_xtiny.training.evaluate import evaluate_held_out
+
+        opened = Bundle.open(bundle)
+        found, planes = evaluate_held_out(opened, data=data, datalist=datalist)
+        card = write_evaluation(opened, found, planes)
+        for name, dice, distance in zip(
+            opened.label_names[1:], found.class_dice, found.class_hd95, strict=True
+        ):
+            print(f"{name}: Dice {dice:.4f}, HD95 {distance:.2f}")
+        print(f"mean Dice {found.mean_dice:.4f} over {len(found.cases)} cases held out\n{card}")
+
+    return Job(run, debug)
+
+
+@as_typed
+def deploy(
+    bundle: str,
+    images: str | None = None,
+    data: str | None = None,
+    int8: bool = False,
+    benchmark: bool = True,
+    device: str = "cpu",
+    size: str | None = None,
+    output: str | None = None,
+    debug: bool = False,
+) -> Job:
+    """Export a bundle's network to ONNX, and time it in four engines beside the full width.
+
+    Args:
+        bundle: the bundle; models/model.onnx and docs/deploy.json are written.
+        images: unlabeled images as 'search' takes them, to compare outputs and calibrate int8 on.
+        data: nnU-Net data set root with imagesTr and labelsTr, to measure Dice on held-out cases.
+        int8: write models/model_int8.onnx too; needs --images.
+        benchmark: time the engines; --nobenchmark only exports.
+        device: to time them on: cpu, cuda, cuda:1, ...
+        size: of the image to time, with commas, for a picture WIDTH,HEIGHT; the patch without.
+        output: JSON file to write in place of docs/deploy.json.
+        debug: show tracebacks.
+    """
+
+    def run() -> None:
+        from monai_xtiny.deploy.pipeline import deploy_bundle, deployment_table
+
+        check_output(output)
+        made = deploy_bundle(
+            bundle,
+            images=images,
+            data=data,
+            int8=parse_flag("int8", int8),
+            benchmark=parse_flag("benchmark", benchmark),
+            device=device,
+            size=None if size is None else [parse_int("size", edge) for edge in size.split(",")],
+            output=output,
+            progress=lambda text: print(text, flush=True),
+        )
+        for file in made.files:
+            print(file)
+        print(f"logits differ from PyTorch's by {made.max_difference:.1e} at most")
+        for name, dice in (("float32", made.dice), ("int8", made.dice_int8)):
+            if dice is not None:
+                print(f"{name}: mean Dice {dice:.4f} over {made.num_cases} cases held out")
+        if made.timings:
+            print(deployment_table(made))
+
+    return Job(run, debug)
+
+
+@as_typed
+def package(
+    bundle: str, output: str | None = None, torchscript: bool = False, debug: bool = False
+) -> Job:
+    """Zip a bundle as the Model Zoo distributes it; the same bundle gives the same bytes.
+
+    Args:
+        bundle: the bundle.
+        output: zip to write; NAME_vVERSION.zip beside the bundle without.
+        torchscript: write models/model.ts, the network as TorchScript with its weights, first.
+        debug: show tracebacks.
+    """
+
+    def run() -> None:
+        from monai_xtiny.bundle.archive import package_bundle
+
+        check_output(output)
+        flag = parse_flag("torchscript", torchscript)
+        print(package_bundle(bundle, output, torchscript=flag))
+
+    return Job(run, debug)

@@ -1,0 +1,298 @@
+"""The search and its stages, one by one: search, plan, score, select, export, report."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+from monai_xtiny.cli.job import Job, as_typed
+from monai_xtiny.cli.options import (
+    SearchOptions,
+    check_output,
+    emit,
+    make_workflow,
+    parse_flag,
+    parse_int,
+    parse_num_images,
+)
+
+
+@as_typed
+def search(
+    images: str,
+    bundle: str,
+    label_names: str | None = None,
+    spatial_dims: int | None = None,
+    method: str = "alignment",
+    num_images: str | None = None,
+    seed: int = 369,
+    num_seeds: int | None = None,
+    max_seconds: float | None = None,
+    max_memory_gb: float | None = None,
+    plans: str | None = None,
+    configuration: str = "2d",
+    device: str = "auto",
+    overwrite: bool = False,
+    unit_test: bool = False,
+    torchscript: bool = False,
+    config_file: str | None = None,
+    debug: bool = False,
+) -> Job:
+    """Find the width from unlabeled images and write the MONAI bundle.
+
+    Args:
+        images: folder, nnU-Net data set, MSD dataset.json, DICOM tree or glob.
+        bundle: folder to write, OUT/NAME_segmentation.
+        label_names: names of the classes with commas, background first.
+        spatial_dims: 2 or 3; volumes are planned in 3D without.
+        method: rule that chooses the width.
+        num_images: images to score, or 'all'; without, 8 for 'alignment' and 16 for 'paper'.
+        seed: of the first initialisation and of the draw of images.
+        num_seeds: initialisations of every width; without, one for 'paper', and for 'alignment' as
+            many of narrow widths as make the choice sure.
+        max_seconds: time after which no further initialisations are asked for.
+        max_memory_gb: what the process may hold; fewer networks and images at a time below it.
+        plans: nnU-Net's plans file to take the plan from.
+        configuration: of the plans file.
+        device: auto, cpu, cuda, cuda:1, ...
+        overwrite: replace a bundle that is there, and its test.
+        unit_test: write the Model Zoo's unit test too, OUT/test_NAME_segmentation.py.
+        torchscript: write models/model.ts too; after training, 'package --torchscript' renews it.
+        config_file: a changed copy of configs/search.json.
+        debug: show tracebacks.
+    """
+
+    def run() -> None:
+        options = SearchOptions(
+            images=images,
+            bundle=bundle,
+            label_names=label_names,
+            spatial_dims=spatial_dims,
+            method=method,
+            num_images=num_images,
+            seed=seed,
+            num_seeds=num_seeds,
+            max_seconds=max_seconds,
+            max_memory_gb=max_memory_gb,
+            plans=plans,
+            configuration=configuration,
+            device=device,
+            overwrite=overwrite,
+            unit_test=unit_test,
+            torchscript=torchscript,
+        )
+        workflow = make_workflow(config_file, options.overrides())
+        workflow.run()
+        workflow.finalize()
+
+    return Job(run, debug, resumes=True)
+
+
+@as_typed
+def plan(
+    images: str,
+    label_names: str | None = None,
+    spatial_dims: int | None = None,
+    num_images: str = "16",
+    seed: int = 369,
+    output: str | None = None,
+    debug: bool = False,
+) -> Job:
+    """Plan the full U-Net of the images by nnU-Net's rules, as JSON.
+
+    Args:
+        images: folder, nnU-Net data set, MSD dataset.json, DICOM tree or glob.
+        label_names: names of the classes with commas, background first.
+        spatial_dims: 2 or 3; volumes are planned in 3D without.
+        num_images: images to read in full, or 'all'; of the others headers are read.
+        seed: of the draw of images.
+        output: file to write; the terminal without.
+        debug: show tracebacks.
+    """
+
+    def run() -> None:
+        from dataclasses import asdict
+
+        from monai_xtiny.data.labels import read_label_names
+        from monai_xtiny.plan.planner import plan_images
+
+        planned = plan_images(
+            images,
+            spatial_dims=spatial_dims,
+            out_channels=len(read_label_names(images, label_names)),
+            num_images=parse_num_images(num_images),
+            seed=parse_int("seed", seed),
+            progress=True,
+        )
+        emit(json.dumps(asdict(planned), indent=4), output)
+
+    return Job(run, debug)
+
+
+@as_typed
+def score(
+    images: str,
+    output: str,
+    label_names: str | None = None,
+    spatial_dims: int | None = None,
+    num_images: str | None = None,
+    seed: int = 369,
+    method: str = "alignment",
+    num_seeds: int | None = None,
+    max_seconds: float | None = None,
+    max_memory_gb: float | None = None,
+    plans: str | None = None,
+    configuration: str = "2d",
+    device: str = "auto",
+    config_file: str | None = None,
+    debug: bool = False,
+) -> Job:
+    """Score every width and write the table, without choosing.
+
+    Args:
+        images: folder, nnU-Net data set, MSD dataset.json, DICOM tree or glob.
+        output: JSON file to write.
+        label_names: names of the classes with commas, background first.
+        spatial_dims: 2 or 3; volumes are planned in 3D without.
+        num_images: images to score, or 'all'; without, 8 for 'alignment' and 16 for 'paper'.
+        seed: of the first initialisation and of the draw of images.
+        method: rule that the scores are for.
+        num_seeds: initialisations of every width; without, one for 'paper', and for 'alignment' as
+            many of narrow widths as make the choice sure.
+        max_seconds: time after which no further initialisations are asked for.
+        max_memory_gb: what the process may hold; fewer networks and images at a time below it.
+        plans: nnU-Net's plans file to take the plan from.
+        configuration: of the plans file.
+        device: auto, cpu, cuda, cuda:1, ...
+        config_file: a changed copy of configs/search.json.
+        debug: show tracebacks.
+    """
+
+    def run() -> None:
+        import ignite.distributed as idist
+
+        from monai_xtiny.scores.table import table_to_dict
+        from monai_xtiny.search.journal import journal_path, remove_journal
+
+        options = SearchOptions(
+            images=images,
+            bundle=None,
+            label_names=label_names,
+            spatial_dims=spatial_dims,
+            method=method,
+            num_images=num_images,
+            seed=seed,
+            num_seeds=num_seeds,
+            max_seconds=max_seconds,
+            max_memory_gb=max_memory_gb,
+            plans=plans,
+            configuration=configuration,
+            device=device,
+        )
+        check_output(output)
+        journal = journal_path(output)
+        overrides = {**options.overrides(), "journal": journal}
+        workflow = make_workflow(config_file, overrides, init_id="initialize_scores")
+        table = workflow.parser.get_parsed_content("scores")
+        if idist.get_rank() == 0:
+            emit(json.dumps(table_to_dict(table), indent=4), output)
+            remove_journal(journal)
+        workflow.finalize()
+
+    return Job(run, debug, resumes=True)
+
+
+@as_typed
+def select(
+    scores: str, output: str | None = None, method: str | None = None, debug: bool = False
+) -> Job:
+    """Choose a width from a table of scores.
+
+    Args:
+        scores: what 'score' wrote, or a bundle's docs/search.json.
+        output: search.json to write; only the table is printed without.
+        method: rule that chooses the width; without, the one that the table was scored for.
+        debug: show tracebacks.
+    """
+
+    def run() -> None:
+        from monai_xtiny.bundle.search_file import write_search
+        from monai_xtiny.bundle.summary import ladder_table
+        from monai_xtiny.scores.table import table_from_dict
+        from monai_xtiny.selection.choice import select_width, suited_method
+        from monai_xtiny.system.files import read_json
+
+        check_output(output)
+        table = table_from_dict(read_json(scores))
+        selection = select_width(table, method or suited_method(table))
+        if output is not None:
+            write_search(selection, output)
+        print(ladder_table(selection))
+
+    return Job(run, debug)
+
+
+@as_typed
+def export(
+    search: str,
+    bundle: str,
+    label_names: str | None = None,
+    overwrite: bool = False,
+    unit_test: bool = False,
+    torchscript: bool = False,
+    debug: bool = False,
+) -> Job:
+    """Write the bundle of a choice.
+
+    Args:
+        search: what 'select' wrote, or a bundle's docs/search.json.
+        bundle: folder to write, OUT/NAME_segmentation.
+        label_names: names of the classes with commas, background first.
+        overwrite: replace a bundle that is there, and its test.
+        unit_test: write the Model Zoo's unit test too, OUT/test_NAME_segmentation.py.
+        torchscript: write models/model.ts too; after training, 'package --torchscript' renews it.
+        debug: show tracebacks.
+    """
+
+    def run() -> None:
+        from monai_xtiny.bundle.search_file import read_search
+        from monai_xtiny.bundle.writer import export_bundle
+        from monai_xtiny.data.labels import read_label_names
+
+        names = None if label_names is None else read_label_names(search, label_names)
+        path = export_bundle(
+            read_search(search),
+            bundle,
+            label_names=names,
+            overwrite=parse_flag("overwrite", overwrite),
+            unit_test=parse_flag("unit_test", unit_test),
+            torchscript=parse_flag("torchscript", torchscript),
+        )
+        print(path)
+
+    return Job(run, debug)
+
+
+@as_typed
+def report(search: str, output: str, debug: bool = False) -> Job:
+    """Print the ladder of a choice and draw its curve.
+
+    Args:
+        search: a bundle, its docs/search.json, or what 'select' wrote.
+        output: PNG file to write.
+        debug: show tracebacks.
+    """
+
+    def run() -> None:
+        from monai_xtiny.bundle.figures import plot_sensitivity
+        from monai_xtiny.bundle.folder import Bundle
+        from monai_xtiny.bundle.search_file import read_search
+        from monai_xtiny.bundle.summary import ladder_table
+
+        check_output(output)
+        is_bundle = Path(search).is_dir()
+        selection = Bundle.open(search).selection if is_bundle else read_search(search)
+        print(ladder_table(selection))
+        print(plot_sensitivity(selection, output))
+
+    return Job(run, debug)

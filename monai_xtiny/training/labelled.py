@@ -1,0 +1,30 @@
+"""Where the labelled data of a workflow are."""
+
+from __future__ import annotations
+
+import os
+from pathlib import Path
+from typing import Any
+
+from monai_xtiny.system.config_text import PlainPath
+
+
+def data_options(
+    data: str | os.PathLike[str] | None, datalist: str | os.PathLike[str] | None
+) -> dict[str, Any]:
+    """The configs' keys for labelled data, checked.
+
+    Args:
+        data: nnU-Net data set root (``imagesTr``, ``labelsTr``).
+        datalist: MSD ``dataset.json``; one of the two is needed.
+
+    Raises:
+        FileNotFoundError: neither is given, or one does not exist.
+    """
+    for path in (data, datalist):
+        if path is not None and not Path(path).exists():
+            raise FileNotFoundError(f"no such data: {os.fspath(path)!r}: check the path")
+    if data is None and datalist is None:
+        raise FileNotFoundError("no labelled data: give --data DIR or --datalist FILE")
+    paths = {"dataset_dir": data, "datalist": datalist}
+    return {key: PlainPath(os.fspath(path)) for key, path in paths.items() if path is not None}
