@@ -23,7 +23,8 @@ def parsed(fragment: list[dict], **constants) -> Compose:
 
 def volume(seed: int = 0) -> MetaTensor:
     values = torch.rand((2, 7, 12, 10), generator=torch.Generator().manual_seed(seed))
-    return MetaTensor(values, affine=torch.as_tensor(AFFINE))
+    meta = {"filename_or_obj": "case.nii.gz"}
+    return MetaTensor(values, affine=torch.as_tensor(AFFINE), meta=meta)
 
 
 @pytest.mark.parametrize("kind", DATA_KINDS)
@@ -70,9 +71,12 @@ def test_preprocessing_fragment_takes_an_id_of_images_alone() -> None:
 
 
 def test_preprocessing_fragment_keeps_monai_labels_path() -> None:
-    steps = parsed(preprocessing_fragment("volumes"), spacing=SPACING)
-    # A string under image_path is what MONAI Label sends.
-    assert steps({"image": volume(), "image_path": "a.nii"})["image_path"] == "a.nii"
+    fragment = preprocessing_fragment("volumes")
+    data = {"image": volume(), "image_path": "case.nii.gz"}
+    assert parsed(fragment, spacing=SPACING)(data)["image_path"] == "case.nii.gz"
+    without_copies = [step for step in fragment if "path" not in step["keys"]]
+    with pytest.raises(RuntimeError, match="Spacingd"):  # or the copies are needed no more
+        parsed(without_copies, spacing=SPACING)(data)
 
 
 def test_preprocessing_fragment_takes_numbers_for_the_spacing() -> None:
