@@ -6,6 +6,10 @@ public name is loaded from its module when it is first used.
 
 from __future__ import annotations
 
+import warnings
+from importlib import import_module
+from typing import Any
+
 from monai_xtiny.system.lazy import lazy_names
 
 __version__ = "0.1.0"
@@ -16,13 +20,17 @@ _HOMES = {
     "Case": "data.case",
     "CheckImaged": "data.images",
     "find_cases": "data.cases",
+    "Header": "data.case",
+    "LoadOnced": "data.loading",
     "load_sample": "data.images",
     "read_headers": "data.headers",
     "read_label_names": "data.labels",
     "sample_cases": "data.cases",
     "UNetPlan": "plan.unet_plan",
     "load_nnunet_plan": "plan.nnunet",
+    "plan_data_set": "plan.data_set",
     "plan_images": "plan.planner",
+    "preprocessing_fragment": "plan.preprocessing",
     "build_network": "networks.dynunet",
     "num_parameters_nnunet": "networks.cost",
     "width_ladder": "networks.ladder",
@@ -53,7 +61,26 @@ _HOMES = {
 }
 __all__ = ["__version__", *_HOMES]
 
-__getattr__ = lazy_names(__name__, _HOMES)
+# Modules that a saved copy of configs/search.json names, from when they all lay here.
+_MOVED_MODULES = {
+    "ensemble": "selection.budget",
+    "headers": "data.headers",
+    "journal": "search.journal",
+    "labels": "data.labels",
+    "nnunet": "plan.nnunet",
+    "report": "bundle.summary",
+    "scheduling": "search.workers",
+}
+_public_name = lazy_names(__name__, _HOMES)
+
+
+def __getattr__(name: str) -> Any:
+    if name not in _MOVED_MODULES:
+        return _public_name(name)
+    module = import_module(f".{_MOVED_MODULES[name]}", __name__)
+    message = f"{__name__}.{name} has moved: use {__name__}.<name> of what you need from it"
+    warnings.warn(message, DeprecationWarning, stacklevel=2)
+    return module
 
 
 def __dir__() -> list[str]:

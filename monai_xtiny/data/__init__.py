@@ -15,6 +15,7 @@ _HOMES = {
     "measure_nonzero": "images",
     "check_image": "images",
     "CheckImaged": "images",
+    "LoadOnced": "loading",
     "read_headers": "headers",
     "read_label_names": "labels",
 }

@@ -3,19 +3,21 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
+from typing import TYPE_CHECKING
 
-import torch
+if TYPE_CHECKING:
+    import torch
 
 _READERS = {"nifti": "NibabelReader", "raster": "PILReader", "dicom": "PydicomReader"}
 
 
 @dataclass(frozen=True)
 class Case:
-    """One patient's image, in one file or in one file a channel.
+    """One patient's image, in one file or in one file per channel.
 
     Args:
         name: path of the first file (DICOM: of the folder) relative to where the search looked.
-        images: the files, one a channel; for DICOM the folder of the series.
+        images: the files, one per channel; for DICOM the folder of the series.
         kind: ``nifti``, ``raster`` (PNG, JPG, TIFF, BMP) or ``dicom``.
     """
 

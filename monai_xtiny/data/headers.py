@@ -1,6 +1,6 @@
 """What headers tell of images without their voxels: shape, spacing, channels.
 
-Axis order is MONAI's array order after RAS, (x, y[, z]); for pictures (width, height).
+Axis order is MONAI's array order after RAS, (x, y[, z]); for PNG and the like (width, height).
 """
 
 from __future__ import annotations
@@ -31,9 +31,18 @@ def read_headers(cases: Sequence[Case]) -> tuple[Header, ...]:
     """
     with ThreadPoolExecutor(max_workers=min(8, os.cpu_count() or 1)) as pool:
         headers = tuple(pool.map(_read_header, cases))
+    check_headers(cases, headers)
+    return headers
+
+
+def check_headers(cases: Sequence[Case], headers: Sequence[Header]) -> None:
+    """Refuse cases that differ from the first in dimensions or channels.
+
+    Raises:
+        ValueError: they do; the message names the case.
+    """
     for case, header in zip(cases, headers, strict=True):
         _check_agreement(case, header, cases[0], headers[0])
-    return headers
 
 
 def _read_header(case: Case) -> Header:
@@ -81,7 +90,7 @@ def _raster_header(path: str) -> Header:
         if getattr(image, "n_frames", 1) > 1:
             raise ValueError(f"a stack of {image.n_frames} pages; save each as an image")
         if image.mode in ("P", "PA"):
-            raise ValueError("colours are indices into a palette; save it as gray or RGB")
+            raise ValueError("the colors are indices into a palette; save it as gray or RGB")
         return Header((image.width, image.height), (1.0, 1.0), len(image.getbands()))
 
 
@@ -107,7 +116,7 @@ def _dicom_header(folder: str) -> Header:
     spacing: tuple[float, ...] = (column_spacing, row_spacing)
     in_channels = int(first.get("SamplesPerPixel", 1))
     if in_channels > 1:
-        raise ValueError(f"a DICOM image of {in_channels} colours; convert it to PNG")
+        raise ValueError(f"a DICOM image of {in_channels} colors; convert it to PNG")
     if len(slices) == 1:
         return Header(shape, spacing, in_channels)
     orientation = np.asarray(first.ImageOrientationPatient, dtype=float).reshape(2, 3)

@@ -13,6 +13,7 @@ from monai.transforms.utils import generate_spatial_bounding_box
 from tqdm import tqdm
 
 from monai_xtiny.data.case import Case, Sample
+from monai_xtiny.data.loading import LoadOnced
 from monai_xtiny.system.errors import root_cause
 
 
@@ -49,22 +50,25 @@ def load_sample(
     return Sample(names, tuple(images), time.perf_counter() - start)
 
 
-def measure_nonzero(cases: Sequence[Case], *, progress: bool = True) -> tuple[tuple[int, ...], ...]:
+def measure_nonzero(
+    cases: Sequence[Case], *, loading: LoadOnced | None = None, progress: bool = True
+) -> tuple[tuple[int, ...], ...]:
     """Shape of the box around the voxels that are not 0 in every channel, as nnU-Net crops.
 
     Args:
         cases: read in full, one after the other.
+        loading: reads them, and may keep them for a later stage; default: MONAI's reader.
         progress: show a bar on stderr.
 
     Returns:
-        Voxels along each axis, (x, y[, z]) after RAS, one tuple a case.
+        Voxels along each axis, (x, y[, z]) after RAS, one tuple per case.
 
     Raises:
         ValueError: a case cannot be read, or holds non-finite or constant values.
     """
-    steps: list[Callable[..., Any]] = [
-        LoadImaged("image", reader=cases[0].reader, ensure_channel_first=True)
-    ]
+    if loading is None:
+        loading = LoadOnced(LoadImaged("image", reader=cases[0].reader, ensure_channel_first=True))
+    steps: list[Callable[..., Any]] = [loading.peek]
     if cases[0].kind != "raster":
         steps.append(Orientationd("image", axcodes="RAS", labels=None))
     transform = Compose(steps)

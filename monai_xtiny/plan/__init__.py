@@ -11,5 +11,7 @@ _HOMES = {
     "extract_fingerprint": "planner",
     "plan_fingerprint": "planner",
     "load_nnunet_plan": "nnunet",
+    "plan_data_set": "data_set",
+    "preprocessing_fragment": "preprocessing",
 }
 __getattr__ = lazy_names(__name__, _HOMES)

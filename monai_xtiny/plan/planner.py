@@ -10,18 +10,21 @@ this module is in MONAI's array order (x, y[, z]).
 from __future__ import annotations
 
 import os
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from math import ceil, prod
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from monai_xtiny.data.case import Case
+from monai_xtiny.data.case import Case, Header
 from monai_xtiny.data.cases import find_cases, sample_cases
-from monai_xtiny.data.headers import read_headers
+from monai_xtiny.data.headers import check_headers, read_headers
 from monai_xtiny.data.images import measure_nonzero
 from monai_xtiny.plan.unet_plan import UNetPlan
+
+if TYPE_CHECKING:
+    from monai_xtiny.data.loading import LoadOnced
 
 MAX_HEADERS = 512
 _BASE_FEATURES = 32
@@ -63,6 +66,8 @@ def plan_images(
     out_channels: int = 2,
     num_images: int | None = 16,
     seed: int = 369,
+    headers: Mapping[Case, Header] | None = None,
+    loading: LoadOnced | None = None,
     progress: bool = False,
 ) -> UNetPlan:
     """Plan the U-Net of a data set from unlabeled images.
@@ -74,6 +79,8 @@ def plan_images(
         num_images: of these a seeded sample is read in full, to crop empty borders as nnU-Net does;
             of the others only headers are read, at most 512.
         seed: of both samples.
+        headers: those read already, which are not read again.
+        loading: reads the images, and may keep them for a later stage; default: MONAI's reader.
         progress: show a bar on stderr.
 
     Returns:
@@ -84,7 +91,14 @@ def plan_images(
         ValueError: images are unreadable or contradict each other, or cannot be planned for.
     """
     cases = find_cases(images) if isinstance(images, (str, os.PathLike)) else tuple(images)
-    fingerprint = extract_fingerprint(cases, num_images=num_images, seed=seed, progress=progress)
+    fingerprint = extract_fingerprint(
+        cases,
+        num_images=num_images,
+        seed=seed,
+        headers=headers,
+        loading=loading,
+        progress=progress,
+    )
     return plan_fingerprint(fingerprint, spatial_dims=spatial_dims, out_channels=out_channels)
 
 
@@ -93,12 +107,22 @@ def extract_fingerprint(
     *,
     num_images: int | None = 16,
     seed: int = 369,
+    headers: Mapping[Case, Header] | None = None,
+    loading: LoadOnced | None = None,
     progress: bool = False,
 ) -> Fingerprint:
     """Collect shapes and spacings of a seeded sample of cases.
 
     nnU-Net reads every case in full to crop it to its nonzero box. Here ``num_images`` are, and the
     median share that their boxes keep stands for the other headers.
+
+    Args:
+        cases: all cases of the data set.
+        num_images: how many are read in full; ``None`` for all.
+        seed: of that sample, and of the 512 headers.
+        headers: those read already, which are not read again.
+        loading: reads the images, and may keep them for a later stage; default: MONAI's reader.
+        progress: show a bar on stderr.
 
     Raises:
         ValueError: a case is unreadable, or differs in dimensions or channels.
@@ -108,16 +132,20 @@ def extract_fingerprint(
     in_full = sample_cases(cases, num_images, seed=seed)
     others = sample_cases(cases, MAX_HEADERS, seed=seed)
     looked_at = tuple(dict.fromkeys((*in_full, *others)))
-    headers = read_headers(looked_at)
-    boxes = measure_nonzero(in_full, progress=progress)
-    full_shapes = [header.shape for header in headers]
+    known = dict(headers or {})
+    unread = [case for case in looked_at if case not in known]
+    known.update(zip(unread, read_headers(unread), strict=True))
+    in_order = [known[case] for case in looked_at]
+    check_headers(looked_at, in_order)
+    boxes = measure_nonzero(in_full, loading=loading, progress=progress)
+    full_shapes = [header.shape for header in in_order]
     kept = np.median(np.divide(boxes, full_shapes[: len(boxes)]), axis=0)
     rest = [
         tuple(max(1, round(size * share)) for size, share in zip(shape, kept, strict=True))
         for shape in full_shapes[len(boxes) :]
     ]
     return Fingerprint(
-        (*boxes, *rest), tuple(header.spacing for header in headers), headers[0].in_channels
+        (*boxes, *rest), tuple(header.spacing for header in in_order), in_order[0].in_channels
     )
 
 

@@ -90,7 +90,7 @@ class UNetPlan:
             )
         if prod(self.patch_size) <= prod(divisor):
             raise ValueError(
-                f"the patch {self.patch_size} shrinks to one voxel, and instance normalisation "
+                f"the patch {self.patch_size} shrinks to one voxel, and instance normalization "
                 "needs two"
             )
         if (self.slice_axis is not None) and not (
