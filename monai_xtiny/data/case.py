@@ -1,4 +1,4 @@
-"""What a case is, what its header tells, and what is loaded of it."""
+"""A case, what its header says, and what is loaded of it."""
 
 from __future__ import annotations
 
@@ -33,7 +33,7 @@ class Case:
 
 @dataclass(frozen=True)
 class Header:
-    """What a header tells of an image without its voxels.
+    """What a header says about an image: everything but its voxels.
 
     Args:
         shape: voxels along each axis, (x, y[, z]) after RAS.

@@ -25,8 +25,8 @@ def find_cases(images: str | os.PathLike[str]) -> tuple[Case, ...]:
 
     Args:
         images: a folder of images, an nnU-Net data set root (``imagesTr`` with ``_0000`` channel
-            suffixes), an MSD ``dataset.json``, a DICOM tree (a folder a series), one image, or a
-            glob pattern.
+            suffixes), an MSD ``dataset.json``, a DICOM tree (one folder per series), one image, or
+            a glob pattern.
 
     Returns:
         The cases, sorted by name.
@@ -200,7 +200,7 @@ def _image_files(folder: Path) -> list[str]:
 
 
 def _dicom_cases(folder: Path) -> tuple[Case, ...]:
-    """One case a folder that holds DICOM files."""
+    """One case per folder that holds DICOM files."""
     cases = []
     for parent, folders, names in os.walk(folder):
         folders.sort()

@@ -1,4 +1,4 @@
-"""What headers tell of images without their voxels: shape, spacing, channels.
+"""Shape, spacing and channels of images, from their headers; no voxel is read.
 
 Axis order is MONAI's array order after RAS, (x, y[, z]); for PNG and the like (width, height).
 """
@@ -67,15 +67,15 @@ def _read_header(case: Case) -> Header:
 
 def _nifti_header(path: str) -> Header:
     """Header of a NIfTI file, axes brought to RAS order."""
-    # The grid that MONAI's reader will see: where pixdim and affine disagree, it mends one of them.
+    # The grid that MONAI's reader will see: where pixdim and affine disagree, it corrects one.
     image = correct_nifti_header_if_necessary(cast(nibabel.Nifti1Image, nibabel.load(path)))
     shape = tuple(int(size) for size in image.shape)
     while len(shape) > 3 and shape[-1] == 1:
         shape = shape[:-1]
     if len(shape) not in (2, 3):
         raise ValueError(
-            f"a {len(shape)}D volume of shape {shape}; split it into 3D volumes, one a channel "
-            "(CASE_0000, CASE_0001, ...) or a time point"
+            f"a {len(shape)}D volume of shape {shape}; split it into 3D volumes, one per channel "
+            "(CASE_0000, CASE_0001, ...) or time point"
         )
     if image.get_data_dtype().fields:
         raise ValueError(f"voxels of type {image.get_data_dtype()}: save the channels apart")

@@ -1,4 +1,4 @@
-"""nnU-Net's plans files, turned round: they are in (z, y, x), and this package in (x, y[, z])."""
+"""nnU-Net's plans files, with their (z, y, x) turned into this package's (x, y[, z])."""
 
 from __future__ import annotations
 
@@ -28,7 +28,7 @@ def load_nnunet_plan(
     Args:
         plans: path of the plans file, of nnU-Net v2.
         configuration: its name, for example ``2d`` or ``3d_fullres``.
-        in_channels: channels of the images, which the plans file does not tell.
+        in_channels: channels of the images, which the plans file does not hold.
         out_channels: classes, background included.
         of_images: the data are 2D images, not volumes; their plan has no slice axis.
         spatial_dims: dimensions that the plan must have; ``None`` takes any.
@@ -36,7 +36,7 @@ def load_nnunet_plan(
     Raises:
         FileNotFoundError: there is no such file.
         ValueError: it is no nnU-Net plan, lacks the configuration, or plans another network than
-            the plain U-Net with two convolutions a stage.
+            the plain U-Net with two convolutions per stage.
     """
     path = Path(plans)
     if not path.is_file():
@@ -114,6 +114,6 @@ def _architecture(settings: Mapping[str, Any]) -> dict[str, Any]:
     if not network.endswith(_PLAIN) or any(count != 2 for count in blocks):
         raise ValueError(
             f"the plan is for {network.rsplit('.', 1)[-1]} with {sorted(set(blocks))} convolutions "
-            f"a stage: only {_PLAIN} with 2 can be searched; plan with nnU-Net's default planner"
+            f"per stage: only {_PLAIN} with 2 can be searched; plan with nnU-Net's default planner"
         )
     return arguments

@@ -206,7 +206,7 @@ def plan_fingerprint(
 
 
 def in_array_order(values: Sequence[Any], axes: Sequence[int]) -> tuple[Any, ...]:
-    """Bring nnU-Net's values, one an axis, to MONAI's array order.
+    """Bring nnU-Net's values, one per axis, to MONAI's array order.
 
     Args:
         values: in nnU-Net's transposed order.

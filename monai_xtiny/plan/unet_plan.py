@@ -18,7 +18,7 @@ class UNetPlan:
         out_channels: classes, background included.
         spacing: mm along (x, y[, z]); 1 for images without a physical size.
         patch_size: voxels along (x, y[, z]).
-        kernel_size: of the two convolutions of each stage, one tuple a stage.
+        kernel_size: of the two convolutions of each stage, one tuple per stage.
         strides: of the first convolution of each stage; the first stage's are 1.
         features_per_stage: channels of each stage.
         slice_axis: for a 2D plan on volumes, the axis (0, 1, 2 for x, y, z) along which they are
@@ -60,7 +60,7 @@ class UNetPlan:
         if not len(self.kernel_size) == len(self.strides) == stages:
             raise ValueError(
                 f"{len(self.kernel_size)} kernels, {len(self.strides)} strides and {stages} "
-                "features: give one of each a stage"
+                "features: give one of each per stage"
             )
         if stages < 3:
             raise ValueError(
