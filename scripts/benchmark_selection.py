@@ -256,7 +256,7 @@ def score_run(search: Path, root: Path, run: int, target: Path, threads: int, de
     from monai_xtiny.scores.table import table_to_dict
     from monai_xtiny.search.run import run_search
     from monai_xtiny.search.workers import unit_costs
-    from monai_xtiny.selection.budget import refinement
+    from monai_xtiny.selection.rules import refinement
     from monai_xtiny.system.config_text import PlainPath
     from monai_xtiny.system.files import write_text
 

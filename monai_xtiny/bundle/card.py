@@ -23,7 +23,8 @@ from monai_xtiny.bundle.folder import (
 from monai_xtiny.bundle.results import Evaluation
 from monai_xtiny.bundle.summary import advice
 from monai_xtiny.bundle.templates import template_environment, templates_dir
-from monai_xtiny.selection.choice import Selection
+from monai_xtiny.selection.rule import Selection
+from monai_xtiny.selection.rules import find_rule
 from monai_xtiny.system.files import read_json, write_text
 
 if TYPE_CHECKING:
@@ -58,6 +59,7 @@ def model_card(
     environment.filters["md"] = _escape_markdown
     environment.filters["number"] = _format_number
     table = selection.table
+    rule = find_rule(selection.method)
     return environment.get_template(CARD_TEMPLATE).render(
         name=name,
         label_names=label_names,
@@ -75,6 +77,8 @@ def model_card(
             for rung in table.ladder
             if rung.alignment
         },
+        description=rule.describe(table),
+        voters=rule.voters(table),
         advice=advice(selection),
     )
 
