@@ -52,7 +52,7 @@ def image_features(image: torch.Tensor, voxels: torch.Tensor) -> ImageFeatures:
 
     Of each channel and for each standard deviation ``s`` of ``SCALES``: the difference of Gaussians
     of ``s`` and ``2 s``, the local standard deviation under a Gaussian of ``s``, and the magnitude
-    of the Gaussian gradient; nine columns a channel, each of mean 0 and standard deviation 1.
+    of the Gaussian gradient; nine columns per channel, each of mean 0 and standard deviation 1.
 
     Args:
         image: shape (C, *spatial).

@@ -149,7 +149,7 @@ class AlignmentHandler(SensitivityHandler):
 
     Args:
         network: the network to measure, of :func:`monai_xtiny.build_network` or packed.
-        image_features: one an image, in the order in which the engine sees them.
+        image_features: one per image, in the order in which the engine sees them.
         keys: key of the images in a dictionary batch; of several, the first.
         name: under which the results appear in the engine's state.
         batch_transform: takes ``engine.state.batch`` and returns the images.

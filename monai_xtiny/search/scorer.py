@@ -1,4 +1,4 @@
-"""One initialised network on the images of a sample, scored through an ignite engine."""
+"""One initialized network on the images of a sample, scored through an ignite engine."""
 
 from __future__ import annotations
 
@@ -49,12 +49,12 @@ _SCORED_WITH = ("monai_xtiny", "torch", "monai", "numpy", "scipy")
 
 
 class Scorer:
-    """Scores initialised networks on the images of a sample.
+    """Scores initialized networks on the images of a sample.
 
     Args:
         sample: preprocessed images.
         plan: of the full network.
-        seeds: of the initialisations whose sensitivity is asked for; others are aligned alone. The
+        seeds: of the initializations whose sensitivity is asked for; others are aligned alone. The
             first is that of the sampled voxels.
         device: that computes.
         align: measure the alignment too.
@@ -113,7 +113,7 @@ class Scorer:
         }
 
     def score(self, width: int, seed: int) -> UnitScore:
-        """Sensitivity, alignment or both of one initialised network on each image.
+        """Sensitivity, alignment or both of one initialized network on each image.
 
         Smaller batches are tried where memory runs out; they change the last digits of scores.
 
