@@ -256,7 +256,7 @@ def score_run(search: Path, root: Path, run: int, target: Path, threads: int, de
     from monai_xtiny.scores.table import table_to_dict
     from monai_xtiny.search.run import run_search
     from monai_xtiny.search.workers import unit_costs
-    from monai_xtiny.selection.budget import refinement
+    from monai_xtiny.selection.rules import refinement
     from monai_xtiny.system.config_text import PlainPath
     from monai_xtiny.system.files import write_text
 
@@ -296,7 +296,7 @@ def measure_representations(
     from monai_xtiny.scores.alignment import (
         effective_rank,
         explained_variance,
-        linear_alignment,
+        linear_cka,
         sample_voxels,
     )
     from monai_xtiny.search.scorer import NARROW_WIDTH, NUM_VOXELS
@@ -333,10 +333,10 @@ def measure_representations(
             for features, deep, wide_features, wide_deep in zip(
                 *last_and_deepest(network, batch, voxels), last, deepest, strict=True
             ):
-                rows["cka"].append(linear_alignment(features, wide_features))
+                rows["cka"].append(linear_cka(features, wide_features))
                 rows["explained"].append(explained_variance(features, wide_features))
                 rows["rank"].append(effective_rank(features))
-                rows["bottleneck"].append(linear_alignment(deep, wide_deep))
+                rows["bottleneck"].append(linear_cka(deep, wide_deep))
             for name, values in rows.items():
                 found[name][width].append(float(torch.stack(values).mean()))
     return found

@@ -15,7 +15,8 @@ from monai_xtiny.bundle.folder import data_kind
 from monai_xtiny.bundle.results import Evaluation
 from monai_xtiny.bundle.summary import advice
 from monai_xtiny.bundle.templates import template_environment
-from monai_xtiny.selection.choice import Selection
+from monai_xtiny.selection.rule import Selection
+from monai_xtiny.selection.rules import find_rule
 
 CARD_TEMPLATE = "README.md.jinja"
 # What the width decides, and what is measured with the weights.
@@ -46,6 +47,7 @@ def model_card(
     environment.filters["md"] = _escape_markdown
     environment.filters["number"] = _format_number
     table = selection.table
+    rule = find_rule(selection.method)
     return environment.get_template(CARD_TEMPLATE).render(
         name=name,
         label_names=label_names,
@@ -64,6 +66,8 @@ def model_card(
             for rung in table.ladder
             if rung.alignment
         },
+        description=rule.describe(table),
+        voters=rule.voters(table),
         advice="" if former_width is not None else advice(selection),
     )
 

@@ -3,19 +3,11 @@
 from __future__ import annotations
 
 import os
-from typing import TYPE_CHECKING
 
 import numpy as np
 
-from monai_xtiny.selection.budget import MIN_FIRST_SEEDS
-from monai_xtiny.selection.choice import Selection
-
-if TYPE_CHECKING:
-    pass
-
-
-# Confidence under which the user is told what to do.
-LOW_CONFIDENCE = 0.8
+from monai_xtiny.selection.rule import Selection
+from monai_xtiny.selection.rules import find_rule
 
 
 def ladder_table(selection: Selection) -> str:
@@ -50,22 +42,9 @@ def ladder_table(selection: Selection) -> str:
 
 def advice(selection: Selection) -> str:
     """What to do about a choice of low or rough confidence; empty where there is nothing to do."""
-    is_paper = selection.method == "paper"
-    fewest = min(
-        (len(rung.alignment) for rung in selection.table.ladder if rung.alignment), default=0
-    )
-    if selection.confidence is None:
-        if is_paper:
-            return ""
-        doubt = "One initialisation of a width states no confidence"
-    elif selection.confidence >= LOW_CONFIDENCE:
-        if is_paper or fewest >= MIN_FIRST_SEEDS:
-            return ""
-        doubt = f"With {fewest} initialisations of a width the confidence is rough"
-    elif sum(selection.votes.values()) < 0.5:
-        doubt = "Not even the widest of the compared widths keeps enough of these images"
-    else:
-        doubt = f"The confidence is under {LOW_CONFIDENCE:.0%}"
+    doubt = find_rule(selection.method).doubt(selection)
+    if not doubt:
+        return ""
     widths = selection.table.widths
     index = widths.index(selection.max_features)
     wider = f"take the next wider width, {widths[index - 1]}; " if index else ""

@@ -21,7 +21,7 @@ from monai_xtiny.bundle.search_file import read_search, write_search
 from monai_xtiny.bundle.templates import merged_template, templates_dir
 from monai_xtiny.bundle.torchscript import write_torchscript
 from monai_xtiny.bundle.unit_test import render_unit_test
-from monai_xtiny.networks.dynunet import build_network, network_config
+from monai_xtiny.networks.dynunet import build_network, network_definition
 from monai_xtiny.plan.unet_plan import UNetPlan
 from monai_xtiny.search.journal import UnitScore, read_units, remove_journal
 from monai_xtiny.selection.choice import (
@@ -206,7 +206,7 @@ def _plan_keys(selection: Selection, kind: str) -> dict[str, Any]:
     """The templates' keys that the plan decides."""
     plan = selection.table.plan
     keys: dict[str, Any] = {
-        "network_def": {"_target_": "DynUNet", **network_config(plan, selection.max_features)},
+        "network_def": network_definition(plan, selection.max_features),
         "in_channels": plan.in_channels,
         "num_classes": plan.out_channels,
         "patch_size": list(plan.patch_size),

@@ -61,7 +61,7 @@ def num_parameters_nnunet(plan: UNetPlan, max_features: int | None = None) -> in
     """
     features = cap_features(plan, max_features)
     layers = _convolutions(plan, features, kernel_of_skip=True)
-    biases = sum(layer.outputs for layer in layers if layer.is_normalised)
+    biases = sum(layer.outputs for layer in layers if layer.is_normalized)
     # nnU-Net builds the segmentation layers of deep supervision whether they are used or not; the
     # one at full resolution is a layer already.
     heads = sum((width + 1) * plan.out_channels for width in features[1:-1])
@@ -72,14 +72,14 @@ def num_parameters_nnunet(plan: UNetPlan, max_features: int | None = None) -> in
 class _Convolution:
     """One convolution: channels, kernel, voxels of its output, and what follows it.
 
-    A transposed one, whose kernel is its stride, multiplies one kernel voxel an output voxel.
+    A transposed one, whose kernel is its stride, multiplies one kernel voxel per output voxel.
     """
 
     inputs: int
     outputs: int
     kernel: tuple[int, ...]
     voxels: int
-    is_normalised: bool = True
+    is_normalized: bool = True
     is_transposed: bool = False
 
     @property
@@ -88,8 +88,8 @@ class _Convolution:
 
     @property
     def num_other(self) -> int:
-        """Scale and shift of the normalisation, or a bias."""
-        return 2 * self.outputs if self.is_normalised else self.outputs
+        """Scale and shift of the normalization, or a bias."""
+        return 2 * self.outputs if self.is_normalized else self.outputs
 
     @property
     def num_macs(self) -> int:
@@ -117,12 +117,12 @@ def _convolutions(
         stride, count = plan.strides[below], voxels[level]
         layers.append(
             _Convolution(
-                features[below], outputs, stride, count, is_normalised=False, is_transposed=True
+                features[below], outputs, stride, count, is_normalized=False, is_transposed=True
             )
         )
         layers += [_Convolution(i, outputs, kernel, count) for i in (2 * outputs, outputs)]
     head = (1,) * plan.spatial_dims
     layers.append(
-        _Convolution(features[0], plan.out_channels, head, voxels[0], is_normalised=False)
+        _Convolution(features[0], plan.out_channels, head, voxels[0], is_normalized=False)
     )
     return layers

@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 import threading
+from collections.abc import Mapping
 from typing import Any
 
 import torch
 from monai.networks.nets import DynUNet
+from torch import nn
 
 from monai_xtiny.networks.ladder import cap_features
 from monai_xtiny.plan.unet_plan import UNetPlan
@@ -32,6 +34,24 @@ def network_config(plan: UNetPlan, max_features: int | None = None) -> dict[str,
     }
 
 
+def network_definition(plan: UNetPlan, max_features: int | None = None) -> dict[str, Any]:
+    """The network of a plan under a cap as MONAI's configs define one: a bundle's `network_def`.
+
+    Args:
+        plan: the full network's plan.
+        max_features: width cap; ``None`` defines the full network.
+    """
+    return {"_target_": DynUNet.__name__, **network_config(plan, max_features)}
+
+
+def network_from_config(config: Mapping[str, Any]) -> nn.Module:
+    """The network of :func:`network_config` or :func:`network_definition`, without MONAI's parser.
+
+    Its weights are drawn from the global generator, to be replaced by those of a checkpoint.
+    """
+    return DynUNet(**{name: value for name, value in config.items() if name != "_target_"})
+
+
 def build_network(
     plan: UNetPlan,
     max_features: int | None = None,
@@ -39,16 +59,16 @@ def build_network(
     seed: int | None = None,
     device: str | torch.device = "cpu",
 ) -> DynUNet:
-    """Build the width-capped U-Net at nnU-Net's initialisation (He normal, a = 0.01, zero biases).
+    """Build the width-capped U-Net at nnU-Net's initialization (He normal, a = 0.01, zero biases).
 
-    DynUNet's convolutions have no bias (a no-op before instance normalisation), and with
+    DynUNet's convolutions have no bias (a no-op before instance normalization), and with
     anisotropic kernels its decoder uses the kernel of the deeper level where nnU-Net uses the skip
     level's.
 
     Args:
         plan: the full network's plan.
         max_features: width cap; ``None`` builds the full network.
-        seed: of the initialisation; drawn on the CPU, so every device gets the same weights, and
+        seed: of the initialization; drawn on the CPU, so every device gets the same weights, and
             the global generator is left as it was. ``None`` draws from the global generator.
         device: where the network is put.
 

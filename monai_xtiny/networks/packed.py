@@ -1,10 +1,10 @@
-"""One initialised network on several images at once, laid out for CPUs.
+"""One initialized network on several images at once, laid out for CPUs.
 
 A kernel of a CPU works on 16 channels at a time, whether a network has them or not. Here the images
 of a batch become the channels of one: (B, C, *spatial) as (1, B * C, *spatial), each behind weights
 of its own on the diagonal, so that a network of width 4 on four images takes about the time of one.
 Zeros apart, the sums are those of the network alone. Channels stay last in memory, and
-normalisation and LeakyReLU take the memory of their input.
+normalization and LeakyReLU take the memory of their input.
 """
 
 from __future__ import annotations
@@ -22,12 +22,12 @@ from monai_xtiny.networks.dynunet import build_network
 from monai_xtiny.plan.unet_plan import UNetPlan
 
 CHANNELS_LAST = {2: torch.channels_last, 3: torch.channels_last_3d}
-# Up to so many voxels PyTorch's own normalisation is exact enough: it adds up one after the other.
+# Up to so many voxels PyTorch's own normalization is exact enough: it adds up one after the other.
 _FEW_VOXELS = 64 * 64
 
 
 class PackedNetwork(nn.Module):
-    """A width-capped U-Net at initialisation that sees a batch as the channels of one image.
+    """A width-capped U-Net at initialization that sees a batch as the channels of one image.
 
     The images of a batch do not act on each other; but where one of them gives infinities, the
     zeros between them turn those into NaN for all. Its parameters are frozen; the gradient with
@@ -37,7 +37,7 @@ class PackedNetwork(nn.Module):
     Args:
         plan: the full network's plan.
         max_features: width cap.
-        seed: of the initialisation, as :func:`monai_xtiny.build_network` takes it.
+        seed: of the initialization, as :func:`monai_xtiny.build_network` takes it.
         num_images: the most images of a batch; fewer take the time of that many.
 
     Raises:
@@ -63,7 +63,7 @@ class PackedNetwork(nn.Module):
         for block in network.modules():
             if isinstance(block, UnetBasicBlock):
                 slope, eps = block.lrelu.negative_slope, block.norm1.eps
-                block.norm1, block.norm2 = (_NormalisedLeakyReLU(eps, slope) for _ in range(2))
+                block.norm1, block.norm2 = (_NormalizedLeakyReLU(eps, slope) for _ in range(2))
                 block.lrelu = nn.Identity()
         head = network.output_block.conv.conv
         network.output_block = _Pointwise(head.weight, head.bias)
@@ -105,8 +105,8 @@ class _Pointwise(nn.Module):
         return nn.functional.linear(features, self.weight, self.bias).movedim(-1, 1)
 
 
-class _NormalisedLeakyReLU(nn.Module):
-    """Instance normalisation, still with scale 1 and shift 0, and LeakyReLU; of one image."""
+class _NormalizedLeakyReLU(nn.Module):
+    """Instance normalization, still with scale 1 and shift 0, and LeakyReLU; of one image."""
 
     def __init__(self, eps: float, slope: float) -> None:
         super().__init__()
@@ -117,11 +117,11 @@ class _NormalisedLeakyReLU(nn.Module):
             normal = nn.functional.batch_norm(image, None, None, training=True, eps=self.eps)
             return nn.functional.leaky_relu_(normal, self.slope)
         image = image.contiguous(memory_format=CHANNELS_LAST[image.ndim - 2])
-        return _NormaliseInPlace.apply(image, self.eps, self.slope)
+        return _NormalizeInPlace.apply(image, self.eps, self.slope)
 
 
-class _NormaliseInPlace(torch.autograd.Function):
-    r"""Instance normalisation and LeakyReLU that keep nothing but their output.
+class _NormalizeInPlace(torch.autograd.Function):
+    r"""Instance normalization and LeakyReLU that keep nothing but their output.
 
     It takes the memory of the input, and the gradient that of the output.
 
@@ -131,7 +131,7 @@ class _NormaliseInPlace(torch.autograd.Function):
 
     with means over the voxels; ``z`` comes back from ``y``, since LeakyReLU can be inverted (Rota
     Bulo et al. 2018, In-Place Activated BatchNorm, arXiv:1712.02616). Voxels are added up along
-    the first spatial axis, then over the others: PyTorch's batch normalisation with channels last
+    the first spatial axis, then over the others: PyTorch's batch normalization with channels last
     adds up all of them one after the other, which loses digits.
     """
 
@@ -142,10 +142,10 @@ class _NormaliseInPlace(torch.autograd.Function):
             item.unflatten(0, (-1, num_channels))
             for item in torch.batch_norm_update_stats(_columns(rows), None, None, 0.0)
         )
-        centre = mean.mean(0)
-        spread = variance.mean(0) + (mean - centre).square().mean(0)
+        center = mean.mean(0)
+        spread = variance.mean(0) + (mean - center).square().mean(0)
         scale = (spread + eps).rsqrt()
-        torch.addcmul(_tiled(-centre * scale, rows), rows, _tiled(scale, rows), out=rows)
+        torch.addcmul(_tiled(-center * scale, rows), rows, _tiled(scale, rows), out=rows)
         nn.functional.leaky_relu_(rows, slope)
         ctx.slope = slope
         ctx.mark_dirty(image)

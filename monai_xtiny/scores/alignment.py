@@ -1,7 +1,7 @@
-"""Tensor mathematics of representations at initialisation: what a narrow network keeps of an image.
+"""Tensor mathematics of representations at initialization: what a narrow network keeps of an image.
 
 Kornblith et al. 2019, *Similarity of Neural Network Representations Revisited*, arXiv:1905.00414,
-for linear alignment and the share of variance that a linear regression explains. Features are
+for linear CKA and the share of variance that a linear regression explains. Features are
 matrices of samples (voxels) by channels, (N, C); arithmetic is float64. No engine, no files.
 """
 
@@ -13,14 +13,13 @@ from dataclasses import dataclass
 
 import numpy as np
 import torch
-from monai.networks.nets import DynUNet
 from scipy import ndimage
+from torch import nn
 
 from monai_xtiny.networks.features import decoder_features
-from monai_xtiny.networks.packed import PackedNetwork
 
 _TINY = 1e-300
-# Below it a feature of a normalised image is constant but for rounding.
+# Below it a feature of a normalized image is constant but for rounding.
 _SMALLEST_SPREAD = 1e-6
 # Standard deviations of the Gaussians of image features, voxels.
 SCALES = (1, 2, 4)
@@ -32,7 +31,7 @@ class ImageFeatures:
 
     Args:
         voxels: indices of the sampled voxels of the image, flat, shape (N,).
-        values: standardised over the voxels, (N, Q), float64.
+        values: standardized over the voxels, (N, Q), float64.
     """
 
     voxels: torch.Tensor
@@ -53,7 +52,7 @@ def image_features(image: torch.Tensor, voxels: torch.Tensor) -> ImageFeatures:
 
     Of each channel and for each standard deviation ``s`` of ``SCALES``: the difference of Gaussians
     of ``s`` and ``2 s``, the local standard deviation under a Gaussian of ``s``, and the magnitude
-    of the Gaussian gradient; nine columns a channel, each of mean 0 and standard deviation 1.
+    of the Gaussian gradient; nine columns per channel, each of mean 0 and standard deviation 1.
 
     Args:
         image: shape (C, *spatial).
@@ -69,7 +68,7 @@ def image_features(image: torch.Tensor, voxels: torch.Tensor) -> ImageFeatures:
                 np.sqrt(np.maximum(square - smooth**2, 0)),
                 ndimage.gaussian_gradient_magnitude(channel, sigma),
             ]
-    values = _centred(
+    values = _centered(
         torch.from_numpy(np.stack([column.ravel() for column in columns], axis=1)[voxels.numpy()])
     )
     values = values / values.std(dim=0, correction=0).clamp_min(_SMALLEST_SPREAD)
@@ -77,7 +76,7 @@ def image_features(image: torch.Tensor, voxels: torch.Tensor) -> ImageFeatures:
 
 
 def sampled_features(
-    network: DynUNet | PackedNetwork, images: torch.Tensor, voxels: Sequence[torch.Tensor]
+    network: nn.Module, images: torch.Tensor, voxels: Sequence[torch.Tensor]
 ) -> list[torch.Tensor]:
     """Last decoder features at some voxels of each image of a batch, (N, F) float64 each."""
     flat = decoder_features(network, images).flatten(2)
@@ -86,12 +85,12 @@ def sampled_features(
     ]
 
 
-def linear_alignment(features: torch.Tensor, others: torch.Tensor) -> torch.Tensor:
-    r"""Linear centred kernel alignment of two sets of features of the same voxels.
+def linear_cka(features: torch.Tensor, others: torch.Tensor) -> torch.Tensor:
+    r"""Linear centered kernel alignment (CKA) of two sets of features of the same voxels.
 
     .. math:: \mathrm{CKA}(X, Y) = \frac{\|X^T Y\|_F^2}{\|X^T X\|_F \, \|Y^T Y\|_F}
 
-    with columns centred over the voxels (Kornblith et al. 2019, arXiv:1905.00414). It is 1 for
+    with columns centered over the voxels (Kornblith et al. 2019, arXiv:1905.00414). It is 1 for
     features that agree up to rotation and scale, and near 0 for unrelated ones.
 
     Args:
@@ -102,10 +101,10 @@ def linear_alignment(features: torch.Tensor, others: torch.Tensor) -> torch.Tens
         A scalar in [0, 1], float64; 0 where a set of features is constant.
 
     >>> x = torch.eye(4)
-    >>> round(float(linear_alignment(3 * x.flip(1) + 1, x)), 6)
+    >>> round(float(linear_cka(3 * x.flip(1) + 1, x)), 6)
     1.0
     """
-    x, y = _centred(features), _centred(others)
+    x, y = _centered(features), _centered(others)
     norms = torch.linalg.matrix_norm(x.mT @ x) * torch.linalg.matrix_norm(y.mT @ y)
     return (x.mT @ y).square().sum() / norms.clamp_min(_TINY)
 
@@ -131,7 +130,7 @@ def explained_variance(
         of threads.
     """
     with _one_thread():
-        x, y = _centred(features), _centred(targets)
+        x, y = _centered(features), _centered(targets)
         gram, cross = x.mT @ x, x.mT @ y
         penalty = ridge * gram.diagonal().mean() + _TINY
         eye = torch.eye(len(gram), dtype=gram.dtype, device=gram.device)
@@ -155,7 +154,7 @@ def effective_rank(features: torch.Tensor) -> torch.Tensor:
     >>> round(float(effective_rank(x)), 6)
     2.0
     """
-    x = _centred(features)
+    x = _centered(features)
     gram = x.mT @ x
     return gram.trace() ** 2 / gram.square().sum().clamp_min(_TINY)
 
@@ -171,7 +170,7 @@ def _one_thread() -> Iterator[None]:
         torch.set_num_threads(num_threads)
 
 
-def _centred(features: torch.Tensor) -> torch.Tensor:
+def _centered(features: torch.Tensor) -> torch.Tensor:
     """Columns of mean 0, in float64."""
     values = features.double()
     return values - values.mean(dim=0, keepdim=True)

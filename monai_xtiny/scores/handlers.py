@@ -3,17 +3,17 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
-from typing import Any, cast
+from functools import partial
+from typing import Any
 
 import torch
 from ignite.engine import Engine, Events
 from monai.config import KeysCollection
 from monai.data import MetaTensor
-from monai.networks.nets import DynUNet
+from monai.handlers import from_engine
 from monai.utils import ensure_tuple, evenly_divisible_all_gather, string_list_all_gather
 from torch import nn
 
-from monai_xtiny.networks.packed import PackedNetwork
 from monai_xtiny.scores.alignment import ImageFeatures, explained_variance, sampled_features
 from monai_xtiny.scores.sensitivity import jacobian_sensitivity
 
@@ -68,7 +68,7 @@ class SensitivityHandler:
         self.network = network
         self.keys = ensure_tuple(keys)[0]
         self.name = name
-        self.batch_transform = batch_transform
+        self.batch_transform = batch_transform or partial(_pick_images, key=self.keys)
         self.gather = gather
         self._values: list[torch.Tensor] = []
         self._cases: list[str] = []
@@ -123,27 +123,20 @@ class SensitivityHandler:
             )
 
     def _measure(self, images: torch.Tensor) -> torch.Tensor:
-        """One value an image, shape (B,)."""
+        """One value per image, shape (B,)."""
         return jacobian_sensitivity(self.network, images)
 
     def _images(self, batch: Any) -> torch.Tensor:
         """Images of a batch, (B, C, *spatial)."""
-        if self.batch_transform is not None:
-            batch = self.batch_transform(batch)
-        if isinstance(batch, Mapping):
-            if self.keys not in batch:
-                raise TypeError(f"the batch has the keys {sorted(map(str, batch))}, no {self.keys}")
-            batch = batch[self.keys]
-        elif isinstance(batch, Sequence) and batch and isinstance(batch[0], Mapping):
-            batch = torch.stack([item[self.keys] for item in batch])  # a decollated batch
-        elif isinstance(batch, Sequence) and batch:
-            batch = batch[0]
-        if not isinstance(batch, torch.Tensor):
+        images = self.batch_transform(batch)
+        if isinstance(images, Sequence) and images:  # (images, ...), as MONAI's from_engine gives
+            images = images[0]
+        if not isinstance(images, torch.Tensor):
             raise TypeError(
-                f"the batch holds {type(batch).__name__} where images were expected: "
+                f"the batch holds {type(images).__name__} where images were expected: "
                 "give keys or batch_transform"
             )
-        return batch
+        return images
 
 
 class AlignmentHandler(SensitivityHandler):
@@ -155,8 +148,8 @@ class AlignmentHandler(SensitivityHandler):
     features, and the results are in the engine's state as those of :class:`SensitivityHandler` are.
 
     Args:
-        network: the DynUNet to measure, as it is or packed.
-        image_features: one an image, in the order in which the engine sees them.
+        network: the network to measure, of :func:`monai_xtiny.build_network` or packed.
+        image_features: one per image, in the order in which the engine sees them.
         keys: key of the images in a dictionary batch; of several, the first.
         name: under which the results appear in the engine's state.
         batch_transform: takes ``engine.state.batch`` and returns the images.
@@ -168,7 +161,7 @@ class AlignmentHandler(SensitivityHandler):
 
     def __init__(
         self,
-        network: DynUNet | PackedNetwork,
+        network: nn.Module,
         image_features: Sequence[ImageFeatures],
         keys: KeysCollection = "image",
         name: str = "alignment",
@@ -180,7 +173,7 @@ class AlignmentHandler(SensitivityHandler):
         self.image_features = tuple(image_features)
 
     def _measure(self, images: torch.Tensor) -> torch.Tensor:
-        """One value an image, shape (B,), float64."""
+        """One value per image, shape (B,), float64."""
         first = sum(len(values) for values in self._values)
         targets = self.image_features[first : first + len(images)]
         if len(targets) < len(images):
@@ -188,8 +181,7 @@ class AlignmentHandler(SensitivityHandler):
                 f"{first + len(images)} images and features of {len(self.image_features)}: give "
                 "one each"
             )
-        network = cast(DynUNet | PackedNetwork, self.network)
-        features = sampled_features(network, images, [item.voxels for item in targets])
+        features = sampled_features(self.network, images, [item.voxels for item in targets])
         pairs = zip(features, targets, strict=True)
         return torch.stack(
             [explained_variance(item, target.values.to(item.device)) for item, target in pairs]
@@ -204,3 +196,15 @@ def _case_names(images: torch.Tensor, first: int) -> list[str]:
     if names is None or len(names) != len(images):
         return [f"image {first + index}" for index in range(len(images))]
     return [str(name) for name in names]
+
+
+def _pick_images(batch: Any, key: str) -> Any:
+    """Images of a dictionary, or of a list of them after decollating; other batches as they are."""
+    try:
+        images = from_engine(key)(batch)
+    except KeyError as error:
+        item = batch if isinstance(batch, Mapping) else batch[0]
+        raise TypeError(f"the batch has the keys {sorted(map(str, item))}, no {key}") from error
+    if images is None:
+        return batch
+    return torch.stack(images) if isinstance(images, list) else images

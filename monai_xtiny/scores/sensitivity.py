@@ -2,11 +2,10 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
-from contextlib import contextmanager
-
 import torch
 from torch import nn
+
+from monai_xtiny.networks.modes import evaluated
 
 
 def jacobian_sensitivity(network: nn.Module, images: torch.Tensor) -> torch.Tensor:
@@ -26,7 +25,7 @@ def jacobian_sensitivity(network: nn.Module, images: torch.Tensor) -> torch.Tens
             ``MetaTensor`` works too. It is not changed.
 
     Returns:
-        One value an image, shape (B,), in the dtype of ``images``; a plain tensor.
+        One value per image, shape (B,), in the dtype of ``images``; a plain tensor.
 
     Raises:
         TypeError: ``images`` is not a floating-point tensor, or the network returns no tensor.
@@ -45,7 +44,7 @@ def jacobian_sensitivity(network: nn.Module, images: torch.Tensor) -> torch.Tens
             f"images has shape {tuple(images.shape)}: give at least one image, (B, C, *spatial)"
         )
     full_precision = torch.autocast(images.device.type, enabled=False)
-    with torch.inference_mode(False), torch.enable_grad(), full_precision, _evaluated(network):
+    with torch.inference_mode(False), torch.enable_grad(), full_precision, evaluated(network):
         inputs = images.detach().as_subclass(torch.Tensor).clone().requires_grad_(True)
         logits = network(inputs)
         if not isinstance(logits, torch.Tensor):
@@ -62,21 +61,3 @@ def jacobian_sensitivity(network: nn.Module, images: torch.Tensor) -> torch.Tens
 def _wide(tensor: torch.Tensor) -> torch.dtype:
     """float64 where the device has it."""
     return torch.float32 if tensor.device.type == "mps" else torch.float64
-
-
-@contextmanager
-def _evaluated(network: nn.Module) -> Iterator[None]:
-    """Evaluation mode and frozen parameters for a while; every flag is put back as it was."""
-    training = [(module, module.training) for module in network.modules()]
-    requires_grad = [(parameter, parameter.requires_grad) for parameter in network.parameters()]
-    try:
-        network.eval()
-        # Without weight gradients the convolutions need not keep their inputs.
-        for parameter, _ in requires_grad:
-            parameter.requires_grad_(False)
-        yield
-    finally:
-        for module, flag in training:
-            module.training = flag
-        for parameter, flag in requires_grad:
-            parameter.requires_grad_(flag)

@@ -20,8 +20,8 @@ class Rung:
         num_parameters: of the DynUNet.
         num_parameters_nnunet: of nnU-Net's network of these widths, biases included.
         gmacs: multiply-accumulates of one forward pass on one patch, in 1e9.
-        sensitivity: one row a seed of the table, one value an image.
-        alignment: one row an initialisation, those of the table's first ``alignment_seeds``, one
+        sensitivity: one row per seed of the table, one value per image.
+        alignment: one row per initialization, those of the table's first ``alignment_seeds``, one
             value an image; no rows where it was not measured.
     """
 
@@ -40,12 +40,12 @@ class ScoreTable:
 
     Args:
         plan: of the full network.
-        ladder: one rung a width, widest first.
-        seeds: of the initialisations, in the order of the rungs' rows.
+        ladder: one rung per width, widest first.
+        seeds: of the initializations, in the order of the rungs' rows.
         images: names of the images, in the order of the rows' values.
         seconds: wall time of loading, scoring and both.
         environment: versions, and the device that computed the scores.
-        alignment_seeds: of the initialisations that were aligned; narrow widths with more of them
+        alignment_seeds: of the initializations that were aligned; narrow widths with more of them
             than wide ones.
     """
 
@@ -63,7 +63,7 @@ class ScoreTable:
         return tuple(rung.max_features for rung in self.ladder)
 
     def curve(self, seed_index: int) -> tuple[float, ...]:
-        """Mean sensitivity over the images at each width, for one initialisation."""
+        """Mean sensitivity over the images at each width, for one initialization."""
         rows = [rung.sensitivity[seed_index] for rung in self.ladder]
         return tuple(sum(row) / len(row) for row in rows)
 

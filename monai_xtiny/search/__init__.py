@@ -1,4 +1,4 @@
-"""The ladder of networks by initialisations, scored: from a sample and a plan to a table."""
+"""The ladder of networks by initializations, scored: from a sample and a plan to a table."""
 
 from __future__ import annotations
 

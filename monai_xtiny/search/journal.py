@@ -21,10 +21,10 @@ Unit = tuple[int, int]
 
 @dataclass(frozen=True)
 class UnitScore:
-    """What one initialised network scored.
+    """What one initialized network scored.
 
     Args:
-        sensitivity: one value an image; empty where it was not measured.
+        sensitivity: one value per image; empty where it was not measured.
         alignment: likewise.
     """
 

@@ -14,7 +14,7 @@ import torch
 from monai_xtiny.networks.cost import network_cost, num_activations
 from monai_xtiny.plan.unet_plan import UNetPlan
 
-# Measured: the outputs of the convolutions, what normalises them and their gradients, of packed
+# Measured: the outputs of the convolutions, what normalizes them and their gradients, of packed
 # networks little more than the outputs; weights once more in the layout of the kernels; work space.
 COPIES_OF_ACTIVATIONS, COPIES_OF_PACKED, COPIES_OF_WEIGHTS, WORK_SPACE_GB = 3, 1.25, 2, 0.1
 # Without a limit, networks are scored side by side as long as they take less than this for each

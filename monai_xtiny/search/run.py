@@ -35,7 +35,7 @@ def run_search(
     max_memory_gb: float | None = None,
     progress: bool = True,
 ) -> ScoreTable:
-    """Score every width of the plan's ladder at initialisation.
+    """Score every width of the plan's ladder at initialization.
 
     A unit is one width with one seed, reset before each width as published; its network sees the
     images through an ignite engine. Under ``torchrun`` the units are shared out over the ranks by
@@ -44,8 +44,8 @@ def run_search(
     Args:
         sample: preprocessed images, each of shape (in_channels, *patch_size).
         plan: of the full network.
-        seeds: of the initialisations that every width is scored with.
-        refine: asked after each round of scoring how many initialisations of a width should be
+        seeds: of the initializations that every width is scored with.
+        refine: asked after each round of scoring how many initializations of a width should be
             aligned; seeds after the given ones count on from the last. It ends the search by asking
             for no more than there are.
         align: also measure what widths up to ``max_aligned_width`` keep of the images.
@@ -70,35 +70,31 @@ def run_search(
     target = select_device(device)
     start = time.perf_counter()
     scorer = Scorer(sample, plan, seeds, target, align=align, max_memory_gb=max_memory_gb)
-    done = _open_journal(journal, scorer)
-    all_seeds = list(seeds)
+    record = _open_journal(journal, scorer)
+    scores = {} if record is None else dict(record.scores)
     counts = {width: len(seeds) for width in width_ladder(plan)}
     while True:
-        all_seeds += range(
-            all_seeds[-1] + 1, all_seeds[-1] + 1 + max(counts.values()) - len(all_seeds)
-        )
-        units = [(width, seed) for width, count in counts.items() for seed in all_seeds[:count]]
+        drawn = _extend_seeds(seeds, max(counts.values()))
+        units = [(width, seed) for width, count in counts.items() for seed in drawn[:count]]
+        missing = [unit for unit in units if unit not in scores]
         try:
-            scores = _score_units(scorer, units, done, progress=progress)
+            scores |= _score_units(scorer, missing, record, progress=progress)
         except ValueError:  # bad input: nothing to go on from
-            if done is not None:
-                done.discard()
+            if record is not None:
+                record.discard()
             raise
-        # One clock, so that all ranks decide alike.
-        seconds = sample.seconds + time.perf_counter() - start
-        if idist.get_world_size() > 1:
-            seconds = float(cast(float, idist.broadcast(seconds, src=0)))
+        seconds = sample.seconds + _common_seconds(start)
         table = ScoreTable(
             plan=plan,
             ladder=tuple(
-                _make_rung(plan, width, [scores[width, seed] for seed in all_seeds[:count]])
+                _make_rung(plan, width, [scores[width, seed] for seed in drawn[:count]])
                 for width, count in counts.items()
             ),
             seeds=tuple(seeds),
             images=sample.names,
             seconds={"load": sample.seconds, "score": seconds - sample.seconds, "total": seconds},
             environment=describe_environment(target),
-            alignment_seeds=tuple(all_seeds) if align else (),
+            alignment_seeds=drawn if align else (),
         )
         wanted = {} if refine is None else refine(table)
         more = {width: max(count, wanted.get(width, 0)) for width, count in counts.items()}
@@ -147,29 +143,36 @@ def _open_journal(path: str | os.PathLike[str] | None, scorer: Scorer) -> Journa
     return journal
 
 
+def _extend_seeds(seeds: Sequence[int], count: int) -> tuple[int, ...]:
+    """At least ``count`` seeds: the given ones, then counting on from the last."""
+    following = range(seeds[-1] + 1, seeds[-1] + 1 + count - len(seeds))
+    return (*seeds, *following)
+
+
+def _common_seconds(start: float) -> float:
+    """Wall time since a moment of ``time.perf_counter``, by one clock: all ranks decide alike."""
+    seconds = time.perf_counter() - start
+    if idist.get_world_size() > 1:
+        seconds = float(cast(float, idist.broadcast(seconds, src=0)))
+    return seconds
+
+
 def _score_units(
-    scorer: Scorer,
-    units: Sequence[Unit],
-    journal: Journal | None,
-    *,
-    progress: bool,
+    scorer: Scorer, units: Sequence[Unit], journal: Journal | None, *, progress: bool
 ) -> dict[Unit, UnitScore]:
-    """Score what is not yet known, shared out over the ranks; everything is returned."""
-    scores = journal.scores if journal is not None else scorer.known
-    missing = [unit for unit in units if unit not in scores]
-    mine = share_out(missing, scorer.plan, idist.get_world_size())[idist.get_rank()]
+    """Score units, shared out over the ranks; every rank returns all of them."""
+    mine = share_out(units, scorer.plan, idist.get_world_size())[idist.get_rank()]
     show = progress and idist.get_rank() == 0
-    fresh: dict[Unit, UnitScore] = {}
+    scores: dict[Unit, UnitScore] = {}
     with tqdm(
         total=len(mine), desc="scoring", unit="network", disable=None if show else True, leave=False
     ) as bar:
         for unit, score in score_side_by_side(scorer, mine, journal):
-            fresh[unit] = score
+            scores[unit] = score
             bar.update()
     if idist.get_world_size() > 1:
-        for part in cast(list[dict[Unit, UnitScore]], idist.all_gather(fresh)):
-            fresh.update(part)
-    scores.update(fresh)
+        for part in cast(list[dict[Unit, UnitScore]], idist.all_gather(scores)):
+            scores.update(part)
     return scores
 
 

@@ -1,4 +1,4 @@
-"""One initialised network on the images of a sample, scored through an ignite engine."""
+"""One initialized network on the images of a sample, scored through an ignite engine."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ from itertools import pairwise
 
 import torch
 from ignite.engine import Engine
-from monai.networks.nets import DynUNet
+from torch import nn
 
 import monai_xtiny
 from monai_xtiny.data.case import Sample
@@ -20,7 +20,7 @@ from monai_xtiny.networks.packed import CHANNELS_LAST, PackedNetwork
 from monai_xtiny.plan.unet_plan import UNetPlan
 from monai_xtiny.scores.alignment import ImageFeatures, image_features, sample_voxels
 from monai_xtiny.scores.handlers import AlignmentHandler, SensitivityHandler
-from monai_xtiny.search.journal import Unit, UnitScore
+from monai_xtiny.search.journal import UnitScore
 from monai_xtiny.search.memory import (
     is_out_of_memory,
     release_network,
@@ -31,7 +31,7 @@ from monai_xtiny.system.devices import device_name, exact_kernels
 
 # Voxels of each image at which its features are compared with a network's.
 NUM_VOXELS = 2048
-# Images of one batch do not act on each other, so batches change the time only. On CPUs pictures of
+# Images of one batch do not act on each other, so batches change the time only. On CPUs images of
 # 128 x 128 on are packed, as many as fill the channels of a kernel. Smaller ones share the overhead
 # of a call in batches. So do volumes, of narrow networks only and with their channels last: PyTorch
 # leaves single volumes of few channels to slower kernels than oneDNN's, while batches of wide
@@ -49,12 +49,12 @@ _SCORED_WITH = ("monai_xtiny", "torch", "monai", "numpy", "scipy")
 
 
 class Scorer:
-    """Scores initialised networks on the images of a sample.
+    """Scores initialized networks on the images of a sample.
 
     Args:
         sample: preprocessed images.
         plan: of the full network.
-        seeds: of the initialisations whose sensitivity is asked for; others are aligned alone. The
+        seeds: of the initializations whose sensitivity is asked for; others are aligned alone. The
             first is that of the sampled voxels.
         device: that computes.
         align: measure the alignment too.
@@ -91,7 +91,6 @@ class Scorer:
         if max_memory_gb is not None:
             self._fit(max_memory_gb)
         self._image_features: list[ImageFeatures] = []
-        self.known: dict[Unit, UnitScore] = {}
 
     def subject(self) -> dict[str, str]:
         """What the scores depend on, for the journal."""
@@ -114,7 +113,7 @@ class Scorer:
         }
 
     def score(self, width: int, seed: int) -> UnitScore:
-        """Sensitivity, alignment or both of one initialised network on each image.
+        """Sensitivity, alignment or both of one initialized network on each image.
 
         Smaller batches are tried where memory runs out; they change the last digits of scores.
 
@@ -208,7 +207,7 @@ class Scorer:
         }
         return UnitScore(scores.get("sensitivity", ()), scores.get("alignment", ()))
 
-    def _build(self, width: int, seed: int, num_images: int) -> DynUNet | PackedNetwork:
+    def _build(self, width: int, seed: int, num_images: int) -> nn.Module:
         """The network in the layout that takes the least time on so many images at once."""
         if self.is_packed:
             return PackedNetwork(self.plan, width, seed=seed, num_images=num_images)

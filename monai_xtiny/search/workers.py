@@ -103,7 +103,7 @@ def share_out(units: Sequence[Unit], plan: UNetPlan, num_ranks: int) -> list[lis
 
 
 def unit_costs(plan: UNetPlan) -> dict[int, float]:
-    """Relative time that each width of the ladder takes for one initialisation and image.
+    """Relative time that each width of the ladder takes for one initialization and image.
 
     The arithmetic, and what networks spend besides: on memory and on calls.
     """

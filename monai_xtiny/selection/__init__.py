@@ -5,7 +5,10 @@ from __future__ import annotations
 from monai_xtiny.system.lazy import lazy_names
 
 _HOMES = {
-    "Selection": "choice",
+    "Selection": "rule",
+    "Rule": "rule",
+    "RULES": "rules",
+    "find_rule": "rules",
     "select_width": "choice",
     "select_paper": "paper",
     "select_alignment": "alignment",

@@ -2,29 +2,31 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
-from typing import TYPE_CHECKING
+from collections.abc import Callable, Mapping, Sequence
 
 import numpy as np
 
-if TYPE_CHECKING:
-    from monai_xtiny.scores.table import ScoreTable
-
+from monai_xtiny.scores.table import ScoreTable
+from monai_xtiny.selection.bootstrap import draw_counts, inflate_deviations
+from monai_xtiny.selection.budget import MIN_FIRST_SEEDS, first_round, next_round
+from monai_xtiny.selection.rule import Rule, Selection, low_confidence
 
 # The share of an image's features that a width must keep, to lose less than 0.005 Dice: fitted on
 # the synthetic tasks of docs/benchmarks/selection.md.
 THRESHOLD = 0.26
 NUM_RESAMPLES = 1000
+# The search stops asking for initializations when its choice is this sure.
+STABLE = 0.95
 
 
 def select_alignment(
     widths: Sequence[int], alignments: Sequence[float], *, threshold: float = THRESHOLD
 ) -> int:
-    r"""Choose the smallest width whose features at initialisation still keep enough of the images.
+    r"""Choose the smallest width whose features at initialization still keep enough of the images.
 
     .. math:: \min \{ c_i : A(c_j) \ge \tau \text{ for all } c_j \ge c_i \}
 
-    where ``A`` is the mean, over initialisations and images, of the share of simple image features
+    where ``A`` is the mean, over initializations and images, of the share of simple image features
     that the last decoder features explain linearly. A departure from Kimbowa et al. 2026, whose
     rule looks at the sensitivity; what it was compared with is in docs/benchmarks/selection.md.
 
@@ -51,7 +53,7 @@ def select_alignment(
 
 
 def alignment_values(table: ScoreTable) -> dict[int, np.ndarray]:
-    """Alignment of each width that has it, widest first: arrays (initialisations, images).
+    """Alignment of each width that has it, widest first: arrays (initializations, images).
 
     Raises:
         ValueError: the table has none.
@@ -71,13 +73,14 @@ def bootstrap_votes(
 ) -> dict[int, float]:
     """Share of bootstrap resamples that choose each width; those without a vote are left out.
 
-    Initialisations are resampled for each width apart, images for all widths together: a network
-    is drawn for its width alone, an image is seen by all. Few of either would seem surer than they
-    are: their means are moved apart until the resamples vary as the mean of as many new ones does.
-    A resample in which even the widest width is below the threshold votes for none.
+    Initializations are resampled for each width separately, images for all widths together: a
+    network is drawn for its width alone, an image is seen by all. The bootstrap underestimates the
+    variance between the means of either by (n - 1) / n, so these means are first inflated
+    (:func:`monai_xtiny.selection.bootstrap.inflate_deviations`). A resample in which even the
+    widest width is below the threshold votes for none.
 
     Args:
-        values: of each width, widest first, (initialisations, images).
+        values: of each width, widest first, (initializations, images).
         threshold: of :func:`select_alignment`.
         seed: of the resampling; the global generator is left as it was.
 
@@ -95,12 +98,14 @@ def bootstrap_votes(
         raise ValueError(f"values of shapes {shapes}: give every width the same images")
     rng = np.random.default_rng(seed)
     num_images = next(iter(values.values())).shape[1]
-    images = rng.multinomial(num_images, [1 / num_images] * num_images, NUM_RESAMPLES)
+    images = draw_counts(rng, num_images, NUM_RESAMPLES)
     columns = []
     for array in values.values():
         count = len(array)
-        seeds = rng.multinomial(count, [1 / count] * count, NUM_RESAMPLES)
-        columns.append(np.einsum("br,ri,bi->b", seeds, _moved_apart(array), images))
+        seeds = draw_counts(rng, count, NUM_RESAMPLES)
+        # Means of the initializations, then those of the images.
+        spread = inflate_deviations(inflate_deviations(array, 0, over=1), 1, over=0)
+        columns.append(np.einsum("br,ri,bi->b", seeds, spread, images))
         columns[-1] /= count * num_images
     curves = np.stack(columns, axis=1)
     curves = curves[curves[:, 0] >= threshold]
@@ -112,20 +117,95 @@ def bootstrap_votes(
     }
 
 
-def _moved_apart(array: np.ndarray) -> np.ndarray:
-    """Means of the rows and of the columns moved apart, so that a bootstrap of n varies by n - 1.
+def refine_alignment(
+    table: ScoreTable, unit_cost: Callable[[int], float], *, threshold: float = THRESHOLD
+) -> Mapping[int, int]:
+    """How many initializations of each width should be aligned, from the scores so far.
 
-    A single row or column stays as it is.
+    The aligned widths begin with :func:`monai_xtiny.selection.budget.first_seeds`. While the choice
+    is less than ``STABLE`` sure, those of the width that promises most are doubled
+    (:func:`monai_xtiny.selection.budget.next_round`), as long as the budget allows.
+
+    Args:
+        table: of the scores so far.
+        unit_cost: of one initialization of a width on one image, in any unit.
+        threshold: of :func:`select_alignment`.
+
+    Returns:
+        Counts by width; none where no more are needed.
+
+    Raises:
+        ValueError: the table has no alignment.
     """
-    centre = array.mean()
-    for axis in (0, 1):
-        count = array.shape[axis]
-        means = array.mean(axis=1 - axis, keepdims=True)
-        array = array + (np.sqrt(count / max(count - 1, 1)) - 1) * (means - centre)
-    return array
+    values = alignment_values(table)
+    if max(len(array) for array in values.values()) == 1:
+        return first_round(table, unit_cost)
+    votes = bootstrap_votes(values, threshold=threshold)
+    if max([*votes.values(), 1 - sum(votes.values())]) >= STABLE:
+        return {}
+    return next_round(table, values, votes, unit_cost)
 
 
 def _positions(curves: np.ndarray, threshold: float) -> np.ndarray:
     """Index of the chosen width of each curve (curves, widths), widest first."""
     passed = np.logical_and.accumulate(curves >= threshold, axis=1).sum(axis=1)
     return np.maximum(passed - 1, 0)
+
+
+def _choose(table: ScoreTable) -> Selection:
+    """The choice by the means over all initializations and images, and the bootstrap's votes."""
+    values = alignment_values(table)
+    chosen = select_alignment(list(values), [array.mean() for array in values.values()])
+    votes = bootstrap_votes(values)
+    is_sure = min(len(array) for array in values.values()) > 1
+    return Selection(
+        method=ALIGNMENT.name,
+        max_features=chosen,
+        votes=votes,
+        confidence=votes.get(chosen, 0.0) if is_sure else None,
+        table=table,
+        threshold=THRESHOLD,
+    )
+
+
+def _doubt(selection: Selection) -> str:
+    """What is doubtful about a choice; empty where nothing is."""
+    if selection.confidence is None:
+        return "One initialisation of a width states no confidence"
+    low = low_confidence(selection)
+    if low and sum(selection.votes.values()) < 0.5:
+        return "Not even the widest of the compared widths keeps enough of these images"
+    fewest = min(
+        (len(rung.alignment) for rung in selection.table.ladder if rung.alignment), default=0
+    )
+    if not low and fewest < MIN_FIRST_SEEDS:
+        return f"With {fewest} initialisations of a width the confidence is rough"
+    return low
+
+
+def _describe(table: ScoreTable) -> str:
+    """The model card's paragraph on the choice."""
+    return (
+        "The width was chosen from unlabeled images and without training, after XTinyU-Net (see "
+        "References): the smallest whose features at initialisation still keep enough of the "
+        f"images (rule `{ALIGNMENT.name}`), over up to {len(table.alignment_seeds)} "
+        "initialisations of narrow networks. The Jacobian sensitivity of each width is listed "
+        "beside it."
+    )
+
+
+def _voters(table: ScoreTable) -> str:
+    """Whose votes the confidence counts."""
+    return "resamples of initialisations and images"
+
+
+ALIGNMENT = Rule(
+    "alignment",
+    choose=_choose,
+    describe=_describe,
+    voters=_voters,
+    num_images=8,
+    needs_alignment=True,
+    refine=refine_alignment,
+    doubt=_doubt,
+)

@@ -1,15 +1,14 @@
-"""The published rule."""
+"""The rule `paper`: the published one, on the curve of sensitivities."""
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Sequence
-from typing import TYPE_CHECKING
 
 import numpy as np
 
-if TYPE_CHECKING:
-    pass
-
+from monai_xtiny.scores.table import ScoreTable
+from monai_xtiny.selection.rule import Rule, Selection
 
 MIN_WIDTHS = 5
 
@@ -17,7 +16,7 @@ MIN_WIDTHS = 5
 def select_paper(widths: Sequence[int], sensitivities: Sequence[float]) -> int:
     r"""Choose a width from one curve by the published rule.
 
-    Over the min-max normalised curve :math:`\tilde S`, with
+    Over the min-max normalized curve :math:`\tilde S`, with
     :math:`d_i = |\tilde S(c_{i+1}) - \tilde S(c_i)|`, the split is where the variation grows most:
 
     .. math:: k^* = \arg\max_{2 \le k \le n-3}
@@ -54,8 +53,43 @@ def select_paper(widths: Sequence[int], sensitivities: Sequence[float]) -> int:
             f"{MIN_WIDTHS} (a ladder from at least 16 features)"
         )
     span = curve.max() - curve.min()
-    normalised = (curve - curve.min()) / span if span > 0 else np.zeros_like(curve)
-    variation = np.abs(np.diff(normalised))
+    normalized = (curve - curve.min()) / span if span > 0 else np.zeros_like(curve)
+    variation = np.abs(np.diff(normalized))
     splits = range(2, count - 2)
     gains = [variation[k - 1 :].mean() - variation[:k].mean() for k in splits]
     return int(caps[splits[int(np.argmax(gains))] - 1])
+
+
+def _choose(table: ScoreTable) -> Selection:
+    """The width that most initializations choose by their mean curves, the wider on a tie.
+
+    With one initialization it is the published rule.
+    """
+    curves = [table.curve(index) for index in range(len(table.seeds))]
+    counts = Counter(select_paper(table.widths, curve) for curve in curves)
+    chosen = max(counts, key=lambda width: (counts[width], width))
+    votes = {width: counts[width] / len(curves) for width in sorted(counts, reverse=True)}
+    return Selection(
+        method=PAPER.name,
+        max_features=chosen,
+        votes=votes,
+        confidence=votes[chosen] if len(curves) > 1 else None,
+        table=table,
+    )
+
+
+def _describe(table: ScoreTable) -> str:
+    """The model card's paragraph on the choice."""
+    return (
+        "The width was chosen from unlabeled images and without training (XTinyU-Net, see "
+        "References): the Jacobian sensitivity of each width at initialisation, and the rule "
+        f"`{PAPER.name}`."
+    )
+
+
+def _voters(table: ScoreTable) -> str:
+    """Whose votes the confidence counts."""
+    return f"{len(table.seeds)} initialisations"
+
+
+PAPER = Rule("paper", choose=_choose, describe=_describe, voters=_voters, num_images=16)

@@ -11,6 +11,8 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
+from monai_xtiny.selection.bootstrap import draw_counts, inflate_deviations
+
 if TYPE_CHECKING:
     from monai_xtiny.training.train import Training
 
@@ -131,9 +133,9 @@ def dice_difference(
 
     Each draw takes cases with replacement, the same for both networks, and trainings with
     replacement, of each network for itself: networks of two widths share no initial weights even
-    with one seed (the pigeonhole bootstrap, Owen 2007, arXiv:0712.1111). Of S trainings a
-    bootstrap sees only (S - 1) / S of the variance between them, so their deviations are first
-    widened by :math:`\sqrt{S / (S - 1)}`. In simulations of 48 cases the 95 % interval holds the
+    with one seed (the pigeonhole bootstrap, Owen 2007, arXiv:0712.1111). The bootstrap
+    underestimates the variance between S trainings by (S - 1) / S, so their deviations are first
+    inflated by :math:`\sqrt{S / (S - 1)}`. In simulations of 48 cases the 95 % interval holds the
     truth in 85 to 96 % of repetitions with two trainings a width and in 92 to 97 % with five, less
     often the more trainings differ.
 
@@ -170,19 +172,15 @@ def dice_difference(
             f"{num_cases} of {labelled.size} cases held out have a class, and an interval needs "
             f"{MIN_HELD_OUT}: label more cases, or hold out others"
         )
-    first, second = (_widened(item[:, labelled]) for item in runs)
+    first, second = (item[:, labelled] for item in runs)
     generator = np.random.default_rng(seed)
-    draws = np.empty(num_draws)
-    for index in range(num_draws):
-        cases = generator.integers(num_cases, size=num_cases)
-        before, after = (
-            item[generator.integers(len(item), size=len(item))].mean(axis=0)
-            for item in (first, second)
-        )
-        draws[index] = _mean_over_classes((after - before)[cases])
+    cases = draw_counts(generator, num_cases, num_draws)
+    before, after = (_drawn_sums(generator, item, cases) for item in (first, second))
+    draws = _mean_over_classes(after - before, cases @ has_class[labelled])
     tail = (1 - confidence_level) / 2
     low, high = np.quantile(draws, (tail, 1 - tail))
-    return _mean_over_classes(second.mean(axis=0) - first.mean(axis=0)), float(low), float(high)
+    sums = np.nansum(second.mean(axis=0) - first.mean(axis=0), axis=0)
+    return float(_mean_over_classes(sums, has_class.sum(axis=0))), float(low), float(high)
 
 
 def decide_width(
@@ -298,14 +296,21 @@ def _advice(found: Verification) -> str:
     return f"recommended: width {found.recommended}{same}"
 
 
-def _widened(runs: np.ndarray) -> np.ndarray:
-    """Trainings moved away from their mean until a bootstrap of them has the right variance."""
-    mean = runs.mean(axis=0)
-    return mean + np.sqrt(len(runs) / max(len(runs) - 1, 1)) * (runs - mean)
+def _drawn_sums(generator: np.random.Generator, runs: np.ndarray, cases: np.ndarray) -> np.ndarray:
+    """Sums over drawn cases of the mean Dice of drawn trainings, (draws, classes).
+
+    Args:
+        generator: that draws the trainings.
+        runs: Dice, (seeds, cases, classes), NaN where a case lacks the class.
+        cases: how often each draw has each case, (draws, cases).
+    """
+    shares = draw_counts(generator, len(runs), len(cases)) / len(runs)
+    dice = np.nan_to_num(inflate_deviations(runs, 0))
+    per_run = np.einsum("dn,snc->dsc", cases, dice, optimize=True)
+    return np.einsum("ds,dsc->dc", shares, per_run)
 
 
-def _mean_over_classes(values: np.ndarray) -> float:
-    """Mean over classes of the mean over the cases that have each, of (cases, classes)."""
-    counts = np.isfinite(values).sum(axis=0)
-    present = counts > 0
-    return float((np.nansum(values, axis=0)[present] / counts[present]).mean())
+def _mean_over_classes(sums: np.ndarray, counts: np.ndarray) -> np.ndarray:
+    """Mean over the classes that occur, the last axis, of sums over cases divided by counts."""
+    means = np.divide(sums, counts, out=np.zeros_like(sums), where=counts > 0)
+    return means.sum(axis=-1) / (counts > 0).sum(axis=-1)

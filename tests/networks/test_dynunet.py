@@ -4,11 +4,17 @@ from dataclasses import replace
 
 import pytest
 import torch
+from monai.bundle import ConfigParser
 from torch import nn
 from torch.utils.flop_counter import FlopCounterMode
 
 from monai_xtiny.networks.cost import network_cost, num_parameters_nnunet
-from monai_xtiny.networks.dynunet import build_network
+from monai_xtiny.networks.dynunet import (
+    build_network,
+    network_config,
+    network_definition,
+    network_from_config,
+)
 from monai_xtiny.networks.ladder import cap_features, width_ladder
 from monai_xtiny.plan.unet_plan import UNetPlan
 from monai_xtiny.scores.sensitivity import jacobian_sensitivity
@@ -194,3 +200,21 @@ def test_network_cost_equals_counting_in_the_network_itself(plan_2d, plan_3d, di
     cost = network_cost(plan, width)
     assert cost.gmacs * 2e9 == pytest.approx(counter.get_total_flops(), rel=1e-12)
     assert cost.num_parameters == sum(p.numel() for p in network.parameters())
+
+
+@pytest.mark.parametrize("state", [network_config, network_definition])
+def test_network_from_config_builds_the_network_that_was_stated(plan_3d, state) -> None:
+    network = build_network(plan_3d, 4, seed=0)
+    other = network_from_config(state(plan_3d, 4))
+    other.load_state_dict(network.state_dict())
+    images = torch.randn(1, plan_3d.in_channels, *plan_3d.patch_size)
+    assert torch.equal(other.eval()(images), network.eval()(images))
+
+
+def test_network_definition_is_what_monai_instantiates(plan_2d) -> None:
+    parser = ConfigParser({"network_def": network_definition(plan_2d, 8)})
+    network = parser.get_parsed_content("network_def")
+    assert type(network) is type(build_network(plan_2d, 8))
+    assert [item.shape for item in network.parameters()] == [
+        item.shape for item in build_network(plan_2d, 8).parameters()
+    ]

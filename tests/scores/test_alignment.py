@@ -10,7 +10,7 @@ from monai_xtiny.scores.alignment import (
     effective_rank,
     explained_variance,
     image_features,
-    linear_alignment,
+    linear_cka,
     sample_voxels,
     sampled_features,
 )
@@ -21,13 +21,13 @@ def features(rows: int, columns: int, seed: int = 0) -> torch.Tensor:
     return torch.randn(rows, columns, generator=generator, dtype=torch.float64)
 
 
-def test_linear_alignment_equals_the_kernel_definition() -> None:
+def test_linear_cka_equals_the_kernel_definition() -> None:
     # HSIC of the linear kernels, from the N x N matrices (Kornblith et al. 2019, eq. 3).
     x, y = features(40, 5), features(40, 7, seed=1)
     centring = torch.eye(40, dtype=torch.float64) - 1 / 40
     k, m = (centring @ (z @ z.mT) @ centring for z in (x, y))
     expected = (k * m).sum() / ((k * k).sum() * (m * m).sum()).sqrt()
-    torch.testing.assert_close(linear_alignment(x, y), expected)
+    torch.testing.assert_close(linear_cka(x, y), expected)
 
 
 @pytest.mark.parametrize(
@@ -40,15 +40,15 @@ def test_linear_alignment_equals_the_kernel_definition() -> None:
     ],
     ids=["scale", "shift", "rotation", "order of channels"],
 )
-def test_linear_alignment_does_not_change_with(change) -> None:
+def test_linear_cka_does_not_change_with(change) -> None:
     x, y = features(40, 5), features(40, 7, seed=1) + features(40, 5) @ features(5, 7)
-    torch.testing.assert_close(linear_alignment(change(x), y), linear_alignment(x, y))
+    torch.testing.assert_close(linear_cka(change(x), y), linear_cka(x, y))
 
 
-def test_linear_alignment_is_one_with_itself_and_zero_where_constant() -> None:
+def test_linear_cka_is_one_with_itself_and_zero_where_constant() -> None:
     x = features(30, 4)
-    assert float(linear_alignment(x, x)) == pytest.approx(1)
-    assert float(linear_alignment(torch.ones(30, 4), x)) == 0
+    assert float(linear_cka(x, x)) == pytest.approx(1)
+    assert float(linear_cka(torch.ones(30, 4), x)) == 0
 
 
 def test_explained_variance_equals_ridge_by_least_squares() -> None:
@@ -100,6 +100,11 @@ def test_decoder_features_leave_the_modes_after_an_error(plan_2d) -> None:
     with pytest.raises(RuntimeError, match="channel"):
         decoder_features(network, torch.zeros(1, 3, *plan_2d.patch_size))
     assert all(module.training for module in network.modules())
+
+
+def test_decoder_features_refuses_other_networks() -> None:
+    with pytest.raises(TypeError, match="the network is Conv2d, whose last decoder stage"):
+        decoder_features(torch.nn.Conv2d(1, 1, 1), torch.zeros(1, 1, 4, 4))
 
 
 def test_sampled_features_of_a_batch_equal_those_of_single_images(plan_2d, sample_2d) -> None:

@@ -17,8 +17,8 @@ from monai_xtiny.scores.table import table_from_dict, table_to_dict
 from monai_xtiny.search import scorer as scoring
 from monai_xtiny.search.run import run_search
 from monai_xtiny.search.workers import unit_costs
-from monai_xtiny.selection.budget import refinement
 from monai_xtiny.selection.choice import select_width
+from monai_xtiny.selection.rules import refinement
 from monai_xtiny.system.devices import select_device
 
 

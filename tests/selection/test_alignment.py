@@ -6,9 +6,16 @@ import numpy as np
 import pytest
 
 from monai_xtiny.scores.table import Rung, ScoreTable
-from monai_xtiny.selection.alignment import alignment_values, bootstrap_votes, select_alignment
-from monai_xtiny.selection.budget import MAX_SEEDS, STABLE, first_seeds, refinement
-from monai_xtiny.selection.choice import select_width, suited_method
+from monai_xtiny.selection.alignment import (
+    STABLE,
+    alignment_values,
+    bootstrap_votes,
+    refine_alignment,
+    select_alignment,
+)
+from monai_xtiny.selection.budget import MAX_SEEDS, first_seeds
+from monai_xtiny.selection.choice import select_width
+from monai_xtiny.selection.rules import refinement, suited_method
 
 WIDTHS = (64, 32, 16, 8, 4, 2, 1)
 IMAGES = ("a", "b", "c")
@@ -172,11 +179,11 @@ def test_refinement_asks_for_more_of_the_widest_where_it_may_be_too_narrow(plan_
     means = {width: value / 2 for width, value in MEANS.items()}
     counts = {**{width: first_seeds(width) for width in means}, 16: 32}
     table = noisy_table(plan_2d, means, 0.02, counts)
-    wanted = refinement("alignment", unit_cost=unit_cost, threshold=0.25)(table)
+    wanted = refine_alignment(table, unit_cost, threshold=0.25)
     assert [width for width in counts if wanted[width] != counts[width]] == [32]
     # And for nothing where that is sure.
     table = noisy_table(plan_2d, means, 0.001, counts)
-    assert refinement("alignment", unit_cost=unit_cost, threshold=0.3)(table) == {}
+    assert refine_alignment(table, unit_cost, threshold=0.3) == {}
 
 
 def test_refinement_stops_when_the_choice_is_sure(plan_2d) -> None:
@@ -187,12 +194,11 @@ def test_refinement_stops_when_the_choice_is_sure(plan_2d) -> None:
 
 
 def test_refinement_doubles_a_contested_width_until_the_budget_is_spent(plan_2d) -> None:
-    refine = refinement("alignment", unit_cost=unit_cost, threshold=0.21)
     counts = {width: first_seeds(width) for width in MEANS}
     budget = 16 * sum(WIDTHS)
     for _ in range(20):
         table = noisy_table(plan_2d, MEANS, 0.2, counts)
-        wanted = refine(table)
+        wanted = refine_alignment(table, unit_cost, threshold=0.21)
         if not wanted:
             break
         changed = [width for width in counts if wanted[width] != counts[width]]

@@ -50,6 +50,33 @@ def test_dice_difference_knows_that_trainings_differ() -> None:
     assert wider[2] == pytest.approx(0.03 * np.sqrt(2), abs=1e-9)
 
 
+def test_dice_difference_equals_a_loop_over_draws() -> None:
+    first, second = dice(2, 6, seed=1), dice(3, 6, seed=2)
+    first[:, 2:4, 1] = second[:, 2:4, 1] = np.nan
+    first[:, 5] = second[:, 5] = np.nan
+    found = dice_difference(first, second, num_draws=200, seed=4)
+    generator = np.random.default_rng(4)
+    cases = generator.multinomial(5, [1 / 5] * 5, 200)
+    parts = []
+    for runs in (first, second):
+        count = len(runs)
+        trainings = generator.multinomial(count, [1 / count] * count, 200)
+        mean = runs.mean(axis=0)
+        wide = mean + np.sqrt(count / (count - 1)) * (runs - mean)
+        parts.append(
+            [
+                np.repeat(wide[:, :5], drawn, axis=0).mean(axis=0)[np.repeat(range(5), often)]
+                for drawn, often in zip(trainings, cases, strict=True)
+            ]
+        )
+    draws = []
+    for before, after in zip(*parts, strict=True):
+        columns = (after - before).T
+        present = [column[np.isfinite(column)] for column in columns]
+        draws.append(np.mean([column.mean() for column in present if len(column)]))
+    assert found[1:] == pytest.approx(tuple(np.quantile(draws, (0.025, 0.975))), abs=1e-12)
+
+
 def test_dice_difference_is_the_difference_of_the_mean_dice() -> None:
     first, second = dice(seed=1), dice(seed=2)
     first[:, :7, 1] = second[:, :7, 1] = np.nan
