@@ -23,6 +23,7 @@ _HOMES = {
     "UNetPlan": "plan.unet_plan",
     "load_nnunet_plan": "plan.nnunet",
     "plan_images": "plan.planner",
+    "preprocessing_fragment": "plan.preprocessing",
     "build_network": "networks.dynunet",
     "num_parameters_nnunet": "networks.cost",
     "width_ladder": "networks.ladder",

@@ -11,5 +11,6 @@ _HOMES = {
     "extract_fingerprint": "planner",
     "plan_fingerprint": "planner",
     "load_nnunet_plan": "nnunet",
+    "preprocessing_fragment": "preprocessing",
 }
 __getattr__ = lazy_names(__name__, _HOMES)
