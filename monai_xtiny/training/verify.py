@@ -194,7 +194,7 @@ def _brief_training(bundle: Path, options: Mapping[str, Any], epochs: int | None
     """What the bundle's ``train.json`` makes of the data, and how long to train on them."""
     parser = ConfigParser()
     parser.read_config(str(bundle / "configs" / "train.json"))
-    parser.update(dict(options))
+    parser.update({"bundle_root": str(bundle), **options})
     training, held_out = (parser.get_parsed_content(f"{part}_cases") for part in ("train", "val"))
     if len(held_out) < MIN_HELD_OUT:
         raise ValueError(
