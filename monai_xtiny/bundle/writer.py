@@ -18,10 +18,16 @@ from monai_xtiny.bundle.large_files import write_large_files
 from monai_xtiny.bundle.metadata import bundle_metadata, is_raster
 from monai_xtiny.bundle.replace import replaced_whole, restore_interrupted
 from monai_xtiny.bundle.search_file import read_search, write_search
-from monai_xtiny.bundle.templates import merged_template, templates_dir
+from monai_xtiny.bundle.templates import (
+    WORKFLOW_FILE,
+    merged_template,
+    templates_dir,
+    workflow_source,
+)
 from monai_xtiny.bundle.torchscript import write_torchscript
 from monai_xtiny.bundle.unit_test import render_unit_test
 from monai_xtiny.networks.dynunet import build_network, network_definition
+from monai_xtiny.plan.preprocessing import preprocessing_fragment
 from monai_xtiny.plan.unet_plan import UNetPlan
 from monai_xtiny.search.journal import UnitScore, read_units, remove_journal
 from monai_xtiny.selection.choice import (
@@ -180,12 +186,16 @@ def _write_bundle(
     plan = table.plan
     kind = data_kind(plan)
     configs, models, docs = folder / "configs", folder / "models", folder / "docs"
-    for item in (configs, models, docs):
+    scripts = folder / "scripts"
+    for item in (configs, models, docs, scripts):
         item.mkdir()
-    for workflow in ("train", "inference"):
-        config = merged_template(workflow, kind, templates)
-        config.update(_plan_keys(selection, kind))
-        write_json(configs / f"{workflow}.json", config)
+    plan_keys = _plan_keys(selection, kind)
+    train = {**merged_template("train", kind, templates), **plan_keys}
+    train["preprocessing_transforms"] = preprocessing_fragment(kind, "@resampled_keys")
+    write_json(configs / "train.json", train)
+    inference = {**merged_template("inference", kind, templates), **plan_keys}
+    inference["preprocessing"]["transforms"] += preprocessing_fragment(kind)
+    write_json(configs / "inference.json", inference)
     for workflow in ("evaluate", "multi_gpu_train"):
         write_json(configs / f"{workflow}.json", merged_template(workflow, kind, templates))
     metadata = read_json(templates / "metadata.json")
@@ -194,6 +204,7 @@ def _write_bundle(
     shutil.copyfile(templates / "logging.conf", configs / "logging.conf")
     shutil.copyfile(templates / "LICENSE", folder / "LICENSE")
     shutil.copyfile(templates / "data_license.txt", docs / "data_license.txt")
+    (scripts / WORKFLOW_FILE).write_text(workflow_source(), encoding="utf-8")
     network = build_network(plan, selection.max_features, seed=table.seeds[0])
     torch.save(network.state_dict(), models / "model.pt")
     write_search(selection, docs / "search.json")

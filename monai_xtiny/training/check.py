@@ -9,9 +9,11 @@ from typing import Any
 
 from monai.bundle import ConfigParser
 from monai.data.utils import affine_to_spacing
-from monai.transforms import Compose, Lambda, Orientation
+from monai.transforms import Compose, Orientation
 
 from monai_xtiny.bundle.folder import WEIGHTS, Bundle
+from monai_xtiny.bundle.workflow import LabelledCases
+from monai_xtiny.system.config_text import check_config_text
 from monai_xtiny.system.errors import root_cause
 from monai_xtiny.training.labelled import data_options
 
@@ -57,9 +59,11 @@ def check_bundle(
     bundle = Bundle.open(bundle_dir)
     options = data_options(data, datalist)
     parser = ConfigParser(bundle.config("train"))
-    parser.update({"bundle_root": str(bundle.root), **options})
-    cases = parser.get_parsed_content("cases") + parser.get_parsed_content("listed_val_cases")
-    unmatched = parser.get_parsed_content("unmatched_cases")
+    root = check_config_text(str(bundle.root), "bundle path")
+    parser.update({"bundle_root": root, **options})
+    # The bundle's own Python finds and checks the cases; this module's types are those it has.
+    labelled: LabelledCases = parser.get_parsed_content("labelled_cases")
+    cases = labelled.cases + labelled.validation
     if not cases:
         raise ValueError(
             f"no labelled case in {str(datalist or data)!r}: it needs imagesTr/CASE_0000 and "
@@ -68,24 +72,23 @@ def check_bundle(
     problems = _weight_problems(bundle, parser)
     problems += [
         f"label {case!r} has no image with the plan's channels: add imagesTr/{case}_0000, ..."
-        for case in unmatched
+        for case in labelled.unmatched
     ]
     problems += [
         f"image {name!r} has no label: add labelsTr/CASE, or move the image out of imagesTr"
-        for name in parser.get_parsed_content("unlabelled_images")
+        for name in labelled.unlabelled
     ]
     problems += [
         f"file {name!r} is of the same case as another: rename or remove it"
-        for name in parser.get_parsed_content("files_with_one_name")
+        for name in labelled.duplicates
     ]
-    label_files = parser.get_parsed_content("label_files")
-    without_image = [label_files[case] for case in unmatched]
-    read = _reader(parser)
+    without_image = list(labelled.unmatched.values())
+    read = Compose(parser.get_parsed_content("reading_transforms"))
     num_padded = 0
     for case in cases:
         if case.get("label") is None:
             problems.append(f"case {case['image']!r} has no label: add one, or leave it out")
-        elif case["label"] not in without_image:
+        elif case not in without_image:
             problem, share = _check_case(case, read, parser)
             problems += [] if problem is None else [problem]
             num_padded += problem is None and share < 1
@@ -105,13 +108,6 @@ def _weight_problems(bundle: Bundle, parser: ConfigParser) -> list[str]:
             f"({root_cause(error)}): export the bundle again"
         ]
     return []
-
-
-def _reader(parser: ConfigParser) -> Compose:
-    """The first transforms of training: read, channels first, and the checks that it makes."""
-    transforms = parser.get_parsed_content("train#deterministic_transforms")
-    last = next(i for i, transform in enumerate(transforms) if isinstance(transform, Lambda))
-    return Compose(transforms[: last + 1])
 
 
 def _check_case(
