@@ -2,7 +2,6 @@ from __future__ import annotations
 
 import csv
 import json
-import math
 import shutil
 from pathlib import Path
 
@@ -11,7 +10,7 @@ import pytest
 import torch
 
 from monai_xtiny.bundle.card import write_evaluation
-from monai_xtiny.bundle.figures import Plane, plot_overlay
+from monai_xtiny.bundle.figures import Plane
 from monai_xtiny.bundle.folder import bundle_workflow, data_options, label_names
 from monai_xtiny.bundle.results import Evaluation, read_evaluation
 from monai_xtiny.bundle.weights import load_network
@@ -173,16 +172,6 @@ EVALUATION = Evaluation(
 )
 
 
-def test_evaluation_averages_over_the_cases_that_have_the_class() -> None:
-    assert EVALUATION.class_dice == pytest.approx((0.7, 0.5))
-    assert EVALUATION.mean_dice == pytest.approx(0.6)
-    absent = Evaluation(("a",), ((0.6, None),), ((3.0, None),))
-    assert math.isnan(absent.class_dice[1]) and absent.mean_dice == pytest.approx(0.6)
-    assert EVALUATION.class_hd95 == pytest.approx((2.0, 1.5))
-    assert EVALUATION.case_dice[:2] == pytest.approx((0.6, 0.65))
-    assert math.isnan(EVALUATION.case_dice[2])
-
-
 def test_read_evaluation_gives_back_what_was_written(volumes) -> None:
     bundle, _ = volumes
     # A name that Matplotlib would take for a formula.
@@ -191,10 +180,3 @@ def test_read_evaluation_gives_back_what_was_written(volumes) -> None:
     assert read_evaluation(bundle) == EVALUATION
     text = (bundle / "docs" / "evaluation.json").read_text(encoding="utf-8")
     assert json.loads(text)["dice"][2] == [None, None]
-
-
-def test_plot_overlay_refuses_cases_without_a_label(tmp_path) -> None:
-    plane = Plane("a", *(np.zeros((4, 4)) for _ in range(3)))
-    with pytest.raises(ValueError, match="no case has a label"):
-        plot_overlay([plane], [float("nan")], tmp_path / "x.png")
-    assert not (tmp_path / "x.png").exists()
