@@ -2,6 +2,9 @@ from __future__ import annotations
 
 import json
 import os
+import shutil
+import time
+from collections.abc import Callable, Generator
 from pathlib import Path
 
 import nibabel
@@ -10,12 +13,82 @@ import pytest
 import torch
 from PIL import Image
 
+from monai_xtiny.cli.commands import main
 from monai_xtiny.data.case import Sample
 from monai_xtiny.plan.unet_plan import UNetPlan
 from monai_xtiny.scores.table import Rung, ScoreTable
 from monai_xtiny.selection.choice import Selection
+from tests.tiers import is_fast, mark_search, refuse_long, share_out
 
 DATA = Path(__file__).parent / "golden"
+
+
+def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:
+    mark_search(items)
+    num_workers = getattr(config, "workerinput", {}).get("workercount", 1)
+    if num_workers > 1:
+        items[:] = share_out(items, num_workers)
+
+
+@pytest.hookimpl(wrapper=True)
+def pytest_runtest_protocol(item: pytest.Item) -> Generator[None, object, object]:
+    if not is_fast(item):
+        return (yield)
+    with pytest.MonkeyPatch.context() as patch:
+        refuse_long(patch)
+        return (yield)
+
+
+@pytest.fixture(scope="session")
+def made_once(tmp_path_factory) -> Callable[[str, Callable[[Path], object]], Path]:
+    """Make a folder once per test run, by the worker that needs it first; it is to be read only.
+
+    The others wait for it, so it is to be made in seconds.
+    """
+    root = tmp_path_factory.getbasetemp()
+    if "PYTEST_XDIST_WORKER" in os.environ:
+        root = root.parent
+
+    def folder_of(name: str, make: Callable[[Path], object]) -> Path:
+        folder = root / "made_once" / name
+        done, failed = folder.with_name(f"{name}.done"), folder.with_name(f"{name}.failed")
+        try:
+            folder.mkdir(parents=True)
+        except FileExistsError:
+            deadline = time.monotonic() + 600
+            while not done.exists():
+                assert not failed.exists(), f"{name} could not be made by another worker"
+                assert time.monotonic() < deadline, f"{name} was not made by another worker"
+                time.sleep(0.05)
+            return folder
+        try:
+            make(folder)
+        except BaseException:
+            failed.touch()
+            raise
+        done.touch()
+        return folder
+
+    return folder_of
+
+
+@pytest.fixture(scope="session")
+def searched(made_once) -> Path:
+    """The bundle of a search on six small PNGs; to be read only."""
+
+    def make(folder: Path) -> None:
+        for index in range(6):
+            write_png(folder / "images" / f"case{index}.png", seed=index)
+        bundle = folder / "x_segmentation"
+        main(["search", "--images", str(folder / "images"), "--bundle", str(bundle)])
+
+    return made_once("searched", make) / "x_segmentation"
+
+
+@pytest.fixture
+def searched_copy(searched, tmp_path) -> Path:
+    """A copy of the bundle of :func:`searched`, to be changed."""
+    return Path(shutil.copytree(searched, tmp_path / searched.name))
 
 
 @pytest.fixture(scope="session")

@@ -35,12 +35,18 @@ def labelled_bundle(root: Path, spacing: float) -> tuple[Path, Path]:
     return bundle, data
 
 
-@pytest.fixture(scope="module")
-def volumes(tmp_path_factory) -> tuple[Path, Path]:
-    bundle, data = labelled_bundle(tmp_path_factory.mktemp("one"), 1.0)
-    options = {**data_options(data, None), "num_workers": 0, "epochs": 1, "split_seed": 3}
-    bundle_workflow(bundle, ("train",), options).run()
-    return bundle, data
+@pytest.fixture
+def volumes(made_once, tmp_path) -> tuple[Path, Path]:
+    """A copy of a trained bundle, and the data."""
+
+    def make(folder: Path) -> None:
+        bundle, data = labelled_bundle(folder, 1.0)
+        options = {**data_options(data, None), "num_workers": 0, "epochs": 1, "split_seed": 3}
+        bundle_workflow(bundle, ("train",), options).run()
+
+    folder = made_once("trained_volumes", make)
+    bundle = folder / "v_segmentation"
+    return Path(shutil.copytree(bundle, tmp_path / "one" / bundle.name)), folder / "data"
 
 
 def test_evaluate_bundle_measures_what_evaluate_json_writes(volumes) -> None:
