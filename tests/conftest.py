@@ -3,7 +3,6 @@ from __future__ import annotations
 import json
 import os
 import shutil
-import time
 from collections.abc import Callable, Generator
 from pathlib import Path
 
@@ -18,6 +17,7 @@ from monai_xtiny.data.case import Sample
 from monai_xtiny.plan.unet_plan import UNetPlan
 from monai_xtiny.scores.table import Rung, ScoreTable
 from monai_xtiny.selection.choice import Selection
+from tests import shared
 from tests.tiers import is_fast, mark_search, refuse_long, share_out
 
 DATA = Path(__file__).parent / "golden"
@@ -39,37 +39,17 @@ def pytest_runtest_protocol(item: pytest.Item) -> Generator[None, object, object
         return (yield)
 
 
-@pytest.fixture(scope="session")
-def made_once(tmp_path_factory) -> Callable[[str, Callable[[Path], object]], Path]:
-    """Make a folder once per test run, by the worker that needs it first; it is to be read only.
-
-    The others wait for it, so it is to be made in seconds.
-    """
+@pytest.fixture(scope="session", autouse=True)
+def shared_root(tmp_path_factory) -> None:
+    """Workers have folders of their own in that of the test run."""
     root = tmp_path_factory.getbasetemp()
-    if "PYTEST_XDIST_WORKER" in os.environ:
-        root = root.parent
+    shared.root = root.parent if "PYTEST_XDIST_WORKER" in os.environ else root
 
-    def folder_of(name: str, make: Callable[[Path], object]) -> Path:
-        folder = root / "made_once" / name
-        done, failed = folder.with_name(f"{name}.done"), folder.with_name(f"{name}.failed")
-        try:
-            folder.mkdir(parents=True)
-        except FileExistsError:
-            deadline = time.monotonic() + 600
-            while not done.exists():
-                assert not failed.exists(), f"{name} could not be made by another worker"
-                assert time.monotonic() < deadline, f"{name} was not made by another worker"
-                time.sleep(0.05)
-            return folder
-        try:
-            make(folder)
-        except BaseException:
-            failed.touch()
-            raise
-        done.touch()
-        return folder
 
-    return folder_of
+@pytest.fixture(scope="session")
+def made_once(shared_root) -> Callable[[str, Callable[[Path], object]], Path]:
+    """:func:`tests.shared.made_once`; whatever uses it is not in the fast tier."""
+    return shared.made_once
 
 
 @pytest.fixture(scope="session")

@@ -98,6 +98,7 @@ def tiny_images(folder: Path) -> None:
     write_png(folder / "scan.png", (8, 8))
 
 
+@pytest.mark.search
 @pytest.mark.parametrize(
     "make, what",
     [
@@ -186,6 +187,7 @@ def test_search_refuses_bundle_names_that_are_code(
     assert snapshot(tmp_path) == before
 
 
+@pytest.mark.search
 @pytest.mark.parametrize("name", [f"${PAYLOAD}", "@images", "%search.json", "a#b", "a::b"])
 def test_search_takes_image_paths_that_look_like_code_as_they_are(
     capsys, tmp_path, monkeypatch, name
@@ -221,6 +223,7 @@ def test_search_refuses_a_folder_that_is_not_empty(capsys, tmp_path, png_folder)
     assert snapshot(bundle) == {"precious.txt"}
 
 
+@pytest.mark.search
 def test_search_takes_a_link_for_what_it_points_to(tmp_path, png_folder) -> None:
     (tmp_path / "real").mkdir()
     link = tmp_path / "x_segmentation"
@@ -278,6 +281,7 @@ def test_debug_shows_the_traceback(capsys, tmp_path) -> None:
     assert "Traceback" in capsys.readouterr().err
 
 
+@pytest.mark.search
 def test_search_works_with_spaces_and_letters_of_all_scripts(capsys, tmp_path, monkeypatch) -> None:
     monkeypatch.chdir(tmp_path)
     for index in range(2):
@@ -313,6 +317,7 @@ def test_search_overwrites_a_bundle_when_told(tmp_path, png_folder, searched_cop
     assert snapshot(tmp_path) & {"x_segmentation"} and not list(tmp_path.glob(".x_*"))
 
 
+@pytest.mark.search
 def test_the_stages_one_by_one_give_what_search_gives(capsys, tmp_path, png_folder) -> None:
     whole, parts = tmp_path / "whole_segmentation", tmp_path / "parts_segmentation"
     labels = ("--label_names", "background,cell")
@@ -335,6 +340,7 @@ def test_the_stages_one_by_one_give_what_search_gives(capsys, tmp_path, png_fold
         assert ours == theirs
 
 
+@pytest.mark.search
 def test_search_reads_a_tree_of_dicom_series(tmp_path) -> None:
     for index in range(2):
         folder = tmp_path / "tree" / f"patient {index}" / "ct"
@@ -379,6 +385,7 @@ def test_search_config_preprocesses_as_the_method_says(tmp_path, dims) -> None:
         np.testing.assert_allclose(image[0].numpy(), expected, atol=1e-5)
 
 
+@pytest.mark.search
 def test_search_takes_nnunets_plan(tmp_path, png_folder) -> None:
     plans = DATA / "nnUNetPlans_Dataset004_Hippocampus.json"
     bundle = tmp_path / "x_segmentation"
@@ -545,6 +552,7 @@ def test_an_interrupted_command_says_whether_it_goes_on(
     assert ("goes on from what it has finished" in error) == (command == "search")
 
 
+@pytest.mark.search
 @pytest.mark.parametrize("moment", ["export", "after"])
 def test_search_killed_while_it_ends_leaves_nothing_behind(tmp_path, png_folder, moment) -> None:
     killed = {"export": "writer.model_card", "after": "journal.remove_journal"}[moment]

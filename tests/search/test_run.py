@@ -20,6 +20,8 @@ from monai_xtiny.search.workers import unit_costs
 from monai_xtiny.selection.budget import refinement
 from monai_xtiny.selection.choice import select_width
 
+pytestmark = pytest.mark.search
+
 
 @pytest.fixture
 def small(plan_2d):

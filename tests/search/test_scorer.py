@@ -74,6 +74,7 @@ def test_scorer_on_cuda_takes_larger_batches(monkeypatch) -> None:
     assert cuda._sizes == {64: 8, 32: 8, 16: 8, 8: 16, 4: 16, 2: 16, 1: 16}
 
 
+@pytest.mark.search
 def test_scorer_gives_packed_pictures_the_scores_of_each_alone() -> None:
     scorer = _scorer((128, 128), 3)
     assert scorer.is_packed
@@ -84,6 +85,7 @@ def test_scorer_gives_packed_pictures_the_scores_of_each_alone() -> None:
     assert packed.alignment == pytest.approx(alone.alignment, abs=1e-4)
 
 
+@pytest.mark.search
 def test_scorer_names_the_one_packed_picture_that_is_not_finite() -> None:
     scorer = _scorer((128, 128), 3)
     assert scorer.is_packed

@@ -30,6 +30,7 @@ def small(plan_2d):
     return replace(plan_2d, features_per_stage=(32, 32, 32, 32))
 
 
+@pytest.mark.search
 def test_scores_do_not_depend_on_the_number_of_cores(small, sample_2d, two_threads) -> None:
     units = [(width, seed) for width in width_ladder(small) for seed in (1, 2)]
 
@@ -42,6 +43,7 @@ def test_scores_do_not_depend_on_the_number_of_cores(small, sample_2d, two_threa
     assert both == score()
 
 
+@pytest.mark.search
 @pytest.mark.parametrize(
     ("size", "is_packed"),
     [
@@ -68,6 +70,7 @@ def test_scores_do_not_depend_on_what_runs_beside_them(size, is_packed, two_thre
             assert alone[width, 2] == both[width, 2]
 
 
+@pytest.mark.search
 def test_networks_that_are_large_together_are_scored_one_by_one(
     small, sample_2d, two_threads, monkeypatch
 ) -> None:
@@ -87,6 +90,7 @@ def test_networks_that_are_large_together_are_scored_one_by_one(
     assert workers == [([32], 1), ([16, 8], 2)]
 
 
+@pytest.mark.search
 def test_a_network_that_ran_out_of_memory_beside_others_is_scored_alone(
     small, sample_2d, two_threads, monkeypatch
 ) -> None:

@@ -23,6 +23,8 @@ from monai_xtiny.training.train import Training
 from monai_xtiny.training.verify import neighbourhood, verify_bundle, write_verification
 from tests.conftest import texture, write_nifti
 
+pytestmark = pytest.mark.search
+
 
 @pytest.fixture
 def labelled(tmp_path) -> Path:
