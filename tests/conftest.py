@@ -2,6 +2,8 @@ from __future__ import annotations
 
 import json
 import os
+import shutil
+from collections.abc import Callable, Generator
 from pathlib import Path
 
 import nibabel
@@ -10,12 +12,63 @@ import pytest
 import torch
 from PIL import Image
 
+from monai_xtiny.cli.commands import main
 from monai_xtiny.data.case import Sample
 from monai_xtiny.plan.unet_plan import UNetPlan
 from monai_xtiny.scores.table import Rung, ScoreTable
 from monai_xtiny.selection.choice import Selection
+from tests import shared
+from tests.tiers import is_fast, mark_search, refuse_long, share_out
 
 DATA = Path(__file__).parent / "golden"
+
+
+def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:
+    mark_search(items)
+    num_workers = getattr(config, "workerinput", {}).get("workercount", 1)
+    if num_workers > 1:
+        items[:] = share_out(items, num_workers)
+
+
+@pytest.hookimpl(wrapper=True)
+def pytest_runtest_protocol(item: pytest.Item) -> Generator[None, object, object]:
+    if not is_fast(item):
+        return (yield)
+    with pytest.MonkeyPatch.context() as patch:
+        refuse_long(patch)
+        return (yield)
+
+
+@pytest.fixture(scope="session", autouse=True)
+def shared_root(tmp_path_factory) -> None:
+    """Workers have folders of their own in that of the test run."""
+    root = tmp_path_factory.getbasetemp()
+    shared.root = root.parent if "PYTEST_XDIST_WORKER" in os.environ else root
+
+
+@pytest.fixture(scope="session")
+def made_once(shared_root) -> Callable[[str, Callable[[Path], object]], Path]:
+    """:func:`tests.shared.made_once`; whatever uses it is not in the fast tier."""
+    return shared.made_once
+
+
+@pytest.fixture(scope="session")
+def searched(made_once) -> Path:
+    """The bundle of a search on six small PNGs; to be read only."""
+
+    def make(folder: Path) -> None:
+        for index in range(6):
+            write_png(folder / "images" / f"case{index}.png", seed=index)
+        bundle = folder / "x_segmentation"
+        main(["search", "--images", str(folder / "images"), "--bundle", str(bundle)])
+
+    return made_once("searched", make) / "x_segmentation"
+
+
+@pytest.fixture
+def searched_copy(searched, tmp_path) -> Path:
+    """A copy of the bundle of :func:`searched`, to be changed."""
+    return Path(shutil.copytree(searched, tmp_path / searched.name))
 
 
 @pytest.fixture(scope="session")

@@ -34,6 +34,27 @@ def test_setup_lists_every_package() -> None:
     assert listed == found | {"monai_xtiny.configs", "monai_xtiny.configs.templates"}
 
 
+# Folders of tests that are of no one layer, and the module that only lends former names.
+BESIDES = {"end_to_end", "golden", "__pycache__"}
+FORMER = {"export", "__main__"}
+
+
+def test_tests_mirror_the_package() -> None:
+    modules = {
+        path.relative_to(ROOT / "monai_xtiny").with_suffix("").as_posix()
+        for path in (ROOT / "monai_xtiny").rglob("*.py")
+        if path.stem != "__init__"
+    }
+    tests = {
+        path.relative_to(ROOT / "tests").with_name(path.stem.removeprefix("test_")).as_posix()
+        for path in (ROOT / "tests").rglob("test_*.py")
+        if path.relative_to(ROOT / "tests").parts[0] not in BESIDES
+    }
+    assert len(modules) > 40
+    assert tests - {"package", "tiers"} == modules - FORMER
+
+
+@pytest.mark.search
 def test_import_does_no_work() -> None:
     code = "import sys, monai_xtiny; print(sorted({'torch', 'monai', 'numpy'} & set(sys.modules)))"
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)

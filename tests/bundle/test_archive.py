@@ -13,14 +13,11 @@ import torch
 
 from monai_xtiny.bundle import large_files
 from monai_xtiny.bundle.archive import package_bundle
-from monai_xtiny.cli.commands import main
 
 
 @pytest.fixture
-def bundle(tmp_path, png_folder) -> Path:
-    path = tmp_path / "x_segmentation"
-    main(["search", "--images", str(png_folder), "--bundle", str(path)])
-    return path
+def bundle(searched_copy) -> Path:
+    return searched_copy
 
 
 def test_package_bundle_gives_the_same_bytes_for_the_same_bundle(tmp_path, bundle) -> None:

@@ -1,5 +1,8 @@
 from __future__ import annotations
 
+import re
+from dataclasses import replace
+
 import pytest
 
 from monai_xtiny.bundle.card import (
@@ -10,39 +13,39 @@ from monai_xtiny.bundle.card import (
     renewed_card,
 )
 from monai_xtiny.bundle.results import Evaluation
+from monai_xtiny.bundle.summary import advice
+from tests.bundle.choices import HEADINGS, aligned, card
 
 EVALUATION = Evaluation(("a", "b"), ((0.6,), (0.8,)), ((3.0,), (1.0,)))
 PARTS = (*CHOICE_PARTS, *MEASURED_PARTS)
 
 
-def card(selection, **options) -> str:
+def rendered(selection, **options) -> str:
     names = ("background", "cell")
     return model_card(selection, name="x_segmentation", label_names=names, **options)
 
 
 def test_model_card_marks_what_commands_renew(selection) -> None:
-    text = card(selection)
+    text = rendered(selection)
     check_marks(text)
     for part in PARTS:
         assert text.count(f"<!-- xtiny:{part} -->") == text.count(f"<!-- /xtiny:{part} -->") == 1
 
 
 def test_renewed_card_changes_the_named_parts_alone(selection) -> None:
-    text = card(selection).replace("The owners of this bundle.", "We did.")
-    measured = card(selection, evaluation=EVALUATION, num_epochs=3)
+    text = rendered(selection).replace("The owners of this bundle.", "We did.")
+    measured = rendered(selection, evaluation=EVALUATION, num_epochs=3)
     renewed = renewed_card(text, measured, MEASURED_PARTS)
     assert "| cell | 0.7000 | 2.00 |" in renewed and "after 3 epochs" in renewed
     assert "Not measured yet" not in renewed and "We did." in renewed
     # And back again: what was between the marks is all that had changed.
-    assert renewed_card(renewed, card(selection), MEASURED_PARTS) == text
+    assert renewed_card(renewed, rendered(selection), MEASURED_PARTS) == text
 
 
 def test_renewed_card_moves_the_choice_and_says_who_moved_it(selection) -> None:
-    from dataclasses import replace
-
-    text = card(selection).replace("## Tags", "## Our own heading")
+    text = rendered(selection).replace("## Tags", "## Our own heading")
     wider = replace(selection, max_features=16)
-    renewed = renewed_card(text, card(wider, former_width=8), PARTS)
+    renewed = renewed_card(text, rendered(wider, former_width=8), PARTS)
     assert "capped at **16**" in renewed and "| **16** |" in renewed
     assert "moved the choice from width 8 to width 16" in renewed
     assert "rests on images alone" not in renewed and "## Our own heading" in renewed
@@ -50,7 +53,7 @@ def test_renewed_card_moves_the_choice_and_says_who_moved_it(selection) -> None:
 
 @pytest.mark.parametrize("damage", ["opening", "closing", "twice", "crossed"])
 def test_renewed_card_refuses_a_card_that_lost_a_mark(selection, damage) -> None:
-    text = card(selection)
+    text = rendered(selection)
     opening, closing = "<!-- xtiny:performance -->", "<!-- /xtiny:performance -->"
     broken = {
         "opening": text.replace(opening, ""),
@@ -70,3 +73,30 @@ def test_model_card_of_a_user_cannot_place_a_mark(selection) -> None:
     names = ("background", "<!-- xtiny:performance -->")
     text = model_card(selection, name="<!-- /xtiny:weights -->", label_names=names)
     check_marks(text)
+
+
+def test_model_card_has_the_zoos_headings_and_the_ladder(paper_choice) -> None:
+    text = card(paper_choice)
+    lines = text.splitlines()
+    assert lines[0] == "# x_segmentation"
+    for heading in HEADINGS:
+        assert f"## {heading}" in lines
+    assert "| **8** | 8,000 | 0.800 |" in text
+    assert "states no confidence" in text or "initialisations agree" in text
+
+
+def test_model_card_makes_names_harmless(paper_choice) -> None:
+    text = card(paper_choice, ("background", "<script>|`x`*b*"))
+    assert "<script>" not in text.replace("\\<script\\>", "")
+    assert "\\|\\`x\\`\\*b\\*" in text
+
+
+def test_advice_of_a_divided_vote_of_the_published_rule_is_in_the_card(paper_choice) -> None:
+    divided = replace(paper_choice, votes={8: 0.6, 4: 0.4}, confidence=0.6)
+    assert advice(divided) in card(divided)
+
+
+def test_model_card_of_alignment_states_votes_and_confidence(plan_2d) -> None:
+    text = card(aligned(plan_2d, {8: 0.79, 4: 0.21}, 0.79))
+    assert "Confidence: 79 % of resamples of initialisations and images agree." in text
+    assert re.search(r"\| \*\*8\*\* .*\| 79 % \|", text)

@@ -3,12 +3,13 @@ from __future__ import annotations
 import json
 import subprocess
 import sys
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
 import torch
 
-from monai_xtiny.bundle.folder import SEARCH, Bundle, missing_file
+from monai_xtiny.bundle.folder import SEARCH, Bundle, data_kind, missing_file
 from monai_xtiny.bundle.writer import check_destination, export_bundle
 from monai_xtiny.networks.dynunet import build_network
 
@@ -120,3 +121,9 @@ def test_bundle_workflow_runs_from_another_folder(bundle, tmp_path, monkeypatch)
     workflow = Bundle.open(bundle).workflow(("inference",), {"sw_batch_size": 2})
     assert workflow.parser.get_parsed_content("inferer").sw_batch_size == 2
     assert (Bundle.open(bundle).path(SEARCH)).is_file()
+
+
+def test_data_kind_tells_volumes_slices_and_images(plan_2d, plan_3d) -> None:
+    assert data_kind(plan_3d) == "volumes"
+    assert data_kind(plan_2d) == "images"
+    assert data_kind(replace(plan_2d, slice_axis=2)) == "slices"

@@ -13,6 +13,8 @@ from monai_xtiny.bundle.torchscript import check_torchscript, write_torchscript
 from monai_xtiny.bundle.writer import export_bundle
 from monai_xtiny.networks.dynunet import build_network
 
+pytestmark = pytest.mark.search
+
 
 @pytest.fixture
 def bundle(tmp_path, selection) -> Path:

@@ -1,21 +1,15 @@
 from __future__ import annotations
 
 import json
-import os
 import stat
-from dataclasses import replace
 
 import pytest
 import torch
 
 from monai_xtiny.bundle import writer as export
-from monai_xtiny.bundle.folder import data_kind
-from monai_xtiny.bundle.search_file import read_search, write_search
-from monai_xtiny.bundle.templates import templates_dir
 from monai_xtiny.bundle.writer import check_destination, clear_finished, export_bundle
 from monai_xtiny.networks.dynunet import build_network
 from monai_xtiny.search.journal import Journal, UnitScore, journal_path
-from monai_xtiny.system.files import write_text
 
 
 def listing(folder) -> list[str]:
@@ -201,40 +195,3 @@ def test_check_destination_refuses_a_file(tmp_path) -> None:
     (tmp_path / "x").write_text("mine")
     with pytest.raises(FileExistsError, match="is a file"):
         check_destination(tmp_path / "x")
-
-
-def test_search_json_is_read_back_as_it_was_written(tmp_path, selection) -> None:
-    write_search(selection, tmp_path / "search.json")
-    assert read_search(tmp_path / "search.json") == selection
-    content = json.loads((tmp_path / "search.json").read_text())
-    assert content["format_version"] == 1
-    assert content["selected"]["max_features"] == 8
-    assert content["ladder"][0]["sensitivity"] == [[2.0, 33.0]]
-
-
-def test_read_search_refuses_another_version(tmp_path) -> None:
-    (tmp_path / "search.json").write_text('{"format_version": 2}')
-    with pytest.raises(ValueError, match="no search.json of format version 1"):
-        read_search(tmp_path / "search.json")
-
-
-def test_write_text_replaces_a_file_but_nothing_else(tmp_path) -> None:
-    write_text(tmp_path / "a", "one")
-    write_text(tmp_path / "a", "two")
-    assert (tmp_path / "a").read_text() == "two"
-    os.mkfifo(tmp_path / "pipe")
-    with pytest.raises(FileExistsError, match="is no file"):
-        write_text(tmp_path / "pipe", "three")
-    assert listing(tmp_path) == ["a", "pipe"]
-
-
-def test_data_kind_tells_volumes_slices_and_images(plan_2d, plan_3d) -> None:
-    assert data_kind(plan_3d) == "volumes"
-    assert data_kind(plan_2d) == "images"
-    assert data_kind(replace(plan_2d, slice_axis=2)) == "slices"
-
-
-def test_templates_are_json_with_four_spaces_and_a_final_newline() -> None:
-    for path in templates_dir().glob("*.json"):
-        text = path.read_text(encoding="utf-8")
-        assert text == json.dumps(json.loads(text), indent=4, ensure_ascii=False) + "\n", path.name

@@ -19,6 +19,7 @@ from monai_xtiny.cli.commands import main
 from monai_xtiny.plan import planner as plan
 from monai_xtiny.system.config_text import PlainPath
 from tests.conftest import DATA, write_dicom_series, write_nifti, write_png
+from tests.processes import run_module, run_ranks, start_module
 
 PAYLOAD = "__import__('pathlib').Path('pwned').touch()"
 
@@ -97,6 +98,7 @@ def tiny_images(folder: Path) -> None:
     write_png(folder / "scan.png", (8, 8))
 
 
+@pytest.mark.search
 @pytest.mark.parametrize(
     "make, what",
     [
@@ -185,6 +187,7 @@ def test_search_refuses_bundle_names_that_are_code(
     assert snapshot(tmp_path) == before
 
 
+@pytest.mark.search
 @pytest.mark.parametrize("name", [f"${PAYLOAD}", "@images", "%search.json", "a#b", "a::b"])
 def test_search_takes_image_paths_that_look_like_code_as_they_are(
     capsys, tmp_path, monkeypatch, name
@@ -220,6 +223,7 @@ def test_search_refuses_a_folder_that_is_not_empty(capsys, tmp_path, png_folder)
     assert snapshot(bundle) == {"precious.txt"}
 
 
+@pytest.mark.search
 def test_search_takes_a_link_for_what_it_points_to(tmp_path, png_folder) -> None:
     (tmp_path / "real").mkdir()
     link = tmp_path / "x_segmentation"
@@ -277,6 +281,7 @@ def test_debug_shows_the_traceback(capsys, tmp_path) -> None:
     assert "Traceback" in capsys.readouterr().err
 
 
+@pytest.mark.search
 def test_search_works_with_spaces_and_letters_of_all_scripts(capsys, tmp_path, monkeypatch) -> None:
     monkeypatch.chdir(tmp_path)
     for index in range(2):
@@ -292,31 +297,27 @@ def test_search_works_with_spaces_and_letters_of_all_scripts(capsys, tmp_path, m
     assert outputs["channel_def"] == {"0": "Hintergrund", "1": "Zelle größer"}
 
 
-def test_search_twice_gives_the_same_scores_and_weights(tmp_path, png_folder) -> None:
-    for name in ("a_segmentation", "b_segmentation"):
-        assert run_main("search", "--images", png_folder, "--bundle", tmp_path / name) == 0
+def test_search_twice_gives_the_same_scores_and_weights(tmp_path, png_folder, searched) -> None:
+    again = tmp_path / "again_segmentation"
+    assert run_main("search", "--images", png_folder, "--bundle", again) == 0
     first, second = (
-        json.loads((tmp_path / name / "docs" / "search.json").read_text())
-        for name in ("a_segmentation", "b_segmentation")
+        json.loads((bundle / "docs" / "search.json").read_text()) for bundle in (searched, again)
     )
     first.pop("seconds"), second.pop("seconds")
     assert first == second
-    weights = [
-        (tmp_path / name / "models" / "model.pt").read_bytes()
-        for name in ("a_segmentation", "b_segmentation")
-    ]
+    weights = [(bundle / "models" / "model.pt").read_bytes() for bundle in (searched, again)]
     assert weights[0] == weights[1]
 
 
-def test_search_overwrites_a_bundle_when_told(tmp_path, png_folder) -> None:
-    bundle = tmp_path / "x_segmentation"
+def test_search_overwrites_a_bundle_when_told(tmp_path, png_folder, searched_copy) -> None:
+    bundle = searched_copy
     command = ("search", "--images", png_folder, "--bundle", bundle)
-    assert run_main(*command) == 0
     assert run_main(*command, "--seed", "1", "--overwrite") == 0
     assert json.loads((bundle / "docs" / "search.json").read_text())["seeds"] == [1]
     assert snapshot(tmp_path) & {"x_segmentation"} and not list(tmp_path.glob(".x_*"))
 
 
+@pytest.mark.search
 def test_the_stages_one_by_one_give_what_search_gives(capsys, tmp_path, png_folder) -> None:
     whole, parts = tmp_path / "whole_segmentation", tmp_path / "parts_segmentation"
     labels = ("--label_names", "background,cell")
@@ -339,6 +340,7 @@ def test_the_stages_one_by_one_give_what_search_gives(capsys, tmp_path, png_fold
         assert ours == theirs
 
 
+@pytest.mark.search
 def test_search_reads_a_tree_of_dicom_series(tmp_path) -> None:
     for index in range(2):
         folder = tmp_path / "tree" / f"patient {index}" / "ct"
@@ -383,6 +385,7 @@ def test_search_config_preprocesses_as_the_method_says(tmp_path, dims) -> None:
         np.testing.assert_allclose(image[0].numpy(), expected, atol=1e-5)
 
 
+@pytest.mark.search
 def test_search_takes_nnunets_plan(tmp_path, png_folder) -> None:
     plans = DATA / "nnUNetPlans_Dataset004_Hippocampus.json"
     bundle = tmp_path / "x_segmentation"
@@ -395,7 +398,9 @@ def test_search_takes_nnunets_plan(tmp_path, png_folder) -> None:
 
 
 @pytest.mark.slow
-def test_monai_bundle_runs_the_same_config_with_other_transforms(tmp_path, png_folder) -> None:
+def test_monai_bundle_runs_the_same_config_with_other_transforms(
+    tmp_path, png_folder, searched
+) -> None:
     root = Path(__file__).parents[2]
     config = json.loads((root / "configs" / "search.json").read_text())
     for transform in config["preprocessing"]["transforms"]:
@@ -408,15 +413,19 @@ def test_monai_bundle_runs_the_same_config_with_other_transforms(tmp_path, png_f
     results = {}
     for name, file in (("same", root / "configs" / "search.json"), ("other", changed)):
         bundle = tmp_path / f"{name}_segmentation"
-        command = [sys.executable, "-m", "monai.bundle", "run", "--config_file", str(file)]
+        command = ["monai.bundle", "run", "--config_file", str(file)]
         command += ["--images", str(png_folder), "--bundle", str(bundle)]
         command += ["--label_names", "background,cell"]
-        done = subprocess.run(command, cwd=tmp_path, capture_output=True, text=True, check=False)
+        if name == "same":
+            done = subprocess.run(
+                [sys.executable, "-m", *command],
+                cwd=tmp_path, capture_output=True, text=True, check=False,
+            )  # fmt: skip
+        else:
+            done = run_module(*command, cwd=tmp_path)
         assert done.returncode == 0, done.stderr
         results[name] = json.loads((bundle / "docs" / "search.json").read_text())["ladder"]
-    bundle = tmp_path / "cli_segmentation"
-    assert run_main("search", "--images", png_folder, "--bundle", bundle) == 0
-    assert json.loads((bundle / "docs" / "search.json").read_text())["ladder"] == results["same"]
+    assert json.loads((searched / "docs" / "search.json").read_text())["ladder"] == results["same"]
     assert results["other"] != results["same"]
 
 
@@ -441,18 +450,21 @@ def test_search_on_two_processes_gives_the_scores_of_one(tmp_path, engine, kind)
     for processes in (1, 2):
         bundle = tmp_path / f"on{processes}_segmentation"
         options = ["--images", str(folder), "--bundle", str(bundle), "--num_seeds", "2"]
-        start = [sys.executable, "-m"]
-        if processes == 2:
-            start += ["torch.distributed.run", "--standalone", "--nproc_per_node=2", "-m"]
+        command = ["monai_xtiny", "search"]
         if processes == 2 and engine == "monai.bundle":
-            start += ["monai.bundle", "run", "--config_file", str(files)]
+            command = ["monai.bundle", "run", "--config_file", str(files)]
+        if processes == 1:
+            runs = [run_module(*command, *options, cwd=tmp_path)]
+        elif kind == "small pictures":
+            runs = run_ranks(*command, *options, cwd=tmp_path)
         else:
-            start += ["monai_xtiny", "search"]
-        done = subprocess.run(
-            [*start, *options], cwd=tmp_path, capture_output=True, text=True, check=False
-        )
-        assert done.returncode == 0, done.stderr[-3000:]
-        assert done.stdout.count("<- selected") == 1
+            start = [sys.executable, "-m", "torch.distributed.run", "--standalone"]
+            start += ["--nproc_per_node=2", "-m", *command, *options]
+            runs = [
+                subprocess.run(start, cwd=tmp_path, capture_output=True, text=True, check=False)
+            ]
+        assert [done.returncode for done in runs] == [0] * len(runs), runs[0].stderr[-3000:]
+        assert sum(done.stdout.count("<- selected") for done in runs) == 1
         found.append(json.loads((bundle / "docs" / "search.json").read_text()))
     assert found[0]["ladder"] == found[1]["ladder"]
     assert found[0]["selected"] == found[1]["selected"]
@@ -464,14 +476,9 @@ def test_score_on_two_processes_gives_the_table_of_one(tmp_path, png_folder) -> 
     found = []
     for processes in (1, 2):
         table = tmp_path / f"{processes}.json"
-        start = [sys.executable, "-m", "monai_xtiny"]
-        if processes == 2:
-            start[2:2] = ["torch.distributed.run", "--standalone", "--nproc_per_node=2", "-m"]
-        options = ["score", "--images", str(png_folder), "--output", str(table)]
-        done = subprocess.run(
-            [*start, *options], cwd=tmp_path, capture_output=True, text=True, check=False
-        )
-        assert done.returncode == 0, done.stderr[-3000:]
+        command = ["monai_xtiny", "score", "--images", png_folder, "--output", table]
+        for done in run_ranks(*command, cwd=tmp_path, num_ranks=processes):
+            assert done.returncode == 0, done.stderr[-3000:]
         content = json.loads(table.read_text())
         del content["seconds"]
         found.append(content)
@@ -496,30 +503,28 @@ def test_search_killed_at_random_moments_goes_on_and_ends_with_the_same_bytes(tm
         parent.mkdir()
         bundle = parent / "x_segmentation"
         journal = parent / ".x_segmentation.search.jsonl"
-        command = [sys.executable, "-m", "monai_xtiny", "search", "--images", str(folder)]
-        command += ["--bundle", str(bundle)]
+        command = ["search", "--images", str(folder), "--bundle", str(bundle)]
         moments = random.Random(num_kills)
         finished = 0
         for number in range(num_kills):
-            with subprocess.Popen(
-                command, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL
-            ) as process:
-                # Half of them spread over the units, the others at any moment before scoring.
-                target = max(finished, num_units * number // (num_kills + 6))
-                deadline = time.monotonic() + 120
-                while number % 2 and process.poll() is None and time.monotonic() < deadline:
-                    if finished_units(journal) > target:
-                        break
-                    time.sleep(0.01)
-                time.sleep(moments.uniform(0, 0.05 if number % 2 else seconds))
-                process.kill()
+            process = start_module("monai_xtiny", *command, cwd=tmp_path)
+            # Half of them spread over the units, the others at any moment before scoring.
+            target = max(finished, num_units * number // (num_kills + 6))
+            deadline = time.monotonic() + 120
+            while number % 2 and process.is_alive() and time.monotonic() < deadline:
+                if finished_units(journal) > target:
+                    break
+                time.sleep(0.01)
+            time.sleep(moments.uniform(0, 0.05 if number % 2 else seconds))
+            process.kill()
+            process.join()
             assert finished_units(journal) >= finished or bundle.exists()
             finished = finished_units(journal)
         if num_kills:
             assert finished > 80  # the first round: some were killed in a later one
             assert not bundle.exists()
         start = time.monotonic()
-        done = subprocess.run(command, capture_output=True, text=True, check=False)
+        done = run_module("monai_xtiny", *command, cwd=tmp_path)
         assert done.returncode == 0, done.stderr
         assert [path.name for path in parent.iterdir()] == ["x_segmentation"]
         content = json.loads((bundle / "docs" / "search.json").read_text())
@@ -547,18 +552,22 @@ def test_an_interrupted_command_says_whether_it_goes_on(
     assert ("goes on from what it has finished" in error) == (command == "search")
 
 
+@pytest.mark.search
 @pytest.mark.parametrize("moment", ["export", "after"])
 def test_search_killed_while_it_ends_leaves_nothing_behind(tmp_path, png_folder, moment) -> None:
     killed = {"export": "writer.model_card", "after": "journal.remove_journal"}[moment]
-    script = (
-        "import os, sys\nfrom monai_xtiny.bundle import writer\n"
+    script = tmp_path / "search.py"
+    script.write_text(
+        "import os, sys\n"
+        "from monai_xtiny.bundle import writer\n"
         "from monai_xtiny.search import journal\n"
         f"{killed} = lambda *a, **k: os.kill(os.getpid(), 9)\n"
-        "from monai_xtiny.__main__ import main\nmain(sys.argv[1:])"
+        "from monai_xtiny.__main__ import main\n"
+        "main(sys.argv[1:])"
     )
     bundle = tmp_path / "out" / "x_segmentation"
     options = ["search", "--images", str(png_folder), "--bundle", str(bundle)]
-    done = subprocess.run([sys.executable, "-c", script, *options], check=False)
+    done = run_module(str(script), *options, cwd=tmp_path)
     assert done.returncode == -signal.SIGKILL
     left = {path.name for path in bundle.parent.iterdir()}
     assert ".x_segmentation.search.jsonl" in left
@@ -613,10 +622,16 @@ def test_a_rank_that_dies_ends_the_run_and_the_same_command_goes_on(tmp_path) ->
             assert re.search(r"(?s)Root Cause.*rank +: 1 .*SIGKILL", error), error
             assert not bundle.exists()
             assert all(map(finished_units, journals))
-        done = subprocess.run(
-            command, cwd=bundle.parent, capture_output=True, text=True, check=False
-        )
-        assert done.returncode == 0, done.stderr[-3000:]
+        if name == "whole":
+            runs = run_ranks(*command[command.index("monai_xtiny") :], cwd=bundle.parent)
+        else:
+            runs = [
+                subprocess.run(
+                    command, cwd=bundle.parent, capture_output=True, text=True, check=False
+                )
+            ]
+        for done in runs:
+            assert done.returncode == 0, done.stderr[-3000:]
         assert [path.name for path in bundle.parent.iterdir()] == [bundle.name]
         content = json.loads((bundle / "docs" / "search.json").read_text())
         del content["seconds"]
@@ -628,11 +643,12 @@ def test_a_rank_that_dies_ends_the_run_and_the_same_command_goes_on(tmp_path) ->
 def test_search_refuses_to_go_on_with_other_images(capsys, tmp_path, png_folder) -> None:
     bundle = tmp_path / "x_segmentation"
     journal = tmp_path / ".x_segmentation.search.jsonl"
-    command = [sys.executable, "-m", "monai_xtiny", "search", "--images", str(png_folder)]
-    with subprocess.Popen([*command, "--bundle", str(bundle)]) as process:
-        while process.poll() is None and finished_units(journal) < 1:
-            time.sleep(0.01)
-        process.kill()
+    command = ["search", "--images", png_folder, "--bundle", bundle]
+    process = start_module("monai_xtiny", *command, cwd=tmp_path)
+    while process.is_alive() and finished_units(journal) < 1:
+        time.sleep(0.01)
+    process.kill()
+    process.join()
     before = journal.read_bytes()
     write_png(png_folder / "case3.png", seed=99)
     line = refused(capsys, "search", "--images", png_folder, "--bundle", bundle)
@@ -664,18 +680,16 @@ def test_search_never_looks_at_labels(tmp_path) -> None:
         (labels / f"c{index}.png").write_bytes(b"a label that nothing can read")
     labels.chmod(0)
     bundle = tmp_path / "x_segmentation"
-    command = [sys.executable, "-c", NEVER_OPENS_LABELS, "search"]
-    command += ["--images", str(root), "--bundle", str(bundle)]
+    script = tmp_path / "search.py"
+    script.write_text(NEVER_OPENS_LABELS)
+    search = [str(script), "search", "--images"]
     try:
-        done = subprocess.run(command, capture_output=True, text=True, check=False)
+        done = run_module(*search, root, "--bundle", bundle, cwd=tmp_path)
     finally:
         labels.chmod(0o700)
     assert done.returncode == 0, done.stderr
     assert (bundle / "docs" / "search.json").is_file()
-    probe = [sys.executable, "-c", NEVER_OPENS_LABELS, "search", "--images", str(labels)]
-    caught = subprocess.run(
-        [*probe, "--bundle", str(tmp_path / "y")], capture_output=True, text=True, check=False
-    )
+    caught = run_module(*search, labels, "--bundle", tmp_path / "y", cwd=tmp_path)
     assert caught.returncode == 99  # the hook does catch a look
 
 

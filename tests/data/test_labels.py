@@ -5,7 +5,6 @@ import json
 import pytest
 
 from monai_xtiny.data.labels import read_label_names
-from monai_xtiny.system.config_text import check_config_text
 
 
 @pytest.mark.parametrize(
@@ -39,14 +38,3 @@ def test_read_label_names_refuses_a_data_sets_labels(tmp_path, labels, message) 
 def test_read_label_names_needs_two_different_names(tmp_path, given) -> None:
     with pytest.raises(ValueError, match="two or more different ones"):
         read_label_names(tmp_path, given)
-
-
-@pytest.mark.parametrize("text", ["$a", "@a", "%a", "a#b", "a::b", "a\nb", "a\x00b"])
-def test_check_config_text_refuses_code(text) -> None:
-    with pytest.raises(ValueError, match="rename it"):
-        check_config_text(text, "label name")
-
-
-@pytest.mark.parametrize("text", ["nucleus", "Größe 1", "a$b", "50%", "a@b", "a:b", "脳"])
-def test_check_config_text_passes_text_on(text) -> None:
-    assert check_config_text(text, "label name") == text

@@ -3,8 +3,6 @@
 from __future__ import annotations
 
 import shutil
-import tempfile
-from functools import cache
 from pathlib import Path
 
 import numpy as np
@@ -16,6 +14,7 @@ from monai_xtiny.networks.dynunet import build_network
 from monai_xtiny.plan.unet_plan import UNetPlan
 from monai_xtiny.scores.table import Rung, ScoreTable
 from monai_xtiny.selection.choice import Selection
+from tests.shared import made_once
 
 PLANS = {
     "pictures": UNetPlan(
@@ -57,17 +56,15 @@ def write_bundle(kind: str, folder: Path) -> Path:
     return bundle
 
 
-@cache
-def _exported(kind: str) -> tuple[Path, tempfile.TemporaryDirectory[str]]:
-    folder = tempfile.TemporaryDirectory()  # lives as long as the cache
-    bundle = write_bundle(kind, Path(folder.name))
-    export_onnx(bundle)
-    return bundle, folder
+def _export(kind: str, folder: Path) -> None:
+    """A bundle with its ONNX file."""
+    export_onnx(write_bundle(kind, folder))
 
 
 def exported_bundle(kind: str, folder: Path) -> Path:
     """A copy of the bundle of :func:`write_bundle` with its ``models/model.onnx``."""
-    bundle, _ = _exported(kind)
+    made = made_once(f"exported_{kind}", lambda root: _export(kind, root))
+    bundle = made / f"{kind}_segmentation"
     return Path(shutil.copytree(bundle, folder / bundle.name))
 
 

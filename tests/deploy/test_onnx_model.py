@@ -20,6 +20,8 @@ onnx = pytest.importorskip("onnx")
 pytest.importorskip("onnxruntime")
 pytest.importorskip("onnxscript")
 
+pytestmark = pytest.mark.search
+
 SIZES = {
     "pictures": [(1, 32, 48), (3, 16, 16), (2, 64, 24), (1, 256, 256)],
     "volumes": [(1, 24, 16, 6), (2, 8, 8, 4), (1, 12, 20, 10)],

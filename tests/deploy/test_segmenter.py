@@ -28,6 +28,8 @@ onnx = pytest.importorskip("onnx")
 pytest.importorskip("onnxruntime")
 pytest.importorskip("onnxscript")
 
+pytestmark = pytest.mark.search
+
 FORM = InputFormat("images", 1, (32, 48), (8, 8), ("background", "cell"))
 # (rows, columns) on disk; the patch is 32 wide and 48 high.
 PICTURES = {"patch": (48, 32), "small": (21, 30), "narrow": (20, 32), "large": (90, 61)}

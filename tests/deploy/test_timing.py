@@ -26,6 +26,8 @@ pytest.importorskip("onnx")
 pytest.importorskip("onnxruntime")
 pytest.importorskip("onnxscript")
 
+pytestmark = pytest.mark.search
+
 
 def test_benchmark_engines_times_each_in_a_process_of_its_own(tmp_path) -> None:
     plan = PLANS["pictures"]

@@ -59,6 +59,7 @@ def test_benchmark_engines_times_networks_on_cuda(tmp_path) -> None:
     assert all(row.network_ms > 0 for row in timings)
 
 
+@pytest.mark.search
 @pytest.mark.skipif(torch.cuda.is_available(), reason="there is a CUDA device")
 @pytest.mark.parametrize(
     "command",

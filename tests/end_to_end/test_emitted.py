@@ -6,7 +6,6 @@ import csv
 import json
 import os
 import shutil
-import signal
 import subprocess
 import sys
 import time
@@ -22,7 +21,9 @@ from PIL import Image
 
 from monai_xtiny.cli.commands import main
 from tests.conftest import DATA, texture
+from tests.processes import run_module, start_module
 
+DATASET, BUNDLE = Path("Dataset 1"), Path("out") / "tiny_segmentation"
 NIFTI_KINDS = ("volumes", "slices", "flat")
 pytestmark = pytest.mark.slow
 # One kind of bundle is enough where the configs differ in transforms only.
@@ -76,36 +77,49 @@ def write_case(kind: str, root: Path, index: int) -> None:
         Image.fromarray((scored(field) > 0).astype(np.uint8)).save(labels / f"{name}.png")
 
 
-@pytest.fixture(scope="module", params=["volumes", "slices", "rgb", "flat"])
-def emitted(request, tmp_path_factory) -> Emitted:
-    """A bundle of each kind, searched by the command line."""
+@pytest.fixture(params=["volumes", "slices", "rgb", "flat"])
+def emitted(request, made_once, tmp_path_factory) -> Emitted:
+    """A bundle of each kind, searched by the command line; each test has a copy."""
     kind = request.param
-    root = tmp_path_factory.mktemp(kind)
-    dataset = root / "Dataset 1"
+    made = made_once(f"emitted_{kind}", lambda folder: search_bundle(kind, folder))
+    root = shutil.copytree(made, tmp_path_factory.mktemp(kind), dirs_exist_ok=True)
+    return Emitted(kind, root / BUNDLE, root / DATASET)
+
+
+def search_bundle(kind: str, root: Path) -> None:
+    """Write a data set and search on it."""
+    dataset, bundle = root / DATASET, root / BUNDLE
     for folder in ("imagesTr", "labelsTr"):
         (dataset / folder).mkdir(parents=True)
     for index in range(5):
         write_case(kind, dataset, index)
-    bundle = root / "out" / "tiny_segmentation"
     labels = "background,grey,white" if kind in NIFTI_KINDS else "background,cell"
     command = ["search", "--images", dataset, "--bundle", bundle, "--label_names", labels]
     command += ["--num_images", 2, *(["--spatial_dims", 2] if kind == "slices" else [])]
     command += ["--unit_test"]
     main([str(part) for part in command])
-    return Emitted(kind, bundle, dataset)
 
 
 def run_bundle(emitted: Emitted, config: str, *options: object, cwd: Path, status: int = 0) -> str:
     """Run a config of the bundle; returns what it printed."""
     files = [str(emitted.bundle / "configs" / f"{name}.json") for name in config.split("+")]
-    command = [sys.executable, "-m", "monai.bundle", "run", "--config_file", str(files)]
-    command += ["--bundle_root", str(emitted.bundle), *map(str, options)]
-    environment = {**os.environ, "OMP_NUM_THREADS": "1", "PYTHONWARNINGS": "ignore"}
-    done = subprocess.run(
-        command, cwd=cwd, env=environment, capture_output=True, text=True, check=False
-    )
+    command = ["run", "--config_file", str(files), "--bundle_root", str(emitted.bundle)]
+    done = run_monai_bundle(emitted, *command, *options, cwd=cwd)
     assert done.returncode == status, done.stdout[-3000:] + done.stderr[-9000:]
     return done.stdout + done.stderr
+
+
+def run_monai_bundle(
+    emitted: Emitted, *command: object, cwd: Path
+) -> subprocess.CompletedProcess[str]:
+    """Run ``python -m monai.bundle``: of flat images in a new interpreter, else in a forked one."""
+    environment = {**os.environ, "OMP_NUM_THREADS": "1", "PYTHONWARNINGS": "ignore"}
+    if emitted.kind != "flat":
+        return run_module("monai.bundle", *command, cwd=cwd, env=environment)
+    start = [sys.executable, "-m", "monai.bundle", *map(str, command)]
+    return subprocess.run(
+        start, cwd=cwd, env=environment, capture_output=True, text=True, check=False
+    )
 
 
 def load_label(path: Path) -> np.ndarray:
@@ -193,6 +207,8 @@ def test_bundle_has_clean_properties(emitted, name, kind) -> None:
 def run_unit_test(start: list[str], test: Path, cwd: Path) -> subprocess.CompletedProcess[str]:
     """Run an emitted unit test in another process."""
     environment = {**os.environ, "OMP_NUM_THREADS": "1", "PYTHONDONTWRITEBYTECODE": "1"}
+    if not start:
+        return run_module(str(test), cwd=cwd, env=environment)
     command = [sys.executable, *start, str(test)]
     return subprocess.run(
         command, cwd=cwd, env=environment, capture_output=True, text=True, check=False
@@ -246,13 +262,13 @@ def test_bundle_weights_load_strictly_and_are_what_search_json_says(emitted) -> 
 def test_bundle_exports_with_equal_outputs(emitted, tmp_path, export) -> None:
     target = tmp_path / ("model.ts" if export == "ckpt_export" else "model.onnx")
     configs = emitted.bundle / "configs"
-    command = [sys.executable, "-m", "monai.bundle", export, "--net_id", "network_def"]
+    command = [export, "--net_id", "network_def"]
     command += ["--filepath", str(target), "--ckpt_file", str(emitted.bundle / "models/model.pt")]
     command += ["--meta_file", str(configs / "metadata.json")]
     command += ["--config_file", str(configs / "inference.json")]
     if export == "ckpt_export":
         command += ["--bundle_root", str(emitted.bundle)]
-    done = subprocess.run(command, cwd=tmp_path, capture_output=True, text=True, check=False)
+    done = run_monai_bundle(emitted, *command, cwd=tmp_path)
     assert done.returncode == 0, done.stderr[-9000:]
     parser = ConfigParser()
     parser.read_config(str(configs / "inference.json"))
@@ -593,26 +609,23 @@ def test_bundle_refuses_volumes_that_would_spoil_the_weights(
 @PICTURES
 def test_bundle_resumes_after_a_kill_at_any_moment(copied, tmp_path) -> None:
     configs, state = copied.bundle / "configs", copied.bundle / "eval/checkpoints/training_state.pt"
-    command = [sys.executable, "-m", "monai.bundle", "run"]
+    command = ["run"]
     command += ["--config_file", str(configs / "train.json"), "--bundle_root", str(copied.bundle)]
     command += ["--dataset_dir", str(copied.dataset), "--num_workers", "0", "--val_interval", "1"]
     generator = np.random.default_rng(0)
     epoch, total = 0, 400
     for delay in generator.uniform(0, 2, 5):
-        process = subprocess.Popen(
-            [*command, "--epochs", str(total)],
-            stdout=subprocess.DEVNULL,
-            stderr=subprocess.DEVNULL,
-            env={**os.environ, "OMP_NUM_THREADS": "1"},
+        process = start_module(
+            "monai.bundle", *command, "--epochs", total, cwd=tmp_path, env={"OMP_NUM_THREADS": "1"}
         )
         # Killed somewhere among its epochs, not in its imports.
         former, deadline = state.stat().st_mtime_ns if state.exists() else 0, time.time() + 120
         while (state.stat().st_mtime_ns if state.exists() else 0) == former:
-            assert process.poll() is None and time.time() < deadline
+            assert process.is_alive() and time.time() < deadline
             time.sleep(0.01)
         time.sleep(delay)
-        process.send_signal(signal.SIGKILL)
-        process.wait()
+        process.kill()
+        process.join()
         trainer = torch.load(state, weights_only=True)["trainer"]
         assert trainer["iteration"] // trainer["epoch_length"] > epoch
         epoch = trainer["iteration"] // trainer["epoch_length"]

@@ -26,7 +26,7 @@ from monai.bundle import (
 from packaging.version import Version
 
 from monai_xtiny.bundle.archive import package_bundle
-from tests.bundle.test_figures import HEADINGS
+from tests.bundle.choices import HEADINGS
 from tests.conftest import DATA
 from tests.end_to_end.test_emitted import Emitted, emitted  # noqa: F401
 

@@ -1,54 +1,26 @@
 from __future__ import annotations
 
-from dataclasses import replace
-
 import pytest
 import torch
 from monai.bundle import ConfigParser
 from torch import nn
-from torch.utils.flop_counter import FlopCounterMode
 
-from monai_xtiny.networks.cost import network_cost, num_parameters_nnunet
+from monai_xtiny.networks.cost import network_cost
 from monai_xtiny.networks.dynunet import (
     build_network,
     network_config,
     network_definition,
     network_from_config,
 )
-from monai_xtiny.networks.ladder import cap_features, width_ladder
 from monai_xtiny.plan.unet_plan import UNetPlan
 from monai_xtiny.scores.sensitivity import jacobian_sensitivity
+from tests.networks.reference import SEVEN_STAGES, plain_conv_unet
 
-SEVEN_STAGES = UNetPlan(
-    2, 3, 2, (1, 1), (256, 256), ((3, 3),) * 7, ((1, 1), *((2, 2),) * 6),
-    (32, 64, 128, 256, 512, 512, 512),
-)  # fmt: skip
 # METHOD: DynUNet with trans_bias, no deep supervision, 3 input channels, 2 classes.
 PARAMETERS = {
     1: 392, 2: 1_388, 4: 5_198, 8: 20_090, 16: 78_962, 32: 313_058, 64: 1_108_226,
     128: 3_683_074, 256: 11_567_746, 512: 33_462_402,
 }  # fmt: skip
-# The paper's counts: nnU-Net's network with biases.
-PARAMETERS_NNUNET = {8: 20_388, 16: 79_548, 32: 314_220, 512: 33_472_396}
-
-
-def plain_conv_unet(plan: UNetPlan, max_features: int) -> nn.Module:
-    """nnU-Net's own network for a plan under a cap."""
-    unet = pytest.importorskip(
-        "dynamic_network_architectures.architectures.unet",
-        reason="dynamic-network-architectures is not installed",
-    )
-    convolution, norm = {
-        2: (nn.Conv2d, nn.InstanceNorm2d),
-        3: (nn.Conv3d, nn.InstanceNorm3d),
-    }[plan.spatial_dims]
-    stages = len(plan.strides)
-    return unet.PlainConvUNet(
-        plan.in_channels, stages, cap_features(plan, max_features), convolution,
-        plan.kernel_size, plan.strides, [2] * stages, plan.out_channels, [2] * (stages - 1),
-        conv_bias=True, norm_op=norm, norm_op_kwargs={"eps": 1e-5, "affine": True},
-        nonlin=nn.LeakyReLU, nonlin_kwargs={"inplace": True},
-    )  # fmt: skip
 
 
 def copy_block(source: nn.Module, target: nn.Module) -> None:
@@ -79,21 +51,6 @@ def test_build_network_has_exactly_the_published_parameters(width) -> None:
     if width <= 64:
         network = build_network(SEVEN_STAGES, width)
         assert sum(p.numel() for p in network.parameters()) == PARAMETERS[width]
-
-
-@pytest.mark.parametrize("width", PARAMETERS_NNUNET)
-def test_num_parameters_nnunet_is_the_papers_count(width) -> None:
-    assert num_parameters_nnunet(SEVEN_STAGES, width) == PARAMETERS_NNUNET[width]
-
-
-def test_num_parameters_nnunet_of_one_channel_is_the_papers_count() -> None:
-    assert num_parameters_nnunet(replace(SEVEN_STAGES, in_channels=1), 8) == 20_244
-
-
-@pytest.mark.parametrize("width", [2, 16])
-def test_num_parameters_nnunet_counts_anisotropic_3d_as_nnunet_builds_it(plan_3d, width) -> None:
-    network = plain_conv_unet(plan_3d, width)
-    assert num_parameters_nnunet(plan_3d, width) == sum(p.numel() for p in network.parameters())
 
 
 @pytest.mark.parametrize("width", [2, 8])
@@ -161,45 +118,6 @@ def test_build_network_restores_the_generator_after_an_error(plan_2d) -> None:
 def test_build_network_gives_logits_of_the_input_size(plan_3d) -> None:
     output = build_network(plan_3d, 4, seed=0)(torch.zeros(1, 2, *plan_3d.patch_size))
     assert output.shape == (1, 3, *plan_3d.patch_size)
-
-
-@pytest.mark.parametrize(
-    "features, ladder",
-    [
-        ((32, 64, 128, 256, 512, 512), (512, 256, 128, 64, 32, 16, 8, 4, 2, 1)),
-        ((32, 64, 128, 256, 320), (320, 160, 80, 40, 20, 10, 5, 2, 1)),
-        ((32, 64, 128), (128, 64, 32, 16, 8, 4, 2, 1)),
-    ],
-    ids=["2d", "3d", "three stages"],
-)
-def test_width_ladder_halves_down_to_one(plan_2d, features, ladder) -> None:
-    stages = len(features)
-    plan = replace(
-        plan_2d, features_per_stage=features, patch_size=(64, 64), kernel_size=((3, 3),) * stages,
-        strides=((1, 1), *((2, 2),) * (stages - 1)),
-    )  # fmt: skip
-    assert width_ladder(plan) == ladder
-
-
-def test_network_cost_counts_the_multiplications_of_one_pass(plan_2d) -> None:
-    # By hand, cap 1: two 3x3 convolutions a stage, transposed 2x2, two 3x3 in the decoder, a 1x1.
-    voxels = [32 * 48 // 4**level for level in range(4)]
-    encoder = sum(2 * 9 * v for v in voxels)
-    decoder = sum((4 // 4 + 9 * 2 + 9) * v for v in voxels[:-1])
-    expected = encoder + decoder + 2 * voxels[0]
-    assert network_cost(plan_2d, 1).gmacs * 1e9 == pytest.approx(expected)
-
-
-@pytest.mark.parametrize("width", [1, 8, 64])
-@pytest.mark.parametrize("dims", ["2d", "3d"])
-def test_network_cost_equals_counting_in_the_network_itself(plan_2d, plan_3d, dims, width) -> None:
-    plan = {"2d": plan_2d, "3d": plan_3d}[dims]
-    network = build_network(plan, width).eval()
-    with FlopCounterMode(display=False) as counter, torch.no_grad():
-        network(torch.zeros(1, plan.in_channels, *plan.patch_size))
-    cost = network_cost(plan, width)
-    assert cost.gmacs * 2e9 == pytest.approx(counter.get_total_flops(), rel=1e-12)
-    assert cost.num_parameters == sum(p.numel() for p in network.parameters())
 
 
 @pytest.mark.parametrize("state", [network_config, network_definition])

@@ -6,7 +6,7 @@ from torch import nn
 
 from monai_xtiny.networks.dynunet import build_network
 from monai_xtiny.networks.features import decoder_features
-from monai_xtiny.networks.packed import CHANNELS_LAST, PackedNetwork, _NormaliseInPlace
+from monai_xtiny.networks.packed import CHANNELS_LAST, PackedNetwork, _NormalizeInPlace
 from monai_xtiny.plan.unet_plan import UNetPlan
 from monai_xtiny.scores.sensitivity import jacobian_sensitivity
 
@@ -73,7 +73,7 @@ def test_normalise_in_place_is_instance_norm_and_leaky_relu_with_its_gradient(sh
     (slope,) = torch.autograd.grad((expected * weights).sum(), inputs)
     other = values.clone().requires_grad_(True)
     kept = (2 * other).contiguous(memory_format=CHANNELS_LAST[len(shape) - 2])
-    found = _NormaliseInPlace.apply(kept, 4e-5, 0.01)
+    found = _NormalizeInPlace.apply(kept, 4e-5, 0.01)
     assert found.data_ptr() == kept.data_ptr()
     torch.testing.assert_close(found, expected, rtol=1e-9, atol=1e-9)
     (other_slope,) = torch.autograd.grad((found * weights).sum(), other)
@@ -89,5 +89,5 @@ def test_normalise_in_place_is_exact_where_adding_up_in_order_is_not() -> None:
     exact = nn.functional.leaky_relu(nn.functional.instance_norm(image.double()), 0.01)
     in_order = nn.functional.batch_norm(image, None, None, training=True)
     assert (nn.functional.leaky_relu(in_order, 0.01) - exact).abs().max() > 1e-3
-    found = _NormaliseInPlace.apply(image.clone(), 1e-5, 0.01)
+    found = _NormalizeInPlace.apply(image.clone(), 1e-5, 0.01)
     assert (found - exact).abs().max() < 5e-5

@@ -3,7 +3,6 @@ from __future__ import annotations
 import json
 import os
 import threading
-from dataclasses import replace
 
 import numpy as np
 import pytest
@@ -166,35 +165,3 @@ def test_plan_images_refuses_3d_for_images(png_folder) -> None:
 def test_plan_fingerprint_refuses_other_dimensions() -> None:
     with pytest.raises(ValueError, match="spatial_dims is 4"):
         plan_fingerprint(Fingerprint(((64, 64),), ((1.0, 1.0),), 1), spatial_dims=4)
-
-
-@pytest.mark.parametrize(
-    "change, message",
-    [
-        ({"spatial_dims": 1}, "spatial_dims is 1"),
-        ({"out_channels": 1}, "2 classes with the background"),
-        ({"in_channels": 0}, "at least 1 channel"),
-        ({"spacing": (1, 0)}, "must be positive"),
-        ({"patch_size": (33, 48)}, "not divisible"),
-        ({"patch_size": (8, 8)}, "shrinks to one voxel"),
-        ({"kernel_size": ((3, 3),) * 3}, "one of each per stage"),
-        ({"patch_size": (32, 48, 8)}, "need 2 axes"),
-        ({"slice_axis": 3}, "slice_axis is 3"),
-        ({"spacing": (1, float("nan"))}, "must be positive"),
-        ({"patch_size": (-32, 48)}, "must be positive"),
-        ({"kernel_size": ((2, 2),) * 4}, "odd"),
-        ({"strides": ((2, 2),) * 4}, "the first stage's must be 1"),
-        ({"strides": ((1, 1), (0, 2), (2, 2), (2, 2))}, "none below 1"),
-        (
-            {
-                "features_per_stage": (32, 64), "kernel_size": ((3, 3),) * 2,
-                "strides": ((1, 1), (2, 2)),
-            },
-            "the images are too small",
-        ),
-    ],
-    ids=lambda value: next(iter(value)) if isinstance(value, dict) else "",
-)  # fmt: skip
-def test_plan_refuses_contradictions(plan_2d, change, message) -> None:
-    with pytest.raises(ValueError, match=message):
-        replace(plan_2d, **change)

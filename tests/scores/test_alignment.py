@@ -79,34 +79,6 @@ def test_effective_rank_counts_equal_directions_and_ignores_copies() -> None:
     assert float(effective_rank(torch.ones(5, 3))) == 0
 
 
-def test_decoder_features_are_what_the_head_sees_and_leave_the_network(plan_3d) -> None:
-    network = build_network(plan_3d, 4, seed=0)
-    network.upsamples.eval()
-    images = torch.randn(2, plan_3d.in_channels, *plan_3d.patch_size)
-    before = {name: value.clone() for name, value in network.state_dict().items()}
-    modes = [module.training for module in network.modules()]
-    generator = torch.get_rng_state()
-    found = decoder_features(network, images)
-    assert found.shape == (2, 4, *plan_3d.patch_size)
-    assert not found.requires_grad
-    torch.testing.assert_close(network.output_block(found), network(images))
-    assert [module.training for module in network.modules()] == modes
-    assert all(torch.equal(value, before[name]) for name, value in network.state_dict().items())
-    assert torch.equal(torch.get_rng_state(), generator)
-
-
-def test_decoder_features_leave_the_modes_after_an_error(plan_2d) -> None:
-    network = build_network(plan_2d, 2, seed=0)
-    with pytest.raises(RuntimeError, match="channel"):
-        decoder_features(network, torch.zeros(1, 3, *plan_2d.patch_size))
-    assert all(module.training for module in network.modules())
-
-
-def test_decoder_features_refuses_other_networks() -> None:
-    with pytest.raises(TypeError, match="the network is Conv2d, whose last decoder stage"):
-        decoder_features(torch.nn.Conv2d(1, 1, 1), torch.zeros(1, 1, 4, 4))
-
-
 def test_sampled_features_of_a_batch_equal_those_of_single_images(plan_2d, sample_2d) -> None:
     network = build_network(plan_2d, 8, seed=0)
     images = torch.stack(sample_2d.images)

@@ -103,6 +103,7 @@ def test_scoring_memory_is_near_the_measured_peak(patch_size, features, width, c
     assert 0.6 * expected < measured < 1.4 * expected
 
 
+@pytest.mark.search
 def test_smaller_batches_are_tried_where_memory_runs_out(plan_2d, sample_2d, monkeypatch) -> None:
     scorer = Scorer(sample_2d, plan_2d, (1,), CPU, align=False)
     whole, score, tried = scorer.score(8, 1), Scorer._score, []
@@ -120,6 +121,7 @@ def test_smaller_batches_are_tried_where_memory_runs_out(plan_2d, sample_2d, mon
     assert tried[-1] == 1
 
 
+@pytest.mark.search
 def test_what_did_not_fit_is_freed_before_smaller_batches_are_tried(
     plan_2d, sample_2d, monkeypatch
 ) -> None:
@@ -143,6 +145,7 @@ def test_what_did_not_fit_is_freed_before_smaller_batches_are_tried(
     assert alive[:3] == [[], [False], [False, False]]
 
 
+@pytest.mark.search
 @pytest.mark.skipif(sys.platform != "linux", reason="limits of the address space")
 def test_an_image_that_does_not_fit_is_said_in_one_line() -> None:
     plan = json.dumps(plan_of((1024, 1024), (16, 32, 64, 64)))
@@ -166,6 +169,7 @@ def test_a_given_limit_makes_batches_smaller_and_refuses_less_than_an_image(samp
         Scorer(sample, plan, (1,), CPU, align=False, max_memory_gb=held + needed / 2)
 
 
+@pytest.mark.search
 def test_a_network_of_many_weights_is_freed_once_it_is_scored(plan_2d, sample_2d) -> None:
     plan = replace(plan_2d, features_per_stage=(32, 64, 256, 512))
     scorer = Scorer(sample_2d, plan, (1,), CPU, align=False)

@@ -19,7 +19,8 @@ from monai_xtiny.search.run import run_search
 from monai_xtiny.search.workers import unit_costs
 from monai_xtiny.selection.choice import select_width
 from monai_xtiny.selection.rules import refinement
-from monai_xtiny.system.devices import select_device
+
+pytestmark = pytest.mark.search
 
 
 @pytest.fixture
@@ -88,19 +89,6 @@ def test_default_search_of_an_anisotropic_3d_plan_chooses_with_a_confidence(plan
     selection = select_width(table, "alignment")
     assert selection.max_features in aligned
     assert selection.confidence == pytest.approx(selection.votes[selection.max_features])
-
-
-def test_table_survives_json(small, sample_2d) -> None:
-    table = run_search(sample_2d, small, progress=False)
-    assert table_from_dict(json.loads(json.dumps(table_to_dict(table)))) == table
-
-
-@pytest.mark.parametrize("field", ["plan", "ladder", "seeds", "images", "seconds"])
-def test_table_from_dict_names_the_missing_field(small, sample_2d, field) -> None:
-    content = table_to_dict(run_search(sample_2d, small, progress=False))
-    del content[field]
-    with pytest.raises(ValueError, match=field):
-        table_from_dict(content)
 
 
 def test_run_search_refuses_a_short_ladder(small, sample_2d) -> None:
@@ -199,48 +187,9 @@ def test_run_search_aligns_as_many_initialisations_as_refine_asks_for(small, sam
     assert table_from_dict(json.loads(json.dumps(table_to_dict(table)))) == table
 
 
-def test_table_from_dict_refuses_alignment_of_unknown_initialisations(small, sample_2d) -> None:
-    content = table_to_dict(run_search(sample_2d, small, align=True, progress=False))
-    content["ladder"][2]["alignment"] *= 2
-    with pytest.raises(ValueError, match="width 8 has 2 rows of alignment and the table 1"):
-        table_from_dict(content)
-
-
 def test_run_search_aligns_widths_up_to_the_features_at_full_resolution(plan_2d, sample_2d) -> None:
     table = run_search(sample_2d, plan_2d, align=True, progress=False)
     assert [rung.max_features for rung in table.ladder if rung.alignment] == [32, 16, 8, 4, 2, 1]
     assert all(0 <= value <= 1 for rung in table.ladder for row in rung.alignment for value in row)
     means = [sum(rung.alignment[0]) for rung in table.ladder if rung.alignment]
     assert means[0] > means[-1]
-
-
-@pytest.mark.parametrize("name", ["gpu", "cuda:99", "$import os", ""])
-def test_select_device_refuses(name) -> None:
-    with pytest.raises(ValueError, match="unknown or not available"):
-        select_device(name)
-
-
-def test_select_device_auto_takes_what_there_is() -> None:
-    assert select_device("auto").type == ("cuda" if torch.cuda.is_available() else "cpu")
-
-
-def test_table_from_dict_refuses_missing_scores(small, sample_2d) -> None:
-    content = table_to_dict(run_search(sample_2d, small, progress=False))
-    content["ladder"][2]["sensitivity"] = [[1.0]]
-    with pytest.raises(ValueError, match="width 8 lacks scores: expected 1 seeds of 3 images"):
-        table_from_dict(content)
-
-
-def test_table_from_dict_refuses_widths_that_do_not_descend(small, sample_2d) -> None:
-    content = table_to_dict(run_search(sample_2d, small, device="cpu", progress=False))
-    content["ladder"] = content["ladder"][::-1]
-    with pytest.raises(ValueError, match=r"the ladder \(1, 2, .* must descend"):
-        table_from_dict(content)
-
-
-@pytest.mark.parametrize("value", [float("nan"), float("inf"), "a lot"], ids=str)
-def test_table_from_dict_refuses_a_score_that_is_no_number(small, sample_2d, value) -> None:
-    content = table_to_dict(run_search(sample_2d, small, device="cpu", progress=False))
-    content["ladder"][1]["sensitivity"] = [[1.0, value, 2.0]]
-    with pytest.raises(ValueError, match="not finite|no table of scores .*'a lot'"):
-        table_from_dict(content)

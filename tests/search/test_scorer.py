@@ -1,17 +1,13 @@
 from __future__ import annotations
 
-from dataclasses import replace
-
 import pytest
 import torch
 
 from monai_xtiny.data.case import Sample
 from monai_xtiny.networks.dynunet import build_network
-from monai_xtiny.networks.ladder import max_aligned_width
 from monai_xtiny.plan.unet_plan import UNetPlan
 from monai_xtiny.scores.sensitivity import jacobian_sensitivity
 from monai_xtiny.search.scorer import Scorer, describe_environment
-from monai_xtiny.system.devices import exact_kernels
 from tests.conftest import texture
 
 CPU = torch.device("cpu")
@@ -78,6 +74,7 @@ def test_scorer_on_cuda_takes_larger_batches(monkeypatch) -> None:
     assert cuda._sizes == {64: 8, 32: 8, 16: 8, 8: 16, 4: 16, 2: 16, 1: 16}
 
 
+@pytest.mark.search
 def test_scorer_gives_packed_pictures_the_scores_of_each_alone() -> None:
     scorer = _scorer((128, 128), 3)
     assert scorer.is_packed
@@ -88,6 +85,7 @@ def test_scorer_gives_packed_pictures_the_scores_of_each_alone() -> None:
     assert packed.alignment == pytest.approx(alone.alignment, abs=1e-4)
 
 
+@pytest.mark.search
 def test_scorer_names_the_one_packed_picture_that_is_not_finite() -> None:
     scorer = _scorer((128, 128), 3)
     assert scorer.is_packed
@@ -109,25 +107,3 @@ def test_subject_of_a_search_changes_with_the_batches(plan_2d, sample_2d, monkey
     monkeypatch.setattr("monai_xtiny.search.scorer.NARROW_BATCH_VALUES", 1)
     second = Scorer(sample_2d, plan_2d, (1,), CPU, align=False).subject()
     assert {name for name in first if first[name] != second[name]} == {"batch sizes"}
-
-
-def test_scorer_on_cuda_asks_for_kernels_that_repeat_in_float32() -> None:
-    cudnn = torch.backends.cudnn
-    if not hasattr(cudnn, "conv"):
-        pytest.skip("this PyTorch has no fp32_precision")
-
-    def settings() -> tuple[bool, bool, str]:
-        return cudnn.deterministic, cudnn.benchmark, cudnn.conv.fp32_precision
-
-    before = settings()
-    with exact_kernels(CPU):
-        assert settings() == before
-    with pytest.raises(KeyError), exact_kernels(torch.device("cuda")):
-        assert settings() == (True, False, "ieee")
-        raise KeyError
-    assert settings() == before != (True, False, "ieee")
-
-
-def test_max_aligned_width_is_the_narrowest_with_all_features_of_the_first_stage(plan_2d) -> None:
-    assert max_aligned_width(plan_2d) == 32
-    assert max_aligned_width(replace(plan_2d, features_per_stage=(24, 64, 128, 320))) == 40

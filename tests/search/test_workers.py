@@ -1,6 +1,5 @@
 from __future__ import annotations
 
-import threading
 from dataclasses import replace
 
 import pytest
@@ -31,37 +30,7 @@ def small(plan_2d):
     return replace(plan_2d, features_per_stage=(32, 32, 32, 32))
 
 
-def test_side_by_side_keeps_the_order_and_gives_each_worker_its_cores(two_threads) -> None:
-    meeting = threading.Barrier(2, timeout=30)  # passed by two workers at once, or not at all
-
-    def work(item: int) -> tuple[int, int]:
-        meeting.wait()
-        return item, torch.get_num_threads()
-
-    assert list(side_by_side(work, [3, 1, 2, 0], 2)) == [(3, 1), (1, 1), (2, 1), (0, 1)]
-    assert torch.get_num_threads() == 2
-
-
-def test_side_by_side_leaves_one_worker_all_cores(two_threads) -> None:
-    assert list(side_by_side(lambda item: torch.get_num_threads(), [0, 1], 1)) == [2, 2]
-    assert list(side_by_side(lambda item: torch.get_num_threads(), [0], 2)) == [2]
-
-
-def test_side_by_side_raises_the_first_error_in_the_order_of_the_items(two_threads) -> None:
-    done = threading.Event()
-
-    def work(item: int) -> int:
-        if item == 0:
-            done.wait(30)  # fails last
-        else:
-            done.set()
-        raise ValueError(f"item {item}")
-
-    with pytest.raises(ValueError, match="item 0"):
-        list(side_by_side(work, [0, 1, 2, 3], 2))
-    assert torch.get_num_threads() == 2
-
-
+@pytest.mark.search
 def test_scores_do_not_depend_on_the_number_of_cores(small, sample_2d, two_threads) -> None:
     units = [(width, seed) for width in width_ladder(small) for seed in (1, 2)]
 
@@ -74,6 +43,7 @@ def test_scores_do_not_depend_on_the_number_of_cores(small, sample_2d, two_threa
     assert both == score()
 
 
+@pytest.mark.search
 @pytest.mark.parametrize(
     ("size", "is_packed"),
     [
@@ -100,12 +70,7 @@ def test_scores_do_not_depend_on_what_runs_beside_them(size, is_packed, two_thre
             assert alone[width, 2] == both[width, 2]
 
 
-def test_side_by_side_gives_each_worker_the_threads_asked_for(two_threads) -> None:
-    found = side_by_side(lambda item: torch.get_num_threads(), [0, 1], 1, threads_each=1)
-    assert list(found) == [1, 1]
-    assert torch.get_num_threads() == 2
-
-
+@pytest.mark.search
 def test_networks_that_are_large_together_are_scored_one_by_one(
     small, sample_2d, two_threads, monkeypatch
 ) -> None:
@@ -125,6 +90,7 @@ def test_networks_that_are_large_together_are_scored_one_by_one(
     assert workers == [([32], 1), ([16, 8], 2)]
 
 
+@pytest.mark.search
 def test_a_network_that_ran_out_of_memory_beside_others_is_scored_alone(
     small, sample_2d, two_threads, monkeypatch
 ) -> None:

@@ -3,18 +3,19 @@ from __future__ import annotations
 import json
 from dataclasses import replace
 
-import numpy as np
 import pytest
 
 from monai_xtiny.scores.table import Rung, ScoreTable
+from monai_xtiny.selection.alignment import alignment_values, select_alignment
 from monai_xtiny.selection.choice import (
     Selection,
     select_width,
     selection_from_dict,
     selection_to_dict,
+    suited_method,
 )
-from monai_xtiny.selection.paper import select_paper
 from tests.conftest import DATA
+from tests.selection.tables import MEANS, noisy_table
 
 CASES = json.loads((DATA / "paper_selection.json").read_text())["cases"]
 WIDTHS = (512, 256, 128, 64, 32, 16, 8, 4, 2, 1)
@@ -27,41 +28,6 @@ def make_table(plan, curves) -> ScoreTable:
         for i, width in enumerate(WIDTHS)
     )
     return ScoreTable(plan, ladder, tuple(range(len(curves))), ("a", "b"), {}, {})
-
-
-@pytest.mark.parametrize("case", CASES, ids=[case["name"] for case in CASES])
-def test_select_paper_equals_the_published_selections(case) -> None:
-    if case["selected"] is None:
-        with pytest.raises(ValueError, match="too few"):
-            select_paper(case["widths"], case["sensitivity"])
-    else:
-        assert select_paper(case["widths"], case["sensitivity"]) == case["selected"]
-
-
-def test_select_paper_has_all_22_cases() -> None:
-    assert len(CASES) == 22
-    assert sum(case["selected"] is None for case in CASES) == 1
-
-
-@pytest.mark.parametrize("scale, shift", [(3.0, 0.0), (1e-6, 5.0), (1e6, -2.0)])
-def test_select_paper_ignores_affine_changes_of_the_curve(scale, shift) -> None:
-    curve = np.asarray(CASES[1]["sensitivity"])
-    assert select_paper(WIDTHS, scale * curve + shift) == select_paper(WIDTHS, curve)
-
-
-def test_select_paper_refuses_ascending_widths() -> None:
-    with pytest.raises(ValueError, match="must descend"):
-        select_paper(WIDTHS[::-1], range(10))
-
-
-def test_select_paper_refuses_other_lengths() -> None:
-    with pytest.raises(ValueError, match="give one each"):
-        select_paper(WIDTHS, range(9))
-
-
-def test_select_paper_needs_five_finite_widths() -> None:
-    with pytest.raises(ValueError, match="4 widths with finite scores"):
-        select_paper(WIDTHS, [1, 2, 3, 4] + [float("nan")] * 6)
 
 
 def test_select_width_with_one_seed_is_the_published_rule(plan_2d) -> None:
@@ -133,3 +99,35 @@ def test_selection_of_alignment_keeps_its_threshold(plan_2d) -> None:
     assert content["threshold"] == 0.31
     assert selection_from_dict(content, table) == selection
     assert "threshold" not in selection_to_dict(select_width(table))
+
+
+def test_select_width_by_alignment_states_votes_and_confidence(plan_2d) -> None:
+    counts = {width: 16 for width in MEANS}
+    table = noisy_table(plan_2d, MEANS, 0.05, counts)
+    selection = select_width(table, "alignment")
+    values = alignment_values(table)
+    means = [array.mean() for array in values.values()]
+    assert selection.max_features == select_alignment(list(values), means)
+    assert selection.confidence == selection.votes[selection.max_features]
+    assert suited_method(table) == "alignment"
+
+
+def test_select_width_by_alignment_of_one_initialisation_states_no_confidence(plan_2d) -> None:
+    table = noisy_table(plan_2d, MEANS, 0.0, {})
+    assert select_width(table, "alignment").confidence is None
+
+
+def test_select_width_by_alignment_is_not_sure_where_no_width_is_wide_enough(plan_2d) -> None:
+    table = noisy_table(
+        plan_2d, {width: 0.1 / 32 * width for width in MEANS}, 0.001, dict.fromkeys(MEANS, 8)
+    )
+    selection = select_width(table, "alignment")
+    assert (selection.max_features, selection.confidence, selection.votes) == (32, 0.0, {})
+
+
+def test_suited_method_is_the_one_that_the_table_was_scored_for(plan_2d) -> None:
+    table = noisy_table(plan_2d, MEANS, 0.1, {8: 4, 4: 4})
+    assert suited_method(table) == "alignment"
+    bare = tuple(replace(rung, alignment=()) for rung in table.ladder)
+    assert suited_method(replace(table, ladder=bare)) == "paper"
+    assert select_width(table, "paper").confidence is None

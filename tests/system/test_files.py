@@ -93,3 +93,17 @@ def test_read_lines_refuses_a_file_that_is_no_journal(tmp_path, content) -> None
     path.write_text(content, encoding="utf-8")
     with pytest.raises(ValueError, match=r"journal\.jsonl' is no journal: delete it"):
         read_lines(path)
+
+
+def listing(folder) -> list[str]:
+    return sorted(str(path.relative_to(folder)) for path in folder.rglob("*"))
+
+
+def test_write_text_replaces_a_file_but_nothing_else(tmp_path) -> None:
+    write_text(tmp_path / "a", "one")
+    write_text(tmp_path / "a", "two")
+    assert (tmp_path / "a").read_text() == "two"
+    os.mkfifo(tmp_path / "pipe")
+    with pytest.raises(FileExistsError, match="is no file"):
+        write_text(tmp_path / "pipe", "three")
+    assert listing(tmp_path) == ["a", "pipe"]

@@ -1,6 +1,7 @@
 from __future__ import annotations
 
 import json
+import shutil
 from pathlib import Path
 
 import numpy as np
@@ -24,10 +25,9 @@ def labelled(tmp_path) -> Path:
 
 
 @pytest.fixture
-def bundle(tmp_path, labelled) -> Path:
-    path = tmp_path / "x_segmentation"
-    main(["search", "--images", str(labelled), "--bundle", str(path)])
-    return path
+def bundle(searched_copy) -> Path:
+    """The bundle of a search on images like these."""
+    return searched_copy
 
 
 def write_label(root: Path, case: str, values: np.ndarray) -> None:
@@ -158,17 +158,22 @@ def test_check_bundle_needs_a_bundle_and_data(bundle, tmp_path) -> None:
 
 
 @pytest.fixture
-def volumes(tmp_path) -> tuple[Path, Path]:
-    """Volumes of two channels, and the bundle searched on them."""
-    root, bundle = tmp_path / "volumes", tmp_path / "v_segmentation"
-    for index in range(3):
-        for channel in range(2):
-            write_nifti(root / "imagesTr" / f"v{index}_000{channel}.nii.gz", seed=2 * index)
-        label = np.zeros((20, 24, 18), dtype=np.uint8)
-        write_nifti(root / "labelsTr" / f"v{index}.nii.gz", values=label)
-    main(["search", "--images", str(root), "--bundle", str(bundle)])
-    assert check_bundle(bundle, data=root).problems == ()
-    return root, bundle
+def volumes(made_once, tmp_path) -> tuple[Path, Path]:
+    """Volumes of two channels, to be spoilt, and the bundle searched on them."""
+
+    def make(folder: Path) -> None:
+        root, bundle = folder / "volumes", folder / "v_segmentation"
+        for index in range(3):
+            for channel in range(2):
+                write_nifti(root / "imagesTr" / f"v{index}_000{channel}.nii.gz", seed=2 * index)
+            label = np.zeros((20, 24, 18), dtype=np.uint8)
+            write_nifti(root / "labelsTr" / f"v{index}.nii.gz", values=label)
+        main(["search", "--images", str(root), "--bundle", str(bundle)])
+        assert check_bundle(bundle, data=root).problems == ()
+
+    folder = made_once("volumes_of_two_channels", make)
+    shutil.copytree(folder / "volumes", tmp_path / "volumes")
+    return tmp_path / "volumes", folder / "v_segmentation"
 
 
 def no_channel(root: Path) -> None:

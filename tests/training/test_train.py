@@ -10,21 +10,12 @@ import torch
 from PIL import Image
 
 from monai_xtiny.bundle.results import Evaluation
-from monai_xtiny.data.case import Sample
-from monai_xtiny.plan.unet_plan import UNetPlan
-from monai_xtiny.search.run import run_search
-from monai_xtiny.selection.choice import Selection, select_width
 from monai_xtiny.training.train import (
     Training,
     train_width,
     training_from_dict,
 )
 from tests.conftest import texture
-
-
-@pytest.fixture
-def selection(sample_2d: Sample, plan_2d: UNetPlan) -> Selection:
-    return select_width(run_search(sample_2d, plan_2d, seeds=(1,)), "paper")
 
 
 @pytest.fixture

@@ -19,6 +19,8 @@ from monai_xtiny.bundle.writer import export_bundle
 from monai_xtiny.training.compare import Difference, Verification
 from monai_xtiny.training.update import update_bundle
 
+pytestmark = pytest.mark.search
+
 LABELS = ("background", "cell wall")
 MOVED = Verification(8, 16, False, (Difference(16, 0.05, 0.04, 0.06),), (), 200, 0.01, 0.95)
 STAYS = replace(MOVED, recommended=8, is_on_plateau=True)

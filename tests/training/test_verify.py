@@ -20,8 +20,11 @@ from monai_xtiny.selection.choice import Selection
 from monai_xtiny.training import verify as verification
 from monai_xtiny.training.check import check_bundle
 from monai_xtiny.training.train import Training
-from monai_xtiny.training.verify import neighbourhood, verify_bundle, write_verification
+from monai_xtiny.training.update import write_verification
+from monai_xtiny.training.verify import neighborhood, verify_bundle
 from tests.conftest import texture, write_nifti
+
+pytestmark = pytest.mark.search
 
 
 @pytest.fixture
@@ -115,8 +118,8 @@ def test_verify_bundle_trains_the_width_and_its_neighbours_on_every_seed(
 
 
 @pytest.mark.parametrize("width, expected", [(32, (32, 16)), (8, (16, 8, 4)), (1, (2, 1))], ids=str)
-def test_neighbourhood_ends_with_the_ladder(selection, width, expected) -> None:
-    assert neighbourhood(replace(selection, max_features=width)) == expected
+def test_neighborhood_ends_with_the_ladder(selection, width, expected) -> None:
+    assert neighborhood(replace(selection, max_features=width)) == expected
 
 
 def test_verify_bundle_trains_by_the_bundles_own_recipe(fake, bundle, labelled) -> None:
@@ -351,7 +354,7 @@ def test_verify_command_says_where_a_trained_bundle_went(capsys, fake, bundle, l
 
 def test_write_verification_writes_every_case(fake, bundle, labelled) -> None:
     found = verify_bundle(bundle, data=labelled)
-    path = write_verification(bundle, found)
+    path = write_verification(Bundle.open(bundle), found)
     assert path == bundle / "docs" / "verification.json"
     content = json.loads(path.read_text())
     assert content["trainings"][0]["evaluation"]["dice"] == [[0.8], [0.8]]

@@ -1,0 +1,61 @@
+from __future__ import annotations
+
+from dataclasses import replace
+
+import pytest
+
+from monai_xtiny.bundle.summary import advice, ladder_table, search_summary
+from tests.bundle.choices import aligned, card
+
+
+def test_ladder_table_has_a_row_a_width_and_marks_the_choice(paper_choice) -> None:
+    lines = ladder_table(paper_choice).splitlines()
+    assert len(lines) == 7
+    assert lines[0].split() == ["width", "parameters", "GMACs", "sensitivity", "votes"]
+    assert [line.split()[0] for line in lines if "selected" in line] == ["8"]
+
+
+def test_search_summary_states_size_time_and_place(paper_choice) -> None:
+    text = search_summary(paper_choice, "out/x")
+    assert "selected width 8: 8,000 parameters, 4 times fewer" in text
+    assert "loaded in 1.0 s, scored in 2.0 s" in text
+    assert ("confidence 100%" in text) == (len(paper_choice.table.seeds) > 1)
+
+
+@pytest.mark.parametrize(
+    ("votes", "confidence", "doubt"),
+    [
+        ({8: 0.79, 4: 0.21}, 0.79, "The confidence is under 80%"),
+        ({}, 0.0, "Not even the widest of the compared widths keeps enough"),
+        ({8: 1.0}, None, "One initialisation of a width states no confidence"),
+    ],
+    ids=["unsure", "too narrow", "one initialisation"],
+)
+def test_advice_says_what_to_do_about_low_confidence(plan_2d, votes, confidence, doubt) -> None:
+    selection = aligned(plan_2d, votes, confidence)
+    text = advice(selection)
+    assert text.startswith(doubt)
+    for what in ("--num_seeds", "next wider width, 16", "monai_xtiny verify BUNDLE"):
+        assert what in text
+    assert text in search_summary(selection, "out/x")
+    assert text in card(selection)
+
+
+def test_advice_calls_the_confidence_of_few_initialisations_rough(plan_2d) -> None:
+    selection = aligned(plan_2d, {8: 1.0}, 1.0)
+    few = [replace(rung, alignment=rung.alignment[:3]) for rung in selection.table.ladder]
+    selection = replace(selection, table=replace(selection.table, ladder=tuple(few)))
+    assert advice(selection).startswith("With 3 initialisations of a width the confidence is rough")
+
+
+def test_advice_is_silent_about_a_sure_choice_and_the_published_rule(plan_2d, paper_choice) -> None:
+    assert advice(aligned(plan_2d, {8: 0.8, 4: 0.2}, 0.8)) == ""
+    assert advice(paper_choice) == ""
+
+
+def test_ladder_table_of_alignment_has_its_values_seeds_and_votes(plan_2d) -> None:
+    lines = ladder_table(aligned(plan_2d, {8: 0.79, 4: 0.21}, 0.79)).splitlines()
+    header = ["width", "parameters", "GMACs", "sensitivity", "alignment", "seeds", "votes"]
+    assert lines[0].split() == header
+    assert lines[4].split()[-4:] == ["4", "79%", "<-", "selected"]
+    assert lines[1].split() == ["64", "64,000", "6.400", "1.5", "1"]

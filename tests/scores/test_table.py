@@ -1,0 +1,62 @@
+from __future__ import annotations
+
+import json
+
+import pytest
+
+from monai_xtiny.scores.table import Rung, ScoreTable, table_from_dict, table_to_dict
+
+
+@pytest.fixture
+def table(plan_2d) -> ScoreTable:
+    """Six widths, one initialisation, three images, and scores of which every digit counts."""
+    ladder = tuple(
+        Rung(
+            width, (width,) * 4, 100 * width, 101 * width, width / 7,
+            ((0.1 + 0.2, 1e-300, width / 3),), ((1 / 3, 0.25, 1 / (width + 2)),),
+        )
+        for width in (32, 16, 8, 4, 2, 1)
+    )  # fmt: skip
+    seconds, environment = {"load": 0.1, "score": 1 / 3, "total": 0.1 + 1 / 3}, {"torch": "2"}
+    return ScoreTable(plan_2d, ladder, (369,), ("a", "b", "c"), seconds, environment, (369,))
+
+
+def test_table_survives_json(table) -> None:
+    assert table_from_dict(json.loads(json.dumps(table_to_dict(table)))) == table
+
+
+@pytest.mark.parametrize("field", ["plan", "ladder", "seeds", "images", "seconds"])
+def test_table_from_dict_names_the_missing_field(table, field) -> None:
+    content = table_to_dict(table)
+    del content[field]
+    with pytest.raises(ValueError, match=field):
+        table_from_dict(content)
+
+
+def test_table_from_dict_refuses_alignment_of_unknown_initialisations(table) -> None:
+    content = table_to_dict(table)
+    content["ladder"][2]["alignment"] *= 2
+    with pytest.raises(ValueError, match="width 8 has 2 rows of alignment and the table 1"):
+        table_from_dict(content)
+
+
+def test_table_from_dict_refuses_missing_scores(table) -> None:
+    content = table_to_dict(table)
+    content["ladder"][2]["sensitivity"] = [[1.0]]
+    with pytest.raises(ValueError, match="width 8 lacks scores: expected 1 seeds of 3 images"):
+        table_from_dict(content)
+
+
+def test_table_from_dict_refuses_widths_that_do_not_descend(table) -> None:
+    content = table_to_dict(table)
+    content["ladder"] = content["ladder"][::-1]
+    with pytest.raises(ValueError, match=r"the ladder \(1, 2, .* must descend"):
+        table_from_dict(content)
+
+
+@pytest.mark.parametrize("value", [float("nan"), float("inf"), "a lot"], ids=str)
+def test_table_from_dict_refuses_a_score_that_is_no_number(table, value) -> None:
+    content = table_to_dict(table)
+    content["ladder"][1]["sensitivity"] = [[1.0, value, 2.0]]
+    with pytest.raises(ValueError, match="not finite|no table of scores .*'a lot'"):
+        table_from_dict(content)
