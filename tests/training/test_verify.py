@@ -13,6 +13,7 @@ from monai.bundle import ConfigParser
 from monai.utils import get_seed
 from PIL import Image
 
+from monai_xtiny.bundle.folder import Bundle
 from monai_xtiny.bundle.results import Evaluation
 from monai_xtiny.bundle.writer import export_bundle
 from monai_xtiny.cli.commands import main
