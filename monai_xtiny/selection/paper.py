@@ -92,4 +92,6 @@ def _voters_paper(table: ScoreTable) -> str:
     return f"{len(table.seeds)} initialisations"
 
 
-PAPER = Rule("paper", choose=_choose_paper, describe=_describe_paper, voters=_voters_paper, num_images=16)
+PAPER = Rule(
+    "paper", choose=_choose_paper, describe=_describe_paper, voters=_voters_paper, num_images=16
+)
