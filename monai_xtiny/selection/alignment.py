@@ -152,7 +152,7 @@ def _positions(curves: np.ndarray, threshold: float) -> np.ndarray:
     return np.maximum(passed - 1, 0)
 
 
-def _choose(table: ScoreTable) -> Selection:
+def _choose_alignment(table: ScoreTable) -> Selection:
     """The choice by the means over all initializations and images, and the bootstrap's votes."""
     values = alignment_values(table)
     chosen = select_alignment(list(values), [array.mean() for array in values.values()])
@@ -168,7 +168,7 @@ def _choose(table: ScoreTable) -> Selection:
     )
 
 
-def _doubt(selection: Selection) -> str:
+def _doubt_alignment(selection: Selection) -> str:
     """What is doubtful about a choice; empty where nothing is."""
     if selection.confidence is None:
         return "One initialisation of a width states no confidence"
@@ -183,7 +183,7 @@ def _doubt(selection: Selection) -> str:
     return low
 
 
-def _describe(table: ScoreTable) -> str:
+def _describe_alignment(table: ScoreTable) -> str:
     """The model card's paragraph on the choice."""
     return (
         "The width was chosen from unlabeled images and without training, after XTinyU-Net (see "
@@ -194,18 +194,18 @@ def _describe(table: ScoreTable) -> str:
     )
 
 
-def _voters(table: ScoreTable) -> str:
+def _voters_alignment(table: ScoreTable) -> str:
     """Whose votes the confidence counts."""
     return "resamples of initialisations and images"
 
 
 ALIGNMENT = Rule(
     "alignment",
-    choose=_choose,
-    describe=_describe,
-    voters=_voters,
+    choose=_choose_alignment,
+    describe=_describe_alignment,
+    voters=_voters_alignment,
     num_images=8,
     needs_alignment=True,
     refine=refine_alignment,
-    doubt=_doubt,
+    doubt=_doubt_alignment,
 )

@@ -60,7 +60,7 @@ def select_paper(widths: Sequence[int], sensitivities: Sequence[float]) -> int:
     return int(caps[splits[int(np.argmax(gains))] - 1])
 
 
-def _choose(table: ScoreTable) -> Selection:
+def _choose_paper(table: ScoreTable) -> Selection:
     """The width that most initializations choose by their mean curves, the wider on a tie.
 
     With one initialization it is the published rule.
@@ -78,7 +78,7 @@ def _choose(table: ScoreTable) -> Selection:
     )
 
 
-def _describe(table: ScoreTable) -> str:
+def _describe_paper(table: ScoreTable) -> str:
     """The model card's paragraph on the choice."""
     return (
         "The width was chosen from unlabeled images and without training (XTinyU-Net, see "
@@ -87,9 +87,11 @@ def _describe(table: ScoreTable) -> str:
     )
 
 
-def _voters(table: ScoreTable) -> str:
+def _voters_paper(table: ScoreTable) -> str:
     """Whose votes the confidence counts."""
     return f"{len(table.seeds)} initialisations"
 
 
-PAPER = Rule("paper", choose=_choose, describe=_describe, voters=_voters, num_images=16)
+PAPER = Rule(
+    "paper", choose=_choose_paper, describe=_describe_paper, voters=_voters_paper, num_images=16
+)

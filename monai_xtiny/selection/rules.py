@@ -9,7 +9,8 @@ from monai_xtiny.selection.alignment import ALIGNMENT
 from monai_xtiny.selection.paper import PAPER
 from monai_xtiny.selection.rule import Rule
 
-# A new rule is a file beside these and its name here.
+# A new rule is a file beside these and its name here. No name in it may be one of another file of
+# the package, helpers included: MONAI looks components up by bare name in all of them.
 RULES = {rule.name: rule for rule in (PAPER, ALIGNMENT)}
 
 
