@@ -25,9 +25,10 @@ from tests.conftest import DATA, write_dicom_series, write_nifti, write_png
 CONFIG = Path(__file__).parents[1] / "configs" / "search.json"
 SAVED_COPY = DATA / "search_0.1.0.json"
 DATA_IDS = (
-    "labels", "cases", "sampled_cases", "headers", "header", "reader", "loading", "plan",
-    "slice_axis", "preprocessing", "sample",
+    "labels", "cases", "sampled_cases", "headers", "header", "reader", "plan", "slice_axis",
+    "preprocessing", "sample",
 )  # fmt: skip
+LOADING = "preprocessing#transforms#0"
 KINDS = ("nifti", "channels", "png", "dicom")
 # Stored (z, x, y) with two axes flipped: what is read has to be turned.
 AFFINE = np.array([[0, -1.0, 0, 0], [0, 0, 1.0, 0], [-2.0, 0, 0, 0], [0, 0, 0, 1]])
@@ -124,10 +125,10 @@ def test_sample_is_the_same_whether_images_are_kept_or_read_again(
     made = []
     for max_gb in (1, 0):
         opened.clear()
-        parser = config_parser(tmp_path, num_images=num_images, **{"loading#max_gb": max_gb})
+        parser = config_parser(tmp_path, num_images=num_images, **{f"{LOADING}#max_gb": max_gb})
         sample = parser.get_parsed_content("sample")
         assert max(opened.values()) == (2 if max_gb else 3)
-        assert parser.get_parsed_content("loading").num_bytes == 0
+        assert parser.get_parsed_content(LOADING).num_bytes == 0
         made.append((parser.get_parsed_content("plan"), sample.names, sample.images))
     assert made[0][:2] == made[1][:2]
     for kept, read_again in zip(made[0][2], made[1][2], strict=True):
@@ -148,10 +149,26 @@ def test_a_saved_copy_of_an_earlier_search_config_makes_the_same_sample(tmp_path
         assert torch.equal(image, expected)
 
 
+def test_search_reads_again_what_a_changed_copy_loads_in_its_own_way(tmp_path, opened) -> None:
+    write_images(tmp_path, "png")
+    steps = json.loads(CONFIG.read_text())["preprocessing"]["transforms"][1:]
+    loading = [
+        {"_target_": "LoadImaged", "keys": "image", "reader": "@reader"},
+        {"_target_": "EnsureChannelFirstd", "keys": "image"},
+    ]
+    changes = {"preprocessing#transforms": [*loading, *steps]}
+    own = config_parser(tmp_path, num_images=2, **changes).get_parsed_content("sample")
+    assert sorted(opened.values()) == [2, 2, 3, 3]
+    sample = config_parser(tmp_path, num_images=2).get_parsed_content("sample")
+    for image, expected in zip(own.images, sample.images, strict=True):
+        assert torch.equal(image, expected)
+
+
 def test_search_takes_another_reader_from_a_changed_copy(tmp_path) -> None:
     write_images(tmp_path, "png")
     reader = {"_target_": "monai.data.PILReader", "converter": "$lambda image: image.rotate(180)"}
-    turned = config_parser(tmp_path, num_images=2, reader=reader).get_parsed_content("sample")
+    changes = {f"{LOADING}#transform#reader": reader}
+    turned = config_parser(tmp_path, num_images=2, **changes).get_parsed_content("sample")
     sample = config_parser(tmp_path, num_images=2).get_parsed_content("sample")
     for image, other in zip(sample.images, turned.images, strict=True):
         assert torch.equal(image.flip(1, 2), other)
@@ -182,6 +199,6 @@ def test_search_preprocesses_as_the_fragment_says(tmp_path, kind) -> None:
     steps = []
     for index, step in enumerate(config["preprocessing"]["transforms"]):
         is_enabled = parser.get_parsed_content(f"preprocessing#transforms#{index}") is not None
-        if isinstance(step, dict) and step["_target_"] in targets and is_enabled:
+        if step["_target_"] in targets and is_enabled:
             steps.append({key: value for key, value in step.items() if key != "_disabled_"})
     assert steps == expected

@@ -51,13 +51,17 @@ def load_sample(
 
 
 def measure_nonzero(
-    cases: Sequence[Case], *, loading: LoadOnced | None = None, progress: bool = True
+    cases: Sequence[Case],
+    *,
+    loading: Callable[..., Any] | None = None,
+    progress: bool = True,
 ) -> tuple[tuple[int, ...], ...]:
     """Shape of the box around the voxels that are not 0 in every channel, as nnU-Net crops.
 
     Args:
         cases: read in full, one after the other.
-        loading: reads them, and may keep them for a later stage; default: MONAI's reader.
+        loading: first step of the preprocessing; a :class:`LoadOnced` reads the images, and may
+            keep them for the preprocessing. Otherwise MONAI's reader does, and nothing is kept.
         progress: show a bar on stderr.
 
     Returns:
@@ -66,7 +70,7 @@ def measure_nonzero(
     Raises:
         ValueError: a case cannot be read, or holds non-finite or constant values.
     """
-    if loading is None:
+    if not isinstance(loading, LoadOnced):
         loading = LoadOnced(LoadImaged("image", reader=cases[0].reader, ensure_channel_first=True))
     steps: list[Callable[..., Any]] = [loading.peek]
     if cases[0].kind != "raster":

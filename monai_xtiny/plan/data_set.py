@@ -3,16 +3,12 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Mapping, Sequence
-from typing import TYPE_CHECKING
+from collections.abc import Callable, Mapping, Sequence
+from typing import Any
 
 from monai_xtiny.data.case import Case, Header
-from monai_xtiny.plan.nnunet import load_nnunet_plan
-from monai_xtiny.plan.planner import plan_images
+from monai_xtiny.plan import nnunet, planner
 from monai_xtiny.plan.unet_plan import UNetPlan
-
-if TYPE_CHECKING:
-    from monai_xtiny.data.loading import LoadOnced
 
 
 def plan_data_set(
@@ -25,7 +21,7 @@ def plan_data_set(
     configuration: str = "2d",
     num_images: int | None = 16,
     seed: int = 369,
-    loading: LoadOnced | None = None,
+    loading: Callable[..., Any] | None = None,
     progress: bool = False,
 ) -> UNetPlan:
     """Take nnU-Net's plan if there is one, and plan from the images otherwise.
@@ -37,9 +33,10 @@ def plan_data_set(
         spatial_dims: 2 or 3; ``None`` takes what the plans file or the images have.
         plans: nnU-Net's plans file; no further image is read then.
         configuration: of the plans file.
-        num_images: to plan from, as for :func:`plan_images`.
+        num_images: to plan from, as for :func:`monai_xtiny.plan_images`.
         seed: of the draw of these images.
-        loading: reads them, and keeps those to be scored.
+        loading: first step of the preprocessing, as for
+            :func:`monai_xtiny.data.measure_nonzero`.
         progress: show a bar on stderr.
 
     Raises:
@@ -48,7 +45,7 @@ def plan_data_set(
     """
     if plans:
         header = next(iter(headers.values()))
-        return load_nnunet_plan(
+        return nnunet.load_nnunet_plan(
             plans,
             configuration,
             in_channels=header.in_channels,
@@ -56,7 +53,7 @@ def plan_data_set(
             of_images=len(header.shape) == 2,
             spatial_dims=spatial_dims,
         )
-    return plan_images(
+    return planner.plan_images(
         cases,
         spatial_dims=spatial_dims,
         out_channels=out_channels,

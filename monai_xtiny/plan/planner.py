@@ -10,10 +10,10 @@ this module is in MONAI's array order (x, y[, z]).
 from __future__ import annotations
 
 import os
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from math import ceil, prod
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import numpy as np
 
@@ -22,9 +22,6 @@ from monai_xtiny.data.cases import find_cases, sample_cases
 from monai_xtiny.data.headers import check_headers, read_headers
 from monai_xtiny.data.images import measure_nonzero
 from monai_xtiny.plan.unet_plan import UNetPlan
-
-if TYPE_CHECKING:
-    from monai_xtiny.data.loading import LoadOnced
 
 MAX_HEADERS = 512
 _BASE_FEATURES = 32
@@ -67,7 +64,7 @@ def plan_images(
     num_images: int | None = 16,
     seed: int = 369,
     headers: Mapping[Case, Header] | None = None,
-    loading: LoadOnced | None = None,
+    loading: Callable[..., Any] | None = None,
     progress: bool = False,
 ) -> UNetPlan:
     """Plan the U-Net of a data set from unlabeled images.
@@ -80,7 +77,7 @@ def plan_images(
             of the others only headers are read, at most 512.
         seed: of both samples.
         headers: those read already, which are not read again.
-        loading: reads the images, and may keep them for a later stage; default: MONAI's reader.
+        loading: as for :func:`monai_xtiny.data.measure_nonzero`.
         progress: show a bar on stderr.
 
     Returns:
@@ -108,7 +105,7 @@ def extract_fingerprint(
     num_images: int | None = 16,
     seed: int = 369,
     headers: Mapping[Case, Header] | None = None,
-    loading: LoadOnced | None = None,
+    loading: Callable[..., Any] | None = None,
     progress: bool = False,
 ) -> Fingerprint:
     """Collect shapes and spacings of a seeded sample of cases.
@@ -121,7 +118,7 @@ def extract_fingerprint(
         num_images: how many are read in full; ``None`` for all.
         seed: of that sample, and of the 512 headers.
         headers: those read already, which are not read again.
-        loading: reads the images, and may keep them for a later stage; default: MONAI's reader.
+        loading: as for :func:`monai_xtiny.data.measure_nonzero`.
         progress: show a bar on stderr.
 
     Raises:
