@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import threading
+from collections.abc import Mapping
 from typing import Any
 
 import torch
@@ -30,6 +31,11 @@ def network_config(plan: UNetPlan, max_features: int | None = None) -> dict[str,
         "deep_supervision": False,
         "trans_bias": True,
     }
+
+
+def network_from_config(arguments: Mapping[str, Any]) -> DynUNet:
+    """The network of :func:`network_config`'s arguments, its weights from the global generator."""
+    return DynUNet(**arguments)
 
 
 def build_network(
@@ -61,12 +67,12 @@ def build_network(
     """
     arguments = network_config(plan, max_features)
     if seed is None:
-        return DynUNet(**arguments).to(device)
+        return network_from_config(arguments).to(device)
     with _GENERATOR:
         state = torch.default_generator.get_state()
         try:
             torch.default_generator.manual_seed(seed)
-            network = DynUNet(**arguments)
+            network = network_from_config(arguments)
         finally:
             torch.default_generator.set_state(state)
     return network.to(device)
