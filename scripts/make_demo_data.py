@@ -1,11 +1,11 @@
-"""Cut the MNI152 template that nilearn carries into labelled axial slices, in nnU-Net's layout.
+"""Cut the MNI152 template that nilearn carries into labeled axial slices, in nnU-Net's layout.
 
 usage: python scripts/make_demo_data.py --output DIR
 
-The T1 template is the image, the larger of its grey and white matter maps the label. Every fifth
+The T1 template is the image, the larger of its gray and white matter maps the label. Every fifth
 slice is held out (imagesTs, labelsTs). Nothing is downloaded. The template is the ICBM 152 2009a
 atlas, copyright 1993-2009 Louis Collins, McConnell Brain Imaging Centre, McGill University; its
-licence permits use, copying and distribution with that notice.
+license permits use, copying and distribution with that notice.
 """
 
 from __future__ import annotations
@@ -19,7 +19,7 @@ import nilearn
 import numpy as np
 from PIL import Image
 
-LABELS = {"background": 0, "grey matter": 1, "white matter": 2}
+LABELS = {"background": 0, "gray matter": 1, "white matter": 2}
 
 
 def load_map(name: str) -> np.ndarray:
@@ -34,9 +34,9 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--output", type=Path, required=True)
     output = parser.parse_args().output
-    image, grey, white = (load_map(name) for name in ("t1", "gm", "wm"))
-    matter = np.maximum(grey, white) >= 128
-    label = (matter * (1 + (white > grey))).astype(np.uint8)
+    image, gray, white = (load_map(name) for name in ("t1", "gm", "wm"))
+    matter = np.maximum(gray, white) >= 128
+    label = (matter * (1 + (white > gray))).astype(np.uint8)
     for folder in ("imagesTr", "labelsTr", "imagesTs", "labelsTs"):
         (output / folder).mkdir(parents=True, exist_ok=True)
     slices = range(40, 152, 2)

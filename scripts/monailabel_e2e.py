@@ -5,7 +5,7 @@ usage: monailabel_e2e.py data --output DIR
        monailabel_e2e.py check --url URL --pid PID --studies DIR --models A,B --output DIR
 
 Every answer of the server is compared, voxel by voxel, with that of `python -m monai.bundle run`.
-Arrays are (x, y[, z]) as stored, or (rows, columns) for pictures.
+Arrays are (x, y[, z]) as stored, or (rows, columns) for PNG images.
 """
 
 from __future__ import annotations
@@ -160,7 +160,7 @@ def write_volume(output: Path, index: int) -> None:
     nibabel.save(nibabel.Nifti1Image(label, affine), output / "truth" / "nifti" / name)
 
 
-def write_picture(output: Path, kind: str, index: int) -> None:
+def write_image(output: Path, kind: str, index: int) -> None:
     """A PNG that is wider than high, and its label."""
     field = texture((40 + 3 * index, 68), index)
     values = np.clip(128 + 50 * field, 0, 255).astype(np.uint8)
@@ -178,7 +178,7 @@ def write_data(output: Path) -> None:
     for index in range(NUM_STUDIES):
         write_volume(output, index)
         for kind in ("gray", "rgb"):
-            write_picture(output, kind, index)
+            write_image(output, kind, index)
 
 
 def load(path: Path) -> tuple[np.ndarray, np.ndarray | None]:
@@ -291,7 +291,7 @@ def check_infer(server: Server, bundle: Bundle, output: Path, step: str) -> dict
 
 
 def check_active_learning(server: Server, bundle: Bundle) -> None:
-    """Strategies name a study; scoring gives each unlabelled study a finite score."""
+    """Strategies name a study; scoring gives each unlabeled study a finite score."""
     images = server.images()
     for strategy in ("random", "first"):
         sample = server.request("POST", f"/activelearning/{strategy}", body={}).json()
@@ -319,11 +319,11 @@ def label_studies(server: Server, truth: Path, count: int) -> None:
         query = {"image": image, "tag": "final"}
         server.request("PUT", "/datastore/label", query=query, file=truth / path.name)
     completed = server.request("GET", "/info/").json()["datastore"]["completed"]
-    expect(completed == count, f"{completed} studies are labelled instead of {count}")
+    expect(completed == count, f"{completed} studies are labeled instead of {count}")
 
 
 def check_train(server: Server, bundle: Bundle) -> None:
-    """One epoch on the labelled studies renews models/model.pt, and nothing else is there."""
+    """One epoch on the labeled studies renews models/model.pt, and nothing else is there."""
     before = torch.load(bundle.weights_file, weights_only=True)
     former = bundle.weights_file.read_bytes()
     server.request("POST", f"/train/{bundle.name}", body={"max_epochs": 1, "device": "cpu"})

@@ -1,5 +1,5 @@
 #!/usr/bin/env bash
-# Emitted bundles in a real MONAI Label server: 3D, 2D slice-wise on 3D studies, and PNG pictures.
+# Emitted bundles in a real MONAI Label server: 3D, 2D slice-wise on 3D studies, and PNG images.
 # usage: bash scripts/monailabel_e2e.sh [--output DIR]
 #   the server has its own environment in .venv-label, made once; its logs are left in DIR
 set -euo pipefail
@@ -109,8 +109,8 @@ search() { # NAME STUDIES LABEL_NAMES OPTIONS...
         --bundle "$output/app/monaibundle/model/${name}_segmentation" --num_images 2 "$@" |
         grep '^selected'
 }
-search volumes nifti "background,Grey matter,White matter"
-search slices nifti "background,Grey matter,White matter" --spatial_dims 2
+search volumes nifti "background,Gray matter,White matter"
+search slices nifti "background,Gray matter,White matter" --spatial_dims 2
 search gray gray "background,Nucleus"
 search rgb rgb "background,Nucleus"
 

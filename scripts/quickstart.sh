@@ -1,7 +1,7 @@
 #!/usr/bin/env bash
-# The main job from nothing: search, train for a few epochs, infer, look.
+# The main job from nothing: search, train for a few epochs, infer, look at held-out cases.
 # usage: bash scripts/quickstart.sh [--images DIR] [--output DIR] [--epochs N] [--label_names A,B]
-#   without --images: axial slices of the MNI152 template with its grey and white matter
+#   without --images: axial slices of the MNI152 template with its gray and white matter
 set -euo pipefail
 cd "$(dirname "$0")/.."
 
@@ -45,8 +45,8 @@ if [ ! -d "$images/labelsTr" ]; then
     exit 0
 fi
 
-held_out=imagesTs labels=labelsTs
-[ -d "$images/imagesTs" ] && [ -d "$images/labelsTs" ] || held_out=imagesTr labels=labelsTr
+to_label=imagesTs
+[ -d "$images/imagesTs" ] || to_label=imagesTr
 images=$(cd "$images" && pwd)
 bundle=$(cd "$bundle" && pwd)
 run() {
@@ -59,9 +59,12 @@ run() {
 }
 run "train for $epochs epochs" --config_file "$bundle/configs/train.json" \
     --dataset_dir "$images" --epochs "$epochs" --val_interval 5
-run "infer on $held_out" --config_file "$bundle/configs/inference.json" \
-    --dataset_dir "$images/$held_out" --output_dir "$predictions"
+run "infer on $to_label" --config_file "$bundle/configs/inference.json" \
+    --dataset_dir "$images/$to_label" --output_dir "$predictions"
 
-python scripts/show_predictions.py --bundle "$bundle" --images "$images/$held_out" \
-    --labels "$images/$labels" --predictions "$predictions" --output "$output/overlay.png"
+echo "== evaluate on the cases that training held out"
+python -m monai_xtiny evaluate --bundle "$bundle" --data "$images"
+echo "labels of $to_label: $predictions"
+echo "curve: $bundle/docs/sensitivity.png"
+echo "overlay: $bundle/docs/overlay.png"
 echo "done in $((SECONDS - started)) s"

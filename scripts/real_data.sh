@@ -1,5 +1,5 @@
 #!/usr/bin/env bash
-# The README's runs on real data: search, one epoch of training, inference, for 3D MRI, gray and
+# The README's runs on real data: search, one epoch of training, inference, evaluation, for 3D MRI, gray and
 # RGB microscopy.
 # usage: bash scripts/real_data.sh [DATA] [OUTPUT]
 #   DATA holds Dataset004_Hippocampus, Dataset076_DSB2018Fluo and Dataset077_DSB2018Stain in nnU-Net's
@@ -47,9 +47,8 @@ one_set() { # NAME BUNDLE SEARCH_OPTIONS...
         while read -r file; do ln -s "$file" "$images/"; done
     run_bundle inference "$bundle" --dataset_dir "$images" --output_dir "$bundle/labels"
     ls "$bundle/labels"
-    python scripts/show_predictions.py --bundle "$bundle" --images "$data/$set/imagesTr" \
-        --labels "$data/$set/labelsTr" --predictions "$bundle/labels" \
-        --output "$bundle/overlay.png"
+    python -m monai_xtiny evaluate --bundle "$bundle" --data "$data/$set"
+    echo "overlay: $bundle/docs/overlay.png"
     echo "$set: $((SECONDS - started)) s"
 }
 

@@ -28,7 +28,7 @@ from monai_xtiny.system.files import atomic_write
 OPSET = 18
 TOLERANCE = 1e-4
 _DIGEST = "weights_sha256"
-_NORMALISATION = {
+_NORMALIZATION = {
     "images": "z-score of every channel over the image",
     "volumes": "resampled to the plan's spacing, then z-score of every channel over the volume",
     "slices": "resampled to the plan's spacing, then z-score of every channel over the volume",
@@ -40,16 +40,16 @@ def export_onnx(
 ) -> Path:
     """Write the network of a bundle with the weights of ``models/model.pt`` as ONNX.
 
-    Instance normalisation is written as means along one axis after the other. ONNX Runtime's own
-    sums a channel in a few float32 accumulators: on pictures that are mostly one grey value it was
+    Instance normalization is written as means along one axis after the other. ONNX Runtime's own
+    sums a channel in a few float32 accumulators: on images that are mostly one gray value it was
     off by 3e-3 in the logits (1.32.0, 256 x 256, dark microscopy), and more in volumes.
 
-    The file holds in its metadata the :class:`InputFormat`, the normalisation and a digest of the
+    The file holds in its metadata the :class:`InputFormat`, the normalization and a digest of the
     weights, but no path of this machine.
 
     Args:
         bundle_dir: the bundle; its ``models/model.onnx`` is written, or replaced.
-        inputs: normalised images of (B, C, *spatial) to compare outputs on, besides random ones.
+        inputs: normalized images of (B, C, *spatial) to compare outputs on, besides random ones.
 
     Returns:
         The path of ``models/model.onnx``.
@@ -85,7 +85,7 @@ def write_onnx(
     """Write a network as ONNX, whole or not at all; the network stays as it is.
 
     Args:
-        network: a DynUNet in evaluation mode.
+        network: as ``build_network`` makes it, in evaluation mode.
         form: what it takes.
         path: the file to write, or replace.
         inputs: images to compare outputs on, besides random ones.
@@ -100,11 +100,6 @@ def write_onnx(
     onnx = import_deploy("onnx")
     for name in ("onnxruntime", "onnxscript"):
         import_deploy(name)
-    dims = [torch.export.Dim(f"steps_{axis}") for axis in range(len(form.divisor))]
-    sizes = {
-        axis + 2: dim if factor == 1 else factor * dim
-        for axis, (dim, factor) in enumerate(zip(dims, form.divisor, strict=True))
-    }
     example = torch.zeros(2, form.in_channels, *form.padded(form.patch_size))
     with atomic_write(path) as part:
         try:
@@ -118,7 +113,7 @@ def write_onnx(
                 input_names=["image"],
                 output_names=["pred"],
                 opset_version=OPSET,
-                dynamic_shapes=({0: torch.export.Dim("batch"), **sizes},),
+                dynamic_shapes=(_free_axes(form),),
             )
         except Exception as error:
             raise ValueError(
@@ -132,23 +127,32 @@ def write_onnx(
         return _check_outputs(network, form, part, inputs)
 
 
-def quantise_onnx(model: str | os.PathLike[str], inputs: Sequence[NDArray[np.float32]]) -> Path:
+def _free_axes(form: InputFormat) -> dict[int, Any]:
+    """Axes of the input that may have any size: the batch, and multiples of the divisor."""
+    axes: dict[int, Any] = {0: torch.export.Dim("batch")}
+    for axis, factor in enumerate(form.divisor):
+        steps = torch.export.Dim(f"steps_{axis}")
+        axes[axis + 2] = steps if factor == 1 else factor * steps
+    return axes
+
+
+def quantize_onnx(model: str | os.PathLike[str], inputs: Sequence[NDArray[np.float32]]) -> Path:
     """Write an int8 copy of ``model.onnx`` beside it, ``model_int8.onnx``.
 
-    Static quantisation by ONNX Runtime: weights int8 a channel, activations uint8 from their
-    minimum and maximum over ``inputs``, in QDQ form. Convolutions are quantised, without the first
-    and the last one; normalisation and activation stay float32.
+    Static quantization by ONNX Runtime: weights int8 per channel, activations uint8 from their
+    minimum and maximum over ``inputs``, in QDQ form. Convolutions are quantized, without the first
+    and the last one; normalization and activation stay float32.
 
     Args:
         model: what :func:`export_onnx` wrote.
-        inputs: normalised, unlabeled images of (B, C, *spatial) to calibrate on.
+        inputs: normalized, unlabeled images of (B, C, *spatial) to calibrate on.
 
     Returns:
         The path of ``model_int8.onnx``.
 
     Raises:
         ImportError: onnx or onnxruntime is not installed.
-        ValueError: there are no inputs, or ONNX Runtime cannot quantise the model.
+        ValueError: there are no inputs, or ONNX Runtime cannot quantize the model.
     """
     onnx = import_deploy("onnx")
     quantization = import_deploy("onnxruntime.quantization")
@@ -180,7 +184,7 @@ def quantise_onnx(model: str | os.PathLike[str], inputs: Sequence[NDArray[np.flo
             )
             load_segmenter(part, num_threads=1)
         except Exception as error:
-            raise ValueError(f"{str(source)!r} cannot be quantised: {root_cause(error)}") from error
+            raise ValueError(f"{str(source)!r} cannot be quantized: {root_cause(error)}") from error
     return target
 
 
@@ -198,7 +202,7 @@ def remove_stale_int8(bundle: Bundle) -> None:
 
 
 class _ExactInstanceNorm(nn.Module):
-    """Instance normalisation whose mean and variance are means along one axis after the other."""
+    """Instance normalization whose mean and variance are means along one axis after the other."""
 
     def __init__(self, norm: _InstanceNorm) -> None:
         super().__init__()
@@ -206,9 +210,11 @@ class _ExactInstanceNorm(nn.Module):
 
     def forward(self, image: torch.Tensor) -> torch.Tensor:
         shape = (-1, *[1] * (image.ndim - 2))
-        centred = image - _spatial_mean(image)
-        scale = self.weight.reshape(shape) / torch.sqrt(_spatial_mean(centred * centred) + self.eps)
-        return centred * scale + self.bias.reshape(shape)
+        centered = image - _spatial_mean(image)
+        scale = self.weight.reshape(shape) / torch.sqrt(
+            _spatial_mean(centered * centered) + self.eps
+        )
+        return centered * scale + self.bias.reshape(shape)
 
 
 def _spatial_mean(image: torch.Tensor) -> torch.Tensor:
@@ -219,7 +225,7 @@ def _spatial_mean(image: torch.Tensor) -> torch.Tensor:
 
 
 def _with_exact_norms(network: nn.Module) -> nn.Module:
-    """A copy of a network with other instance normalisations; shared modules stay shared."""
+    """A copy of a network with other instance normalizations; shared modules stay shared."""
     network = copy.deepcopy(network)
     replaced: dict[nn.Module, nn.Module] = {}
     for module in list(network.modules()):
@@ -238,7 +244,8 @@ def _describe(model: Any, form: InputFormat, digest: str) -> None:
         node.doc_string = ""
     described = {
         **form.to_metadata(),
-        "normalisation": _NORMALISATION[form.kind],
+        # A key of the files that are out there, so it keeps its spelling.
+        "normalisation": _NORMALIZATION[form.kind],
         _DIGEST: digest,
     }
     for key, value in described.items():

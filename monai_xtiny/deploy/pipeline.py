@@ -6,14 +6,15 @@ import json
 import os
 import platform
 import tempfile
-from collections.abc import Callable, Sequence
-from dataclasses import asdict, dataclass
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import asdict, dataclass, replace
 from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import torch
+from numpy.typing import NDArray
 from PIL import Image
 
 from monai_xtiny.bundle.folder import DEPLOYMENT, SPLIT, Bundle
@@ -21,7 +22,7 @@ from monai_xtiny.bundle.folder import ONNX as ONNX_FILE
 from monai_xtiny.deploy.onnx_model import (
     OPSET,
     input_format,
-    quantise_onnx,
+    quantize_onnx,
     remove_stale_int8,
     write_onnx,
 )
@@ -37,6 +38,7 @@ from monai_xtiny.deploy.timing import (
 )
 from monai_xtiny.deploy.windows import sample_windows
 from monai_xtiny.networks.dynunet import build_network, network_config
+from monai_xtiny.plan.unet_plan import UNetPlan
 from monai_xtiny.selection.choice import Selection
 from monai_xtiny.system.devices import device_name, select_device
 from monai_xtiny.system.files import write_text
@@ -45,6 +47,8 @@ from monai_xtiny.training.labelled import data_options
 
 FULL_WIDTH, SELECTED = "full-width", "selected"
 _FORMAT_VERSION = 1
+# What docs/deploy.json calls them since version 1.
+_JSON_NAMES = {"image_ms": "picture_ms", "image_p95_ms": "picture_p95_ms"}
 
 
 @dataclass(frozen=True)
@@ -54,9 +58,9 @@ class Deployment:
     Args:
         files: ONNX files that were written.
         max_difference: largest difference of a logit between ONNX Runtime and PyTorch.
-        dice: mean Dice of ``model.onnx`` on the held-out cases, if there were labelled data.
+        dice: mean Dice of ``model.onnx`` on the held-out cases, if there were labeled data.
         dice_int8: the same of ``model_int8.onnx``.
-        num_cases: that were held out.
+        num_cases: number of cases held out.
         size: of the image that engines were timed on.
         timings: of the full-width and of the selected network.
         device: name of the device that they were timed on.
@@ -88,17 +92,16 @@ def deploy_bundle(
 
     Args:
         bundle_dir: the bundle; ``models/model.onnx``, on request ``models/model_int8.onnx``, and
-            ``docs/deploy.json`` are written. An int8 model of other weights is
-            deleted.
+            ``docs/deploy.json`` are written. An int8 model of other weights is deleted.
         images: unlabeled images, whatever the search takes: ONNX Runtime is compared with PyTorch
             on 16 of them, and int8 calibrated.
         data: nnU-Net data set root with labels, whose held-out cases the Dice is measured on.
-        int8: quantise too.
-        benchmark: time four engines, with one thread and with two, on the selected network and on
-            the full-width one at its initialisation.
+        int8: quantize too.
+        benchmark: time four engines, with one intra-op thread and with two, on the selected network
+            and on the full-width one at its initialization.
         device: to time them on, ``cpu`` or a ``cuda`` one: there with one thread, without int8, and
             with ONNX Runtime where onnxruntime-gpu is installed.
-        size: of the image to time, (*spatial); the patch size without.
+        size: of the image to time, (*spatial) (default: the patch size).
         output: JSON file to write in place of ``docs/deploy.json``.
         progress: is told what is being done.
 
@@ -113,57 +116,26 @@ def deploy_bundle(
             no such device.
     """
     bundle = Bundle.open(bundle_dir)
-    for name in ("onnx", "onnxruntime", "onnxscript"):
-        import_deploy(name)
-    timed_on = select_device(device)
-    if timed_on.type not in ("cpu", "cuda"):
-        raise ValueError(f"device {device!r}: engines are timed on cpu or cuda")
-    selection = bundle.selection
-    plan = selection.table.plan
-    timed = plan.patch_size if size is None else tuple(size)
-    if len(timed) != plan.spatial_dims or min(timed) < 1:
-        raise ValueError(f"size {timed}: give {plan.spatial_dims} positive numbers, as the plan")
+    _check_packages()
+    computed_on = _check_device(device)
+    timed_size = _check_size(size, bundle.plan)
     if int8 and images is None:
         raise ValueError("int8 is calibrated on images: give --images")
     if data is not None:
-        data_options(data, None)
-        if not bundle.path(SPLIT).is_file():
-            raise ValueError(
-                f"{str(bundle.root)!r} has no {SPLIT}, which training writes: train it "
-                "first, or leave out --data"
-            )
+        _check_data(data, bundle)
     say = progress or (lambda _: None)
     network, form = bundle.network(), input_format(bundle)
     windows = () if images is None else sample_windows(bundle, images)
-    say("exporting to ONNX")
-    model = bundle.path(ONNX_FILE)
-    difference = write_onnx(network, form, model, inputs=windows)
-    files = [model]
-    remove_stale_int8(bundle)
-    if int8:
-        say("quantising to int8")
-        files.append(quantise_onnx(model, windows))
-    scores: list[float] = []
-    num_cases = 0
+    files, difference = _export(network, form, bundle, windows, int8, say)
+    deployment = Deployment(files, difference)
     if data is not None:
-        for file in files:
-            say(f"Dice of {file.name}")
-            found, _ = evaluate_held_out(bundle, data=data, predict=_tensor_predictor(file))
-            scores.append(found.mean_dice)
-            num_cases = len(found.cases)
-    timings: tuple[EngineTiming, ...] = ()
+        deployment = _with_dice(deployment, bundle, data, say)
     if benchmark:
-        timings = _time_engines(network, selection, form, files, timed, timed_on, say)
-    deployment = Deployment(
-        tuple(files),
-        difference,
-        scores[0] if scores else None,
-        scores[1] if len(scores) > 1 else None,
-        num_cases,
-        timed if benchmark else (),
-        timings,
-        device_name(timed_on) if benchmark else "",
-    )
+        timings = _time_engines(
+            network, bundle.selection, form, files, timed_size, computed_on, say
+        )
+        name = device_name(computed_on)
+        deployment = replace(deployment, size=timed_size, timings=timings, device=name)
     _write(deployment, Path(output) if output is not None else bundle.path(DEPLOYMENT))
     return deployment
 
@@ -174,22 +146,92 @@ def deployment_table(deployment: Deployment) -> str:
         (row.engine, row.num_threads): row for row in deployment.timings if row.network != SELECTED
     }
     lines = [
-        "| network | engine | threads | file, KiB | network, ms (p95) | picture, ms (p95) "
+        "| network | engine | threads | file, KiB | network, ms (p95) | file to labels, ms (p95) "
         "| frames/s | peak, MiB | times as fast as the full width |",
         "|---|---|---:|---:|---:|---:|---:|---:|---:|",
     ]
     for row in deployment.timings:
         wide = full[row.engine, row.num_threads]
-        picture = "-"
-        if row.picture_ms is not None:
-            picture = f"{row.picture_ms:.1f} ({row.picture_p95_ms:.1f})"
+        from_file = "-"
+        if row.image_ms is not None:
+            from_file = f"{row.image_ms:.1f} ({row.image_p95_ms:.1f})"
         lines.append(
             f"| {row.network}, cap {row.max_features} | {row.engine} | {row.num_threads} "
             f"| {row.num_bytes / 1024:,.0f} | {row.network_ms:.1f} ({row.network_p95_ms:.1f}) "
-            f"| {picture} | {row.frames_per_second:.1f} | {row.peak_mib:.0f} "
+            f"| {from_file} | {row.frames_per_second:.1f} | {row.peak_mib:.0f} "
             f"| {wide.network_ms / row.network_ms:.1f} |"
         )
     return "\n".join(lines)
+
+
+def _check_packages() -> None:
+    """Refuse to begin without the extra ``deploy``."""
+    for name in ("onnx", "onnxruntime", "onnxscript"):
+        import_deploy(name)
+
+
+def _check_device(name: str) -> torch.device:
+    """The device to time engines on."""
+    device = select_device(name)
+    if device.type not in ("cpu", "cuda"):
+        raise ValueError(f"device {name!r}: engines are timed on cpu or cuda")
+    return device
+
+
+def _check_size(size: Sequence[int] | None, plan: UNetPlan) -> tuple[int, ...]:
+    """The size of the image to time."""
+    timed = plan.patch_size if size is None else tuple(size)
+    if len(timed) != plan.spatial_dims or min(timed) < 1:
+        raise ValueError(f"size {timed}: give {plan.spatial_dims} positive numbers, as the plan")
+    return timed
+
+
+def _check_data(data: str | os.PathLike[str], bundle: Bundle) -> None:
+    """Refuse data that are not there, and a bundle that holds out none of them."""
+    data_options(data, None)
+    if not bundle.path(SPLIT).is_file():
+        raise ValueError(
+            f"{str(bundle.root)!r} has no {SPLIT}, which training writes: train it first, or leave "
+            "out --data"
+        )
+
+
+def _export(
+    network: torch.nn.Module,
+    form: InputFormat,
+    bundle: Bundle,
+    windows: Sequence[NDArray[np.float32]],
+    int8: bool,
+    say: Callable[[str], None],
+) -> tuple[tuple[Path, ...], float]:
+    """Write the ONNX files; which they are, and the largest difference of a logit."""
+    say("exporting to ONNX")
+    model = bundle.path(ONNX_FILE)
+    difference = write_onnx(network, form, model, inputs=windows)
+    remove_stale_int8(bundle)
+    if not int8:
+        return (model,), difference
+    say("quantizing to int8")
+    return (model, quantize_onnx(model, windows)), difference
+
+
+def _with_dice(
+    deployment: Deployment,
+    bundle: Bundle,
+    data: str | os.PathLike[str],
+    say: Callable[[str], None],
+) -> Deployment:
+    """The deployment with the mean Dice of each of its files on the held-out cases."""
+    found = []
+    for file in deployment.files:
+        say(f"Dice of {file.name}")
+        found.append(evaluate_held_out(bundle, data=data, predict=_tensor_predictor(file))[0])
+    return replace(
+        deployment,
+        dice=found[0].mean_dice,
+        dice_int8=found[1].mean_dice if len(found) > 1 else None,
+        num_cases=len(found[0].cases),
+    )
 
 
 def _tensor_predictor(model: Path) -> Callable[[torch.Tensor], torch.Tensor]:
@@ -212,61 +254,80 @@ def _time_engines(
     say: Callable[[str], None],
 ) -> tuple[EngineTiming, ...]:
     """Both networks in all engines, from files in a folder that is thrown away."""
-    # The ones that read the exported files.
-    runtimes = [ONNX, INT8][: len(files)]
-    if device.type == "cuda":
-        runtimes = [ONNX]
-        try:
-            load_segmenter(files[0], device=str(device))
-        except ValueError as error:
-            runtimes = []
-            say(f"ONNX Runtime is not timed on {device}: {error}")
-    plan, width = selection.table.plan, selection.max_features
-    widest = plan.features_per_stage[-1]
-    wide = build_network(plan, seed=0).eval()
-    shape = (1, form.in_channels, *form.padded(size))
-    noise = np.random.default_rng(0).standard_normal(shape, dtype=np.float32)
+    plan = selection.table.plan
+    runtimes = _available_runtimes(files, device, say)
     with tempfile.TemporaryDirectory() as temporary:
         folder = Path(temporary)
-        models = []
-        for name, cap, item in ((FULL_WIDTH, widest, wide), (SELECTED, width, network)):
-            eager, script = folder / f"{name}.pt", folder / f"{name}.ts"
-            content = {
-                "arguments": network_config(plan, cap),
-                "state_dict": item.state_dict(),
-            }
-            torch.save(content, eager)
-            torch.jit.script(item).save(script)
-            exported = list(files[: len(runtimes)])
-            if name == FULL_WIDTH and runtimes:
-                say("exporting the full-width network")
-                (folder / name).mkdir()
-                exported = [folder / name / Path(ONNX_FILE).name]
-                write_onnx(item, form, exported[0])
-                if INT8 in runtimes:
-                    exported.append(quantise_onnx(exported[0], [noise]))
-            engines = (EAGER, TORCHSCRIPT, *runtimes)
-            models += [
-                EngineModel(name, cap, engine, path)
-                for engine, path in zip(engines, (eager, script, *exported), strict=True)
-            ]
-        pictures = _draw_picture(form, size, folder) if form.kind == "images" else ()
+        wide = build_network(plan, seed=0).eval()
+        wide_files: Sequence[Path] = ()
+        if runtimes:
+            say("exporting the full-width network")
+            wide_files = _export_wide(wide, form, folder, size, int8=INT8 in runtimes)
+        models = [
+            EngineModel(name, cap, engine, path)
+            for name, cap, item, exported in (
+                (FULL_WIDTH, plan.features_per_stage[-1], wide, wide_files),
+                (SELECTED, selection.max_features, network, files[: len(runtimes)]),
+            )
+            for engine, path in (
+                *_save_for_pytorch(item, network_config(plan, cap), folder / name),
+                *zip(runtimes, exported, strict=True),
+            )
+        ]
+        images = _draw_image(form, size, folder) if form.kind == "images" else ()
         threads = (1, 2) if device.type == "cpu" else (1,)
         return benchmark_engines(
-            models, form, pictures, size, device=str(device), threads=threads, progress=say
+            models, form, images, size, device=str(device), threads=threads, progress=say
         )
 
 
-def _draw_picture(form: InputFormat, size: tuple[int, ...], folder: Path) -> tuple[Path, ...]:
-    """A smooth picture with noise as PNG: one file for 1 or 3 channels, else one a channel."""
+def _available_runtimes(
+    files: Sequence[Path], device: torch.device, say: Callable[[str], None]
+) -> tuple[str, ...]:
+    """The engines that read the exported files on a device; int8 is one of CPUs."""
+    if device.type == "cpu":
+        return (ONNX, INT8)[: len(files)]
+    try:
+        load_segmenter(files[0], device=str(device))
+    except ValueError as error:
+        say(f"ONNX Runtime is not timed on {device}: {error}")
+        return ()
+    return (ONNX,)
+
+
+def _export_wide(
+    network: torch.nn.Module, form: InputFormat, folder: Path, size: Sequence[int], *, int8: bool
+) -> tuple[Path, ...]:
+    """ONNX files of the full width, which need not segment well: int8 is calibrated on noise."""
+    model = folder / Path(ONNX_FILE).name
+    write_onnx(network, form, model)
+    if not int8:
+        return (model,)
+    shape = (1, form.in_channels, *form.padded(size))
+    noise = np.random.default_rng(0).standard_normal(shape, dtype=np.float32)
+    return model, quantize_onnx(model, [noise])
+
+
+def _save_for_pytorch(
+    network: torch.nn.Module, arguments: Mapping[str, Any], stem: Path
+) -> tuple[tuple[str, Path], ...]:
+    """The files that PyTorch's engines read, each with the name of its engine."""
+    eager, script = stem.with_suffix(".pt"), stem.with_suffix(".ts")
+    torch.save({"arguments": arguments, "state_dict": network.state_dict()}, eager)
+    torch.jit.script(network).save(script)
+    return (EAGER, eager), (TORCHSCRIPT, script)
+
+
+def _draw_image(form: InputFormat, size: tuple[int, ...], folder: Path) -> tuple[Path, ...]:
+    """A smooth image with noise as PNG: one file for 1 or 3 channels, else one per channel."""
     generator = np.random.default_rng(0)
     num_channels = form.in_channels
     x, y = (np.linspace(0, 6, edge) for edge in size)
     smooth = 110 + 80 * np.sin(x)[None, :] * np.cos(y)[:, None]
     pixels = smooth[..., None] + generator.normal(0, 8, (*smooth.shape, num_channels))
-    grey = pixels.clip(0, 255).astype(np.uint8)
-    layers = [grey] if num_channels == 3 else [grey[..., index] for index in range(num_channels)]
-    paths = tuple(folder / f"picture_{index:04d}.png" for index in range(len(layers)))
+    gray = pixels.clip(0, 255).astype(np.uint8)
+    layers = [gray] if num_channels == 3 else [gray[..., index] for index in range(num_channels)]
+    paths = tuple(folder / f"image_{index:04d}.png" for index in range(len(layers)))
     for layer, path in zip(layers, paths, strict=True):
         Image.fromarray(layer).save(path)
     return paths
@@ -275,6 +336,10 @@ def _draw_picture(form: InputFormat, size: tuple[int, ...], folder: Path) -> tup
 def _write(deployment: Deployment, path: Path) -> None:
     """``deploy.json``: what was measured, and with which versions."""
     content: dict[str, Any] = {"format_version": _FORMAT_VERSION, **asdict(deployment)}
+    content["timings"] = [
+        {_JSON_NAMES.get(name, name): value for name, value in asdict(row).items()}
+        for row in deployment.timings
+    ]
     content["files"] = [file.name for file in deployment.files]
     content["opset"] = OPSET
     packages = ("torch", "monai", "onnx", "onnxscript", "numpy", "pillow")

@@ -1,6 +1,9 @@
-"""An ONNX model at work, from picture to labels: NumPy, Pillow and ONNX Runtime, without PyTorch.
+"""An ONNX model at work, from image file to labels: NumPy, Pillow and ONNX Runtime.
 
-Axis order is MONAI's array order: B, C, *spatial, for a picture (width, height), as MONAI's
+It needs neither PyTorch nor MONAI, and imports nothing else of this package: this one file, copied
+beside the model, is enough on the machine that segments.
+
+Axis order is MONAI's array order: B, C, *spatial, for a PNG file (width, height), as MONAI's
 ``PILReader`` gives it. ``labels.T`` has rows and columns.
 """
 
@@ -13,14 +16,16 @@ from collections.abc import Callable, Mapping, Sequence
 from contextlib import redirect_stdout
 from dataclasses import asdict, dataclass
 from importlib import import_module
+from itertools import product
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 
-# What the emitted inference.json gives its SlidingWindowInferer.
+# What the emitted inference.json gives its SlidingWindowInferer, and what that has by itself.
 _OVERLAP, _WINDOWS_AT_ONCE = 0.5, 4
+_SIGMA_SCALE, _SMALLEST_WEIGHT = 0.125, 1e-3
 CUDA_PROVIDER = "CUDAExecutionProvider"
 
 
@@ -29,7 +34,7 @@ class InputFormat:
     """What a deployed network takes; it travels in the ONNX file.
 
     Args:
-        kind: ``images`` (pictures), ``slices`` of volumes, or ``volumes``.
+        kind: ``images`` (2D files such as PNG), ``slices`` of volumes, or ``volumes``.
         in_channels: of an image.
         patch_size: voxels along each spatial axis that the network was trained on.
         divisor: spatial sizes that the network takes are its multiples.
@@ -45,7 +50,7 @@ class InputFormat:
     def padded(self, size: Sequence[int]) -> tuple[int, ...]:
         """The smallest size that holds an image of another and that the network takes.
 
-        Two steps of the divisor at least, as instance normalisation needs more than one voxel.
+        Two steps of the divisor at least, as instance normalization needs more than one voxel.
 
         >>> InputFormat("images", 1, (256, 256), (64, 64), ("no", "yes")).padded((200, 30))
         (256, 128)
@@ -78,13 +83,13 @@ class Segmenter:
     """Labels of an image, as the bundle's ``inference.json`` gives them.
 
     An image no larger than the patch is padded with zeros and takes one pass of the network; a
-    larger one takes MONAI's sliding window, which needs PyTorch, or one pass too if asked to.
+    larger one takes a sliding window, equal to MONAI's, or one pass too if asked to.
 
     Args:
         predict: the network, float32 arrays of (B, C, *spatial) to logits of (B, K, *spatial).
         form: what the network takes.
         whole_image: one pass for images larger than the patch: faster, and not the labels that
-            ``inference.json`` gives, as instance normalisation then sees the whole image.
+            ``inference.json`` gives, as instance normalization then sees the whole image.
     """
 
     def __init__(
@@ -99,10 +104,10 @@ class Segmenter:
         self.form = form
 
     def __call__(self, images: str | os.PathLike[str] | Sequence[str]) -> NDArray[np.uint8]:
-        """Labels of a picture.
+        """Labels of an image file.
 
         Args:
-            images: its file, or one file a channel.
+            images: the file, or one file per channel.
 
         Returns:
             Class indices, (width, height).
@@ -110,16 +115,16 @@ class Segmenter:
         return self.segment(self.read(images))
 
     def read(self, images: str | os.PathLike[str] | Sequence[str]) -> NDArray[np.float32]:
-        """Decode a picture as MONAI does.
+        """Decode an image file as MONAI does.
 
         Args:
-            images: its file, or one file a channel.
+            images: the file, or one file per channel.
 
         Returns:
             Intensities as they are in the file, (C, width, height).
 
         Raises:
-            ValueError: the network is not one of pictures, or the picture has other channels.
+            ValueError: the network is one of volumes or slices, or the file has other channels.
         """
         from PIL import Image
 
@@ -130,8 +135,8 @@ class Segmenter:
         files = [images] if isinstance(images, (str, os.PathLike)) else list(images)
         channels = []
         for file in files:
-            with Image.open(file) as picture:
-                pixels = np.asarray(picture)
+            with Image.open(file) as opened:
+                pixels = np.asarray(opened)
             channels.append(np.atleast_3d(pixels).transpose(2, 1, 0))
         image = np.concatenate(channels).astype(np.float32, order="C")
         if len(image) != self.form.in_channels:
@@ -151,53 +156,32 @@ class Segmenter:
             Class indices, (*spatial).
 
         Raises:
-            ValueError: the network is one of slices, whose volume has to be normalised as a whole.
+            ValueError: the network is one of slices, whose volume has to be normalized as a whole.
         """
         if self.form.kind == "slices":
-            raise ValueError("a slice alone cannot be normalised: z-score the volume, use logits()")
+            raise ValueError("a slice alone cannot be normalized: z-score the volume, use logits()")
         return _argmax(self.logits(_z_score(image)))
 
     def logits(self, image: NDArray[np.float32]) -> NDArray[np.float32]:
-        """Logits of a normalised image.
+        """Logits of a normalized image.
 
         Args:
             image: z-scored per channel, (C, *spatial).
 
         Returns:
-            One channel a class, (K, *spatial).
+            One channel per class, (K, *spatial).
         """
         size, patch = image.shape[1:], self.form.patch_size
         if all(edge <= limit for edge, limit in zip(size, patch, strict=True)):
             return self._one_pass(image, patch)
         if self._whole_image:
             return self._one_pass(image, self.form.padded(size))
-        return self._windows(image)
+        return _slide_windows(image, self.predict, patch)
 
     def _one_pass(self, image: NDArray[np.float32], target: tuple[int, ...]) -> NDArray[np.float32]:
         """The network on an image padded on both sides, as MONAI's sliding window pads."""
-        size = image.shape[1:]
-        if size == target:
-            return self.predict(image[None])[0]
-        starts = [(wide - edge) // 2 for wide, edge in zip(target, size, strict=True)]
-        spatial = (slice(at, at + edge) for at, edge in zip(starts, size, strict=True))
-        inside = (slice(None), *spatial)
-        padded = np.zeros((1, len(image), *target), dtype=np.float32)
-        padded[0][inside] = image
-        return self.predict(padded)[0][inside]
-
-    def _windows(self, image: NDArray[np.float32]) -> NDArray[np.float32]:
-        """The network on overlapping patches of an image, blended by MONAI."""
-        import torch
-        from monai.inferers import SlidingWindowInferer
-
-        inferer = SlidingWindowInferer(
-            self.form.patch_size, _WINDOWS_AT_ONCE, _OVERLAP, mode="gaussian"
-        )
-        blended = inferer(
-            torch.from_numpy(image[None]),
-            lambda windows: torch.from_numpy(self.predict(windows.numpy())),
-        )
-        return np.asarray(blended)[0]
+        padded, inside = _pad(image, target)
+        return self.predict(padded[None])[0][inside]
 
 
 def load_segmenter(
@@ -211,9 +195,9 @@ def load_segmenter(
 
     Args:
         model: what ``python -m monai_xtiny deploy`` wrote.
-        num_threads: of ONNX Runtime; its choice, one a core, without.
+        num_threads: intra-op threads of ONNX Runtime (default: its choice, one per core).
         whole_image: as :class:`Segmenter` takes it.
-        device: ``cpu``, or ``cuda`` with its number or without, for onnxruntime-gpu.
+        device: ``cpu``, or with onnxruntime-gpu ``cuda`` or ``cuda:N``.
 
     Raises:
         FileNotFoundError: there is no such file.
@@ -270,6 +254,68 @@ def import_deploy(name: str) -> Any:
         return import_module(name)
     except ImportError as error:
         raise ImportError(f"{name} cannot be imported: pip install monai-xtiny[deploy]") from error
+
+
+def _slide_windows(
+    image: NDArray[np.float32],
+    predict: Callable[[NDArray[np.float32]], NDArray[np.float32]],
+    patch: tuple[int, ...],
+) -> NDArray[np.float32]:
+    """Logits of overlapping windows, blended with Gaussian weights.
+
+    It is ``monai.inferers.SlidingWindowInferer(patch, 4, 0.5, mode="gaussian")``: the same windows
+    in the same batches, summed in the same order, in float32.
+    """
+    target = tuple(max(edge, length) for edge, length in zip(image.shape[1:], patch, strict=True))
+    padded, inside = _pad(image, target)
+    axes = zip(target, patch, strict=True)
+    corners = product(*(_window_starts(edge, length) for edge, length in axes))
+    windows: list[tuple[Any, ...]] = [
+        (..., *(slice(at, at + length) for at, length in zip(corner, patch, strict=True)))
+        for corner in corners
+    ]
+    weights = _window_weights(patch)
+    sums, weight_sums = np.zeros(1, np.float32), np.zeros(target, np.float32)
+    for first in range(0, len(windows), _WINDOWS_AT_ONCE):
+        batch = windows[first : first + _WINDOWS_AT_ONCE]
+        predicted = predict(np.stack([padded[window] for window in batch]))
+        if first == 0:  # the number of classes is known from here on
+            sums = np.zeros((predicted.shape[1], *target), np.float32)
+        for window, logits in zip(batch, predicted, strict=True):
+            sums[window] += logits * weights
+            weight_sums[window] += weights
+    return (sums / weight_sums)[inside]
+
+
+def _window_starts(edge: int, length: int) -> list[int]:
+    """Where windows start along an axis: every half window, the last one at the end."""
+    step = max(1, int(length * (1 - _OVERLAP)))
+    return [*range(0, edge - length, step), edge - length]
+
+
+def _window_weights(patch: Sequence[int]) -> NDArray[np.float32]:
+    """A Gaussian whose sigma is an eighth of each edge, 0.001 at least, as MONAI's."""
+    weights = np.ones((), np.float32)
+    for length in patch:
+        offset = np.arange(length) - (length - 1) / 2
+        profile = np.exp(offset**2 / (-2 * (_SIGMA_SCALE * length) ** 2)).astype(np.float32)
+        weights = weights[..., None] * profile
+    return np.maximum(weights, np.float32(_SMALLEST_WEIGHT))
+
+
+def _pad(
+    image: NDArray[np.float32], target: Sequence[int]
+) -> tuple[NDArray[np.float32], tuple[Any, ...]]:
+    """Zeros on both sides of an image, and where the image is, as MONAI's sliding window pads."""
+    size = image.shape[1:]
+    if size == tuple(target):
+        return image, (...,)
+    starts = [(wide - edge) // 2 for wide, edge in zip(target, size, strict=True)]
+    spatial = (slice(at, at + edge) for at, edge in zip(starts, size, strict=True))
+    inside: tuple[Any, ...] = (..., *spatial)
+    padded = np.zeros((len(image), *target), dtype=np.float32)
+    padded[inside] = image
+    return padded, inside
 
 
 def _z_score(image: NDArray[Any]) -> NDArray[np.float32]:

@@ -39,7 +39,7 @@ class EngineModel:
         network: its name in the table.
         max_features: its width cap.
         engine: one of the four.
-        path: the file; for PyTorch a dictionary of DynUNet's ``arguments`` and ``state_dict``.
+        path: the file; for PyTorch a dictionary of the network's ``arguments`` and ``state_dict``.
     """
 
     network: str
@@ -56,14 +56,14 @@ class EngineTiming:
         network: name of the network.
         max_features: its width cap.
         engine: name of the engine.
-        num_threads: that the engine may use.
+        num_threads: intra-op threads that the engine may use.
         num_bytes: size of the file.
         peak_mib: largest resident memory of the process, MiB; a GPU's own memory is not counted.
         network_ms: median of the passes of the network on one image in memory, ms.
         network_p95_ms: 95th percentile of the same.
-        picture_ms: median from the file of a picture to labels in memory (decoding, normalisation,
-            the network, argmax), ms; ``None`` for volumes.
-        picture_p95_ms: 95th percentile of the same.
+        image_ms: median from an image's file to labels in memory (decoding, normalization, the
+            network, argmax), ms; ``None`` for volumes.
+        image_p95_ms: 95th percentile of the same.
     """
 
     network: str
@@ -74,19 +74,19 @@ class EngineTiming:
     peak_mib: float
     network_ms: float
     network_p95_ms: float
-    picture_ms: float | None = None
-    picture_p95_ms: float | None = None
+    image_ms: float | None = None
+    image_p95_ms: float | None = None
 
     @property
     def frames_per_second(self) -> float:
-        """Pictures a second from file to labels; for volumes, passes of the network a second."""
-        return 1000 / (self.network_ms if self.picture_ms is None else self.picture_ms)
+        """Images per second from file to labels; for volumes, passes of the network per second."""
+        return 1000 / (self.network_ms if self.image_ms is None else self.image_ms)
 
 
 def benchmark_engines(
     models: Sequence[EngineModel],
     form: InputFormat,
-    pictures: Sequence[str | os.PathLike[str]],
+    images: Sequence[str | os.PathLike[str]],
     size: Sequence[int],
     *,
     device: str = "cpu",
@@ -100,11 +100,11 @@ def benchmark_engines(
     Args:
         models: networks and engines.
         form: what the networks take.
-        pictures: one picture, in one file or one a channel; none for volumes.
+        images: the files of one image, one or one per channel; none for volumes.
         size: of the image, (*spatial); the networks get it padded to what they take.
         device: that computes, ``cpu`` or a ``cuda`` one; images in host memory are copied to it,
             and logits back. Engines are as they come, with TF32 where that is their default.
-        threads: numbers of threads to measure with, one after the other.
+        threads: numbers of intra-op threads to measure with, one after the other.
         rounds: turns of each engine.
         seconds: of each turn, at least; three passes are made at least.
         progress: is told what is being measured.
@@ -122,13 +122,13 @@ def benchmark_engines(
             for model in models:
                 if progress is not None:
                     progress(f"{model.network} network, {model.engine}, {num_threads} threads")
-                worker = _Worker(model, form, pictures, size, num_threads, device)
+                worker = _Worker(model, form, images, size, num_threads, device)
                 workers.append(stack.enter_context(worker))
             for _ in range(rounds):
                 for worker in workers:
                     worker.measure("network", seconds)
-                    if pictures:
-                        worker.measure("picture", seconds)
+                    if images:
+                        worker.measure("image", seconds)
             timings += [worker.timing() for worker in workers]
     return tuple(timings)
 
@@ -140,18 +140,18 @@ class _Worker:
         self,
         model: EngineModel,
         form: InputFormat,
-        pictures: Sequence[str | os.PathLike[str]],
+        images: Sequence[str | os.PathLike[str]],
         size: Sequence[int],
         num_threads: int,
         device: str,
     ) -> None:
         self._model, self._num_threads = model, num_threads
-        self._milliseconds: dict[str, list[float]] = {"network": [], "picture": []}
+        self._milliseconds: dict[str, list[float]] = {"network": [], "image": []}
         job = {
             "engine": model.engine,
             "path": os.fspath(model.path),
             "form": form.to_metadata(),
-            "pictures": [os.fspath(picture) for picture in pictures],
+            "images": [os.fspath(image) for image in images],
             "size": list(size),
             "num_threads": num_threads,
             "device": device,
@@ -184,7 +184,7 @@ class _Worker:
 
     def timing(self) -> EngineTiming:
         """All turns together."""
-        model, pictures = self._model, self._milliseconds["picture"]
+        model, from_file = self._model, self._milliseconds["image"]
         return EngineTiming(
             model.network,
             model.max_features,
@@ -193,7 +193,7 @@ class _Worker:
             model.path.stat().st_size,
             self._ask(["memory", 0]),
             *_median_and_p95(self._milliseconds["network"]),
-            *(_median_and_p95(pictures) if pictures else ()),
+            *(_median_and_p95(from_file) if from_file else ()),
         )
 
     def _ask(self, request: list[Any]) -> Any:
@@ -217,7 +217,7 @@ def _median_and_p95(milliseconds: Sequence[float]) -> tuple[float, float]:
 
 
 def _serve(job: dict[str, Any]) -> None:
-    """Answer the requests of a :class:`_Worker`, one a line, until there are no more."""
+    """Answer the requests of a :class:`_Worker`, one per line, until there are no more."""
     answers = os.fdopen(os.dup(sys.stdout.fileno()), "w")
     os.dup2(sys.stderr.fileno(), sys.stdout.fileno())  # engines print there
     form = format_from_metadata(job["form"])
@@ -227,7 +227,7 @@ def _serve(job: dict[str, Any]) -> None:
     image = np.random.default_rng(0).standard_normal(shape, dtype=np.float32)
     actions: dict[str, Callable[[], object]] = {
         "network": lambda: predict(image),
-        "picture": lambda: segmenter(job["pictures"]),
+        "image": lambda: segmenter(job["images"]),
     }
     for line in sys.stdin:
         what, seconds = json.loads(line)
@@ -245,10 +245,10 @@ def _predictor(
 
     torch.set_num_threads(num_threads)
     if engine == EAGER:
-        from monai.networks.nets import DynUNet
+        from monai_xtiny.networks.dynunet import network_from_config
 
         content = torch.load(path, weights_only=True)
-        network: torch.nn.Module = DynUNet(**content["arguments"])
+        network: torch.nn.Module = network_from_config(content["arguments"])
         network.load_state_dict(content["state_dict"])
     else:
         network = torch.jit.load(path)

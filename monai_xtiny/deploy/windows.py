@@ -36,7 +36,7 @@ def sample_windows(
         seed: of both draws; the global generators are not touched.
 
     Returns:
-        Normalised windows, (1, C, *patch_size).
+        Normalized windows, (1, C, *patch_size).
 
     Raises:
         FileNotFoundError: there are no images.

@@ -8,7 +8,6 @@ from typing import Any
 
 import torch
 from monai.networks.nets import DynUNet
-from torch import nn
 
 from monai_xtiny.networks.ladder import cap_features
 from monai_xtiny.plan.unet_plan import UNetPlan
@@ -44,7 +43,7 @@ def network_definition(plan: UNetPlan, max_features: int | None = None) -> dict[
     return {"_target_": DynUNet.__name__, **network_config(plan, max_features)}
 
 
-def network_from_config(config: Mapping[str, Any]) -> nn.Module:
+def network_from_config(config: Mapping[str, Any]) -> DynUNet:
     """The network of :func:`network_config` or :func:`network_definition`, without MONAI's parser.
 
     Its weights are drawn from the global generator, to be replaced by those of a checkpoint.
@@ -81,12 +80,12 @@ def build_network(
     """
     arguments = network_config(plan, max_features)
     if seed is None:
-        return DynUNet(**arguments).to(device)
+        return network_from_config(arguments).to(device)
     with _GENERATOR:
         state = torch.default_generator.get_state()
         try:
             torch.default_generator.manual_seed(seed)
-            network = DynUNet(**arguments)
+            network = network_from_config(arguments)
         finally:
             torch.default_generator.set_state(state)
     return network.to(device)

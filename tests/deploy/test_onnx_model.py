@@ -12,7 +12,7 @@ from torch.nn.functional import instance_norm
 from monai_xtiny.bundle.archive import check_onnx, package_bundle, weights_digest
 from monai_xtiny.bundle.folder import Bundle
 from monai_xtiny.deploy import onnx_model
-from monai_xtiny.deploy.onnx_model import export_onnx, input_format, quantise_onnx, write_onnx
+from monai_xtiny.deploy.onnx_model import export_onnx, input_format, quantize_onnx, write_onnx
 from monai_xtiny.deploy.segmenter import load_segmenter
 from tests.deploy.deployed import PLANS, drawn_images, exported_bundle
 
@@ -150,11 +150,11 @@ def test_export_onnx_says_what_is_wrong(exported, tmp_path, monkeypatch) -> None
         export_onnx(exported)
 
 
-def test_quantise_onnx_keeps_nearly_all_labels(exported) -> None:
+def test_quantize_onnx_keeps_nearly_all_labels(exported) -> None:
     model = exported / "models" / "model.onnx"
     form = input_format(Bundle.open(exported))
     images = drawn_images((1, form.in_channels, *form.patch_size))
-    path = quantise_onnx(model, images[:3])
+    path = quantize_onnx(model, images[:3])
     assert path == exported / "models" / "model_int8.onnx"
     graph = onnx.load(path).graph
     weights = [item for item in graph.initializer if item.data_type == onnx.TensorProto.INT8]
@@ -169,12 +169,12 @@ def test_quantise_onnx_keeps_nearly_all_labels(exported) -> None:
 
 
 @pictures
-def test_quantise_onnx_needs_images_that_the_network_takes(exported) -> None:
+def test_quantize_onnx_needs_images_that_the_network_takes(exported) -> None:
     model = exported / "models" / "model.onnx"
     with pytest.raises(ValueError, match="give --images"):
-        quantise_onnx(model, [])
-    with pytest.raises(ValueError, match="cannot be quantised"):
-        quantise_onnx(model, drawn_images((1, 1, 30, 30)))
+        quantize_onnx(model, [])
+    with pytest.raises(ValueError, match="cannot be quantized"):
+        quantize_onnx(model, drawn_images((1, 1, 30, 30)))
     assert sorted(item.name for item in model.parent.iterdir()) == ["model.onnx", "model.pt"]
 
 

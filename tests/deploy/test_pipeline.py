@@ -199,5 +199,8 @@ def test_deploy_times_both_networks_in_every_engine(tmp_path, capsys, monkeypatc
     written = json.loads((bundle / "docs" / "deploy.json").read_text())
     assert written["size"] == [30, 45] and len(written["timings"]) == 2 * 4 * 2
     assert written["dice"] is None and written["device"] == "cpu"
+    # Names of format version 1, which do not follow those in the code.
+    assert all(0 < row["picture_ms"] <= row["picture_p95_ms"] for row in written["timings"])
+    assert "image_ms" not in written["timings"][0]
     output = capsys.readouterr().out
     assert output.count("| selected, cap 4 |") == output.count("| full-width, cap 256 |") == 8

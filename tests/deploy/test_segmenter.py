@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+import shutil
 import subprocess
 import sys
 from pathlib import Path
@@ -8,10 +9,13 @@ import numpy as np
 import pytest
 import torch
 from monai.bundle import ConfigParser
-from monai.transforms import NormalizeIntensity
+from monai.inferers import SlidingWindowInferer
+from monai.transforms import LoadImage, NormalizeIntensity
 from PIL import Image
 
 from monai_xtiny.bundle.folder import Bundle
+from monai_xtiny.data.cases import find_cases
+from monai_xtiny.deploy import segmenter as segmenter_module
 from monai_xtiny.deploy.segmenter import (
     InputFormat,
     Segmenter,
@@ -30,6 +34,7 @@ pytest.importorskip("onnxscript")
 
 pytestmark = pytest.mark.search
 
+EPSILON = float(np.finfo(np.float32).eps)
 FORM = InputFormat("images", 1, (32, 48), (8, 8), ("background", "cell"))
 # (rows, columns) on disk; the patch is 32 wide and 48 high.
 PICTURES = {"patch": (48, 32), "small": (21, 30), "narrow": (20, 32), "large": (90, 61)}
@@ -43,6 +48,11 @@ def bundle(tmp_path_factory) -> Path:
 @pytest.fixture(scope="module")
 def model(bundle) -> Path:
     return bundle / "models" / "model.onnx"
+
+
+@pytest.fixture(scope="module")
+def volume_model(tmp_path_factory) -> Path:
+    return exported_bundle("volumes", tmp_path_factory.mktemp("volumes")) / "models" / "model.onnx"
 
 
 @pytest.fixture(scope="module")
@@ -118,7 +128,7 @@ def test_segmenter_refuses_what_the_network_does_not_take(model, tmp_path) -> No
         other = Segmenter(segmenter.predict, InputFormat(kind, 1, (32, 48), (8, 8), ("a", "b")))
         with pytest.raises(ValueError, match=message):
             other(tmp_path / "x.png")
-    with pytest.raises(ValueError, match="cannot be normalised"):
+    with pytest.raises(ValueError, match="cannot be normalized"):
         other.segment(np.zeros((1, 32, 48)))
 
 
@@ -166,3 +176,117 @@ def test_z_score_equals_monais_and_leaves_the_image() -> None:
     expected = NormalizeIntensity(channel_wise=True)(image.astype(np.float32))
     np.testing.assert_allclose(_z_score(image), expected, atol=1e-6)
     np.testing.assert_array_equal(image, before)
+
+
+SIZES_2D = {
+    "patch": (32, 48),
+    "one voxel more": (33, 48),
+    "one voxel more on both axes": (33, 49),
+    "narrow and long": (20, 97),
+    "wide and low": (100, 21),
+    "one column": (1, 60),
+    "many windows": (131, 150),
+}
+SIZES_3D = {
+    "patch": (24, 16, 6),
+    "one voxel more": (24, 17, 6),
+    "flat": (50, 40, 3),
+    "deep": (20, 11, 19),
+    "many windows": (49, 33, 13),
+}
+
+
+def blended_by_monai(segmenter: Segmenter, image: np.ndarray) -> np.ndarray:
+    """What the inferer of the emitted inference.json makes of an image, with the same network."""
+    inferer = SlidingWindowInferer(segmenter.form.patch_size, 4, 0.5, mode="gaussian")
+    return np.asarray(
+        inferer(
+            torch.from_numpy(image[None]),
+            lambda windows: torch.from_numpy(segmenter.predict(windows.numpy())),
+        )
+    )[0]
+
+
+def assert_blends_as_monai(segmenter: Segmenter, image: np.ndarray) -> None:
+    """Logits to a few roundings of float32, and every label."""
+    expected = blended_by_monai(segmenter, image)
+    found = segmenter.logits(image)
+    assert found.dtype == np.float32 and found.shape == expected.shape
+    largest = np.abs(expected).max()
+    np.testing.assert_allclose(found, expected, rtol=0, atol=8 * EPSILON * largest)
+    np.testing.assert_array_equal(_argmax(found), expected.argmax(axis=0))
+
+
+@pytest.mark.parametrize("size", SIZES_2D.values(), ids=list(SIZES_2D))
+def test_logits_equal_monais_sliding_window_in_2d(model, size) -> None:
+    image = np.random.default_rng(0).standard_normal((1, *size), dtype=np.float32)
+    assert_blends_as_monai(load_segmenter(model, num_threads=1), image)
+
+
+@pytest.mark.parametrize("size", SIZES_3D.values(), ids=list(SIZES_3D))
+def test_logits_equal_monais_sliding_window_in_3d(volume_model, size) -> None:
+    image = np.random.default_rng(0).standard_normal((2, *size), dtype=np.float32)
+    assert_blends_as_monai(load_segmenter(volume_model, num_threads=1), image)
+
+
+@pytest.mark.parametrize("patch", [(8, 8), (7, 10), (1, 5), (6, 5, 4)], ids=str)
+def test_logits_equal_monais_for_any_size_and_patch(patch) -> None:
+    generator = np.random.default_rng(1)
+    weights = generator.standard_normal((3, *patch), dtype=np.float32)
+
+    def predict(windows: np.ndarray) -> np.ndarray:
+        # Another answer at each place of the window, so that every weight and start counts.
+        return np.stack([np.cumsum(window, axis=-1) * weights for window in windows])
+
+    form = InputFormat("images", 1, patch, (1,) * len(patch), ("a", "b", "c"))
+    for _ in range(30):
+        size = tuple(int(generator.integers(1, 4 * edge + 2)) for edge in patch)
+        image = generator.standard_normal((1, *size), dtype=np.float32)
+        assert_blends_as_monai(Segmenter(predict, form), image)
+
+
+@pytest.mark.parametrize(
+    "data_set", ["Dataset076_DSB2018Fluo", "Dataset077_DSB2018Stain", "Dataset004_Hippocampus"]
+)
+def test_logits_equal_monais_on_real_images(model, volume_model, real_data, data_set) -> None:
+    cases = find_cases(real_data / data_set)
+    is_volume = data_set == "Dataset004_Hippocampus"
+    segmenter = load_segmenter(volume_model if is_volume else model, num_threads=1)
+    load = LoadImage(ensure_channel_first=True, image_only=True)
+    for case in cases[:2]:
+        image = load(case.images[0]).numpy()[:1]
+        if is_volume:
+            image = np.concatenate([image, np.sqrt(image)])
+        assert any(
+            edge > limit
+            for edge, limit in zip(image.shape[1:], segmenter.form.patch_size, strict=True)
+        )
+        assert_blends_as_monai(segmenter, _z_score(image))
+
+
+def test_segmenter_needs_no_pytorch_for_a_large_image(model, tmp_path) -> None:
+    image = write_png(tmp_path / "x.png", (150, 131))
+    code = (
+        "import sys; from monai_xtiny.deploy.segmenter import load_segmenter\n"
+        "labels = load_segmenter(sys.argv[1], num_threads=1)(sys.argv[2])\n"
+        "print(labels.shape, sorted({'torch', 'monai', 'onnx'} & set(sys.modules)))"
+    )
+    command = [sys.executable, "-c", code, str(model), str(image)]
+    done = subprocess.run(command, capture_output=True, text=True, check=True)
+    assert done.stdout.strip() == "(131, 150) []"
+
+
+def test_segmenter_is_one_file_that_works_alone(model, tmp_path) -> None:
+    image = write_png(tmp_path / "x.png", (150, 131))
+    shutil.copy(segmenter_module.__file__, tmp_path / "alone.py")
+    code = (
+        "import sys\n"
+        "for name in ('torch', 'monai', 'monai_xtiny'): sys.modules[name] = None\n"
+        "from alone import load_segmenter\n"
+        "labels = load_segmenter(sys.argv[1], num_threads=1)(sys.argv[2])\n"
+        "print(labels.shape, labels.sum())"
+    )
+    command = [sys.executable, "-c", code, str(model), str(image)]
+    done = subprocess.run(command, capture_output=True, text=True, check=True, cwd=tmp_path)
+    expected = load_segmenter(model, num_threads=1)(image)
+    assert done.stdout.strip() == f"{expected.shape} {expected.sum()}"

@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+import json
 import subprocess
 import sys
 
@@ -41,10 +42,10 @@ def test_benchmark_engines_times_each_in_a_process_of_its_own(tmp_path) -> None:
         EngineModel("selected", 4, engine, path)
         for engine, path in ((EAGER, eager), (TORCHSCRIPT, script), (ONNX, onnx))
     ]
-    picture = write_png(tmp_path / "x.png", (37, 51))
+    image = write_png(tmp_path / "x.png", (37, 51))
     said: list[str] = []
     timings = benchmark_engines(
-        models, form, [picture], (51, 37), threads=(1,), rounds=2, seconds=0, progress=said.append
+        models, form, [image], (51, 37), threads=(1,), rounds=2, seconds=0, progress=said.append
     )
     assert [row.engine for row in timings] == [EAGER, TORCHSCRIPT, ONNX]
     assert [row.num_bytes for row in timings] == [
@@ -53,8 +54,8 @@ def test_benchmark_engines_times_each_in_a_process_of_its_own(tmp_path) -> None:
     assert len(said) == 3
     for row in timings:
         assert 0 < row.network_ms <= row.network_p95_ms
-        assert row.picture_ms is not None and row.picture_p95_ms is not None
-        assert 0 < row.picture_ms <= row.picture_p95_ms
+        assert row.image_ms is not None and row.image_p95_ms is not None
+        assert 0 < row.image_ms <= row.image_p95_ms
     # ONNX Runtime's process holds no PyTorch, the scripted network's no MONAI.
     peaks = [row.peak_mib for row in timings]
     assert peaks[0] > peaks[1] > peaks[2] > 10
@@ -83,11 +84,11 @@ def test_benchmark_engines_takes_no_answer_from_what_an_engine_prints(tmp_path) 
     assert row.network_ms > 0
 
 
-def test_frames_per_second_is_of_pictures_where_there_are_any() -> None:
+def test_frames_per_second_is_of_images_from_file_where_there_are_any() -> None:
     volumes = EngineTiming("selected", 2, ONNX, 1, 10, 50.0, 20.0, 30.0)
-    pictures = EngineTiming("selected", 2, ONNX, 1, 10, 50.0, 20.0, 30.0, 25.0, 40.0)
+    images = EngineTiming("selected", 2, ONNX, 1, 10, 50.0, 20.0, 30.0, 25.0, 40.0)
     assert volumes.frames_per_second == 50
-    assert pictures.frames_per_second == 40
+    assert images.frames_per_second == 40
 
 
 def test_measure_counts_three_calls_at_least_and_not_the_first_two() -> None:
@@ -96,7 +97,62 @@ def test_measure_counts_three_calls_at_least_and_not_the_first_two() -> None:
     assert len(calls) == 5
 
 
-def test_latency_imports_neither_pytorch_nor_monai() -> None:
+def test_timing_imports_neither_pytorch_nor_monai() -> None:
     code = "import sys, monai_xtiny.deploy.timing; print({'torch', 'monai'} & set(sys.modules))"
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
     assert done.stdout.strip() == "set()"
+
+
+LIGHT = {"monai_xtiny", "monai_xtiny.deploy", "monai_xtiny.deploy.segmenter"}
+LIGHT |= {"monai_xtiny.system", "monai_xtiny.system.lazy"}
+NETWORK = {"monai_xtiny.networks", "monai_xtiny.networks.dynunet", "monai_xtiny.networks.ladder"}
+NETWORK |= {"monai_xtiny.plan", "monai_xtiny.plan.unet_plan"}
+
+
+@pytest.mark.parametrize(
+    ("engine", "ours", "others"),
+    [
+        (ONNX, LIGHT, {"numpy", "onnxruntime", "PIL"}),
+        (TORCHSCRIPT, LIGHT, {"numpy", "torch", "PIL"}),
+        (EAGER, LIGHT | NETWORK, {"numpy", "torch", "monai", "PIL"}),
+    ],
+    ids=["onnx", "torchscript", "eager"],
+)
+def test_timing_of_an_engine_imports_what_that_needs(tmp_path, engine, ours, others) -> None:
+    # What else were imported would be counted as memory of the engine.
+    bundle = exported_bundle("pictures", tmp_path)
+    opened = Bundle.open(bundle)
+    network, form = opened.network(), input_format(opened)
+    files = {EAGER: "x.pt", TORCHSCRIPT: "x.ts", ONNX: bundle / "models" / "model.onnx"}
+    path = tmp_path / files[engine]
+    if engine == EAGER:
+        arguments = network_config(PLANS["pictures"], 4)
+        torch.save({"arguments": arguments, "state_dict": network.state_dict()}, path)
+    if engine == TORCHSCRIPT:
+        torch.jit.script(network).save(path)
+    job = {
+        "engine": engine,
+        "path": str(path),
+        "form": form.to_metadata(),
+        "images": [str(write_png(tmp_path / "x.png", (150, 131)))],
+        "size": [131, 150],
+        "num_threads": 1,
+        "device": "cpu",
+    }
+    code = (
+        "import runpy, sys\n"
+        "runpy.run_module('monai_xtiny.deploy.timing', run_name='__main__', alter_sys=True)\n"
+        "print('modules', *sys.modules, file=sys.stderr)"
+    )
+    done = subprocess.run(
+        [sys.executable, "-c", code, json.dumps(job)],
+        input='["network", 0]\n["image", 0]\n',
+        capture_output=True,
+        text=True,
+        check=True,
+    )
+    assert len(done.stdout.splitlines()) == 2
+    loaded = set(done.stderr.splitlines()[-1].split()[1:])
+    assert {name for name in loaded if name.split(".")[0] == "monai_xtiny"} == ours
+    heavy = {"numpy", "onnxruntime", "onnx", "torch", "monai", "PIL", "matplotlib", "nibabel"}
+    assert heavy & loaded == others

@@ -63,7 +63,7 @@ def test_benchmark_engines_times_networks_on_cuda(tmp_path) -> None:
 @pytest.mark.skipif(torch.cuda.is_available(), reason="there is a CUDA device")
 @pytest.mark.parametrize(
     "command",
-    [("benchmark_search.py", "--images", "nowhere"), ("benchmark_deploy.py", "nowhere")],
+    [("benchmarks/search.py", "--images", "nowhere"), ("benchmarks/deploy.py", "nowhere")],
     ids=lambda command: command[0],
 )
 def test_benchmarks_on_cuda_are_skipped_without_one(command) -> None:

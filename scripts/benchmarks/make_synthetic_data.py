@@ -1,6 +1,7 @@
 """Draw segmentation tasks whose difficulty is known by construction, in nnU-Net's layout.
 
-usage: python scripts/make_synthetic_data.py --output ROOT [--tasks blobs,shapes4,...] [--cases 160]
+usage: python scripts/benchmarks/make_synthetic_data.py --output ROOT
+           [--tasks blobs,shapes4,...] [--cases 160]
 
 Every task is a data set of 64 x 64 gray PNG files with labels. Five families, easy to hard:
 
@@ -13,7 +14,8 @@ textures2    a mosaic of textures of equal mean and variance; 2, 4, 8 and 12 cla
 textures8in1 the images of textures8, of which one class is to be found (2 classes): the same
              pixels, another difficulty, which no statistic of images alone can see
 
-The template is in nilearn (see make_demo_data.py). Nothing is downloaded; the draw is seeded.
+The template is in nilearn (see scripts/make_demo_data.py). Nothing is downloaded; the draw is
+seeded.
 """
 
 from __future__ import annotations
@@ -47,11 +49,11 @@ def smooth_noise(rng: Generator, sigma: float) -> np.ndarray:
     return (noise - noise.mean()) / noise.std()
 
 
-def turned(rng: Generator, centre: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-    """Coordinates around a centre, turned by a random angle."""
+def turned(rng: Generator, center: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+    """Coordinates around a center, turned by a random angle."""
     rows, columns = grid()
     angle = rng.uniform(0, 2 * np.pi)
-    y, x = rows - centre[0], columns - centre[1]
+    y, x = rows - center[0], columns - center[1]
     return y * np.cos(angle) - x * np.sin(angle), y * np.sin(angle) + x * np.cos(angle)
 
 
@@ -119,8 +121,8 @@ def draw_shapes(rng: Generator) -> Drawing:
     """Discs, squares and rings of one gray and one area."""
     label = np.zeros((SIZE, SIZE), np.uint8)
     for _ in range(20):
-        centre, area = rng.uniform(8, SIZE - 8, 2), rng.uniform(60, 140)
-        y, x = turned(rng, centre)
+        center, area = rng.uniform(8, SIZE - 8, 2), rng.uniform(60, 140)
+        y, x = turned(rng, center)
         radius = np.hypot(y, x)
         kind = int(rng.integers(1, 4))
         if kind == 1:
@@ -198,7 +200,7 @@ def main() -> None:
     """Write the data sets."""
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--output", type=Path, required=True)
-    parser.add_argument("--tasks", help="names with commas; all without")
+    parser.add_argument("--tasks", help="names with commas (default: all)")
     parser.add_argument("--cases", type=int, default=160)
     arguments = parser.parse_args()
     known = tasks()

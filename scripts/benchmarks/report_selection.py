@@ -1,6 +1,6 @@
-"""Compare rules that choose a width, from the CSV files of benchmark_selection.py alone.
+"""Compare rules that choose a width, from the CSV files of selection.py alone.
 
-usage: python scripts/report_selection.py --output docs/benchmarks
+usage: python scripts/benchmarks/report_selection.py --output docs/benchmarks
 
 Reads selection_ladders.csv, selection_trainings.csv, selection_searches.csv and
 selection_scores.csv in the folder, and writes there selection_tables.md and images/selection_*.png.
@@ -33,8 +33,8 @@ matplotlib.use("Agg")
 PLATEAU = 0.01
 # Dice that a fitted threshold may lose against the best, mean over the tasks.
 MAX_LOST = 0.005
-# Widths that a task must have been trained at, to take part; curves of a vote; and initialisations
-# of the dispersion of the sensitivity, one from each of neighbouring searches.
+# Widths that a task must have been trained at, to take part; curves of a vote; and initializations
+# of the dispersion of the sensitivity, one from each of neighboring searches.
 MIN_TRAINED = 6
 NUM_VOTES = 5
 NUM_POOLED = 8
@@ -77,7 +77,7 @@ class Run:
     Args:
         task: its name.
         classes: background included.
-        values: by statistic and width (widest first), one value an initialisation.
+        values: by statistic and width (widest first), one value per initialization.
     """
 
     task: str
@@ -85,7 +85,7 @@ class Run:
     values: dict[str, dict[int, list[float]]]
 
     def mean(self, statistic: str) -> dict[int, float]:
-        """Mean over initialisations, by width."""
+        """Mean over initializations, by width."""
         return {width: float(np.mean(v)) for width, v in self.values[statistic].items()}
 
 
@@ -172,7 +172,7 @@ def make_rules(
 ) -> tuple[dict[str, Rule], dict[str, float]]:
     """Every candidate, its threshold fitted where it has one."""
     rules: dict[str, Rule] = {
-        "paper, one initialisation": paper,
+        "paper, one initialization": paper,
         f"paper, vote of {NUM_VOTES}": paper_votes,
         "log variation, published window": variation(window=True),
         "log variation, any split": variation(window=False),
@@ -232,20 +232,20 @@ def agreements(rule: Rule, runs: dict[str, list[Run]], tasks: Sequence[str]) -> 
 
 
 def paper(runs: Sequence[Run], index: int) -> int:
-    """The published rule on one initialisation."""
+    """The published rule on one initialization."""
     curve = {width: v[0] for width, v in runs[index].values["sensitivity"].items()}
     return select_paper(list(curve), list(curve.values()))
 
 
 def paper_votes(runs: Sequence[Run], index: int) -> int:
-    """The published rule, voted by the initialisations of neighbouring searches; wider on a tie."""
+    """The published rule, voted by the initializations of neighboring searches; wider on a tie."""
     picks = [paper(runs, (index + step) % len(runs)) for step in range(min(NUM_VOTES, len(runs)))]
     counts = Counter(picks)
     return max(counts, key=lambda width: (counts[width], width))
 
 
 def variation(*, window: bool, parsimony: float = 0.0) -> Rule:
-    """Split where the variation of log S between widths grows most, all initialisations together.
+    """Split where the variation of log S between widths grows most, all initializations together.
 
     With ``window`` the splits are the published ones. With ``parsimony`` the smallest width whose
     gain is within that share of the largest is taken.
@@ -272,7 +272,7 @@ def variation(*, window: bool, parsimony: float = 0.0) -> Rule:
 
 
 def pooled_logs(runs: Sequence[Run], index: int) -> dict[int, np.ndarray]:
-    """Log S of a search and its neighbours, each with initialisations of its own, by width."""
+    """Log S of a search and its neighbors, each with initializations of its own, by width."""
     near = [runs[(index + step) % len(runs)] for step in range(min(NUM_POOLED, len(runs)))]
     return {
         width: np.log([value for run in near for value in run.values["sensitivity"][width]])
@@ -281,7 +281,7 @@ def pooled_logs(runs: Sequence[Run], index: int) -> dict[int, np.ndarray]:
 
 
 def spreads(runs: Sequence[Run], index: int) -> dict[int, float]:
-    """Standard deviation of log S over initialisations, by width."""
+    """Standard deviation of log S over initializations, by width."""
     return {
         width: float(np.std(values, ddof=1)) for width, values in pooled_logs(runs, index).items()
     }

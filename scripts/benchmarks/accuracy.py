@@ -1,8 +1,8 @@
 """Train widths of the ladder by the emitted recipe, and tabulate what each is worth.
 
-usage: python scripts/benchmark_accuracy.py --data ROOT --widths 32,16,8,4,2,1 --folds 0
+usage: python scripts/benchmarks/accuracy.py --data ROOT --widths 32,16,8,4,2,1 --folds 0
            --epochs 20 [--sets Dataset076_DSB2018Fluo,...] [--seeds 0] [--threads N] [--work DIR]
-       python scripts/benchmark_accuracy.py --data ROOT --work DIR --output docs/benchmarks
+       python scripts/benchmarks/accuracy.py --data ROOT --work DIR --output docs/benchmarks
 
 ROOT holds data sets in nnU-Net's layout. Each set is searched once, by default; each training is
 the emitted train.json with nothing changed but epochs, fold, seed and width, and each finished one
@@ -14,9 +14,6 @@ and the journal are written instead, with the CPU latency of every width measure
 from __future__ import annotations
 
 import argparse
-import contextlib
-import io
-import logging
 import math
 import os
 import platform
@@ -28,23 +25,16 @@ from pathlib import Path
 
 import matplotlib
 import torch
+from trainings import Unit, search_once, train_missing
 
 from monai_xtiny.bundle.search_file import read_search
-from monai_xtiny.cli.commands import main as command_line
 from monai_xtiny.data.labels import read_label_names
 from monai_xtiny.networks.dynunet import build_network
 from monai_xtiny.plan.unet_plan import UNetPlan
 from monai_xtiny.scores.table import Rung
 from monai_xtiny.selection.choice import Selection
-from monai_xtiny.system.files import write_text
-from monai_xtiny.training.train import (
-    Training,
-    append_line,
-    read_journal,
-    train_width,
-    training_from_dict,
-    training_to_line,
-)
+from monai_xtiny.system.files import read_lines, write_text
+from monai_xtiny.training.train import Training, training_from_dict
 
 matplotlib.use("Agg")
 
@@ -55,7 +45,7 @@ def parse_arguments() -> argparse.Namespace:
     """The command line."""
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--data", type=Path, required=True, help="folder of nnU-Net data sets")
-    parser.add_argument("--sets", help="names with commas; all in ROOT without")
+    parser.add_argument("--sets", help="names with commas (default: all in ROOT)")
     parser.add_argument("--widths", default="32,16,8,4,2,1")
     parser.add_argument("--folds", default="0")
     parser.add_argument("--seeds", default="0")
@@ -71,7 +61,6 @@ def main() -> None:
     """Train what the journal lacks, or write the report."""
     arguments = parse_arguments()
     torch.set_num_threads(arguments.threads)
-    logging.disable(logging.WARNING)
     arguments.work.mkdir(parents=True, exist_ok=True)
     roots = sorted(path.parent for path in arguments.data.glob("*/dataset.json"))
     wanted = [root.name for root in roots] if arguments.sets is None else arguments.sets.split(",")
@@ -81,64 +70,43 @@ def main() -> None:
     if arguments.output is not None:
         write_report(arguments, roots)
         return
+    units = []
     for root in roots:
-        selection = search(root, arguments)
-        for width in map(int, arguments.widths.split(",")):
-            if width in selection.table.widths:
-                for fold in map(int, arguments.folds.split(",")):
-                    for seed in map(int, arguments.seeds.split(",")):
-                        train(arguments, root, selection, width, fold, seed)
+        chosen = search(root, arguments)
+        ladder = read_search(chosen).table.widths
+        units += [
+            Unit(
+                {"set": root.name},
+                chosen,
+                width,
+                root,
+                arguments.work / root.name / f"width{width}_{fold}_{seed}_segmentation",
+                arguments.epochs,
+                arguments.val_interval,
+                fold,
+                seed,
+            )
+            for width in numbers_of(arguments.widths)
+            if width in ladder
+            for fold in numbers_of(arguments.folds)
+            for seed in numbers_of(arguments.seeds)
+        ]
+    train_missing(units, arguments.work / "trainings.jsonl", threads=arguments.threads)
 
 
-def search(root: Path, arguments: argparse.Namespace) -> Selection:
-    """The choice for one data set, made once."""
-    bundle = arguments.work / root.name / "search_segmentation"
-    if not (bundle / "docs" / "search.json").is_file():
-        command = ["search", "--images", str(root), "--bundle", str(bundle)]
-        with contextlib.redirect_stdout(io.StringIO()):
-            command_line(command)
-    return read_search(bundle / "docs" / "search.json")
+def numbers_of(text: str) -> list[int]:
+    """Numbers with commas between them."""
+    return [int(number) for number in text.split(",")]
 
 
-def train(
-    arguments: argparse.Namespace,
-    root: Path,
-    selection: Selection,
-    width: int,
-    fold: int,
-    seed: int,
-) -> None:
-    """One training, unless the journal has it."""
-    journal = arguments.work / "trainings.jsonl"
-    key = (root.name, width, fold, seed, arguments.epochs)
-    fields = ("set", "max_features", "fold", "seed", "epochs")
-    if key in [tuple(line[field] for field in fields) for line in read_journal(journal)]:
-        return
-    name = f"width {width} fold {fold} seed {seed}"
-    training = train_width(
-        selection,
-        width,
-        data=root,
-        bundle_dir=arguments.work / root.name / f"width{width}_{fold}_{seed}_segmentation",
-        epochs=arguments.epochs,
-        val_interval=arguments.val_interval,
-        fold=fold,
-        seed=seed,
-        overrides={"num_workers": 0},
-        progress=lambda epoch, dice: print(
-            f"{root.name} {name} epoch {epoch}: {dice:.4f}", flush=True
-        ),
-    )
-    append_line(journal, training_to_line(training, set=root.name))
-    print(
-        f"{root.name} {name}: {training.evaluation.mean_dice:.4f} in {training.seconds:.0f} s",
-        flush=True,
-    )
+def search(root: Path, arguments: argparse.Namespace) -> Path:
+    """The search.json of one data set, made once."""
+    return search_once(root, arguments.work / root.name / "search_segmentation")
 
 
 def write_report(arguments: argparse.Namespace, roots: list[Path]) -> None:
     """Table, figures and journal, from what has been trained so far."""
-    lines = read_journal(arguments.work / "trainings.jsonl")
+    lines = read_lines(arguments.work / "trainings.jsonl")
     arguments.output.mkdir(parents=True, exist_ok=True)
     parts = [
         f"Latency: {time.strftime('%Y-%m-%d')}, {os.cpu_count()} cores, {platform.machine()}, "
@@ -148,7 +116,7 @@ def write_report(arguments: argparse.Namespace, roots: list[Path]) -> None:
     for root in roots:
         trainings = [training_from_dict(line) for line in lines if line["set"] == root.name]
         if trainings:
-            selection = search(root, arguments)
+            selection = read_search(search(root, arguments))
             figure = arguments.output / "images" / f"accuracy_{root.name}.png"
             draw(trainings, selection, root.name, figure)
             parts += section(root, trainings, selection, figure.relative_to(arguments.output))

@@ -1,8 +1,8 @@
 """Time a bundle's network in four engines beside the full width, and write the table.
 
-usage: python scripts/benchmark_deploy.py BUNDLE [--images DIR] [--data DIR] [--size WIDTH,HEIGHT]
+usage: python scripts/benchmarks/deploy.py BUNDLE [--images DIR] [--data DIR] [--size WIDTH,HEIGHT]
            [--device cuda] [--output docs/benchmarks/speed.md]
-example: python scripts/benchmark_deploy.py bundle/nuclei_fluorescence_xtiny_segmentation
+example: python scripts/benchmarks/deploy.py bundle/nuclei_fluorescence_xtiny_segmentation
              --images DATA/Dataset076_DSB2018Fluo --data DATA/Dataset076_DSB2018Fluo
 
 The bundle is copied first and stays as it is. With --images int8 is timed too, with --data the Dice
@@ -55,8 +55,8 @@ def section(made: Deployment, command: str) -> str:
         f"Python {platform.python_version()}, {packages}.",
         "",
         f"An image of {size}, batch 1. Each engine runs in a process of its own, and they take "
-        "turns; medians, and 95th percentiles in brackets. A picture is timed from its PNG file to "
-        "labels: decoding, normalisation, the network, argmax. The full width is untrained.",
+        "turns; medians, and 95th percentiles in brackets. An image is timed from its PNG file to "
+        "labels: decoding, normalization, the network, argmax. The full width is untrained.",
         "",
         deployment_table(made),
         "",
@@ -96,7 +96,7 @@ def main() -> None:
             progress=lambda text: print(text, file=sys.stderr, flush=True),
         )
     shown = [Path(word).name if os.path.isabs(word) else word for word in sys.argv[1:]]
-    text = section(made, f"python scripts/benchmark_deploy.py {' '.join(shown)}")
+    text = section(made, f"python scripts/benchmarks/deploy.py {' '.join(shown)}")
     print(text, end="")
     if arguments.output is not None:
         former = arguments.output.read_text() if arguments.output.is_file() else "# Speed\n\n"

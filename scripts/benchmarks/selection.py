@@ -1,16 +1,16 @@
 """Ground truth for the choice of width: train the ladder on many tasks, then compare the rules.
 
-usage: python scripts/benchmark_selection.py train --work DIR [--data ROOT] [--jobs 2]
+usage: python scripts/benchmarks/selection.py train --work DIR [--data ROOT] [--jobs 2]
            [--tasks blobs,...] [--seeds 0,1,2] [--widths 32,16,8,4,2,1] [--device cpu]
-       python scripts/benchmark_selection.py score --work DIR [--data ROOT] [--runs 20]
-       python scripts/benchmark_selection.py tables --work DIR --output docs/benchmarks
-       python scripts/report_selection.py --output docs/benchmarks
+       python scripts/benchmarks/selection.py score --work DIR [--data ROOT] [--runs 20]
+       python scripts/benchmarks/selection.py tables --work DIR --output docs/benchmarks
+       python scripts/benchmarks/report_selection.py --output docs/benchmarks
 
 The tasks are the synthetic ones of make_synthetic_data.py and, with --data, the real sets: two of
 microscopy, and hippocampus MRI slice by slice and in 3D. 'train' trains every width by the emitted
 recipe; each finished training is a line of DIR/trainings.jsonl and is not repeated, so that the
 benchmark can be stopped, resumed and grown, on another machine too. 'score' searches each task
-again and again, every run with its own images and initialisations, and measures what else untrained
+again and again, every run with its own images and initializations, and measures what else untrained
 networks show: a file a run in DIR/scores. 'tables' writes both as CSV, and report_selection.py
 makes every table and figure from the CSV alone.
 """
@@ -18,19 +18,14 @@ makes every table and figure from the CSV alone.
 from __future__ import annotations
 
 import argparse
-import contextlib
-import io
-import logging
-import multiprocessing
-import os
 import subprocess
 import sys
 import time
-from collections.abc import Iterator
-from concurrent.futures import ProcessPoolExecutor, as_completed
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
+
+from trainings import Unit, in_processes, quiet, search_once, share_of_cores, train_missing
 
 SCRIPTS = Path(__file__).parent
 
@@ -76,27 +71,13 @@ STATISTICS = ("cka", "explained", "bottleneck", "rank")
 REFERENCE_WIDTH, NUM_REFERENCES, FIRST_REFERENCE_SEED = 32, 8, 1_000_000
 
 
-@dataclass(frozen=True)
-class Unit:
-    """One training of the benchmark."""
-
-    task: str
-    max_features: int
-    seed: int
-
-    @property
-    def key(self) -> tuple[str, int, int]:
-        """What the journal knows it by."""
-        return self.task, self.max_features, self.seed
-
-
 def main() -> None:
     """The command line."""
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("stage", choices=("train", "score", "tables"))
     parser.add_argument("--work", type=Path, default=Path("selection"))
     parser.add_argument("--data", type=Path, help="folder of the real data sets")
-    parser.add_argument("--tasks", help="names with commas; all without")
+    parser.add_argument("--tasks", help="names with commas (default: all)")
     parser.add_argument("--widths", default="32,16,8,4,2,1")
     parser.add_argument("--seeds", default="0,1,2")
     parser.add_argument("--wide_seeds", type=int, default=1, help="seeds of widths over 8")
@@ -133,101 +114,48 @@ def task_root(arguments: argparse.Namespace, name: str) -> Path:
     return root / task.folder
 
 
-@contextlib.contextmanager
-def quiet() -> Iterator[None]:
-    """Neither logs nor prints."""
-    logging.disable(logging.CRITICAL)
-    with contextlib.redirect_stdout(io.StringIO()), contextlib.redirect_stderr(io.StringIO()):
-        yield
-
-
 def plan_task(arguments: argparse.Namespace, name: str) -> Path:
     """The search.json of a task, of which the trainings take the plan; made once."""
+    options = ("--method", "paper", "--num_images", "4", *TASKS[name].search)
     bundle = arguments.work / "plans" / f"{name}_segmentation"
-    if not (bundle / "docs" / "search.json").is_file():
-        from monai_xtiny.cli.commands import main as command_line
-
-        root = task_root(arguments, name)
-        command = ["search", "--images", str(root), "--bundle", str(bundle), "--method", "paper"]
-        with quiet():
-            command_line([*command, "--num_images", "4", *TASKS[name].search])
-    return bundle / "docs" / "search.json"
+    return search_once(task_root(arguments, name), bundle, *options)
 
 
 def train_all(arguments: argparse.Namespace) -> None:
     """Train what the journal lacks: first one seed of everything, then the others."""
-    from monai_xtiny.training.train import append_line, read_journal
-
-    arguments.work.mkdir(parents=True, exist_ok=True)
-    journal = arguments.work / "trainings.jsonl"
-    done = {(line["task"], line["max_features"], line["seed"]) for line in read_journal(journal)}
     seeds = [int(seed) for seed in arguments.seeds.split(",")]
     widths = [int(width) for width in arguments.widths.split(",")]
     units = [
-        Unit(task, width, seed)
+        training_of(arguments, name, width, seed)
         for index, seed in enumerate(seeds)
-        for task in wanted_tasks(arguments)
+        for name in wanted_tasks(arguments)
         for width in widths
         if width <= 8 or index < arguments.wide_seeds
     ]
-    units = [unit for unit in units if unit.key not in done]
-    jobs = {
-        unit: (plan_task(arguments, unit.task), task_root(arguments, unit.task)) for unit in units
-    }
-    threads = max(1, (os.cpu_count() or 1) // arguments.jobs)
-    context = multiprocessing.get_context("spawn")
-    with ProcessPoolExecutor(arguments.jobs, mp_context=context) as pool:
-        futures = [
-            pool.submit(train_unit, unit, *jobs[unit], arguments.work, threads, arguments.device)
-            for unit in units
-        ]
-        units_of = dict(zip(futures, units, strict=True))
-        failed = []
-        for future in as_completed(futures):
-            error = future.exception()
-            if error is not None:  # the others are still written down
-                failed.append(f"{units_of[future]}: {error}")
-                continue
-            line, summary = future.result()
-            append_line(journal, line)
-            print(time.strftime("%H:%M:%S"), summary, flush=True)
-    if failed:
-        raise SystemExit("\n".join([f"error: {len(failed)} trainings failed", *failed]))
+    train_missing(units, arguments.work / "trainings.jsonl", jobs=arguments.jobs)
 
 
-def train_unit(
-    unit: Unit, search: Path, root: Path, work: Path, threads: int, device: str
-) -> tuple[str, str]:
-    """One training in a process of its own: its line of the journal, and a word about it."""
-    import torch
-
-    from monai_xtiny.bundle.search_file import read_search
-    from monai_xtiny.training.train import train_width, training_to_line
-
-    torch.set_num_threads(threads)
-    task = TASKS[unit.task]
-    bundle = f"{unit.task}_{unit.max_features}_{unit.seed}_segmentation"
-    with quiet():
-        training = train_width(
-            read_search(search),
-            unit.max_features,
-            data=root,
-            bundle_dir=work / "bundles" / bundle,
-            epochs=task.epochs,
-            val_interval=max(1, task.epochs // 4),
-            seed=unit.seed,
-            overrides={
-                "num_workers": 0, "tensorboard": False, "device": f"$torch.device('{device}')",
-                **task.overrides,
-            },
-        )  # fmt: skip
-    summary = f"{unit.task} {unit.max_features} seed {unit.seed}: "
-    summary += f"{training.evaluation.mean_dice:.4f} in {training.seconds:.0f} s"
-    return training_to_line(training, task=unit.task), summary
+def training_of(arguments: argparse.Namespace, name: str, width: int, seed: int) -> Unit:
+    """The training of one width on a task."""
+    task = TASKS[name]
+    return Unit(
+        {"task": name},
+        plan_task(arguments, name),
+        width,
+        task_root(arguments, name),
+        arguments.work / "bundles" / f"{name}_{width}_{seed}_segmentation",
+        task.epochs,
+        val_interval=max(1, task.epochs // 4),
+        seed=seed,
+        overrides={
+            "tensorboard": False, "device": f"$torch.device('{arguments.device}')",
+            **task.overrides,
+        },
+    )  # fmt: skip
 
 
 def score_all(arguments: argparse.Namespace) -> None:
-    """Search every task with fresh images and initialisations; finished runs are not repeated."""
+    """Search every task with fresh images and initializations; finished runs are not repeated."""
     folder = arguments.work / "scores"
     folder.mkdir(parents=True, exist_ok=True)
     jobs = []
@@ -236,12 +164,11 @@ def score_all(arguments: argparse.Namespace) -> None:
             target = folder / f"{name}_{run}.json"
             if not target.is_file():
                 jobs.append((plan_task(arguments, name), task_root(arguments, name), run, target))
-    threads = max(1, (os.cpu_count() or 1) // arguments.jobs)
-    context = multiprocessing.get_context("spawn")
-    with ProcessPoolExecutor(arguments.jobs, mp_context=context) as pool:
-        futures = [pool.submit(score_run, *job, threads, arguments.device) for job in jobs]
-        for future in as_completed(futures):
-            print(time.strftime("%H:%M:%S"), future.result(), flush=True)
+    common = (share_of_cores(arguments.jobs), arguments.device)
+    for _, result in in_processes(score_run, [(*job, *common) for job in jobs], arguments.jobs):
+        if isinstance(result, BaseException):
+            raise result
+        print(time.strftime("%H:%M:%S"), result, flush=True)
 
 
 def score_run(search: Path, root: Path, run: int, target: Path, threads: int, device: str) -> str:
@@ -282,7 +209,7 @@ def score_run(search: Path, root: Path, run: int, target: Path, threads: int, de
 def measure_representations(
     images: Any, plan: Any, seed: int, device: str
 ) -> dict[str, dict[int, list[float]]]:
-    """Mean over the images of further label-free statistics, one value an initialisation.
+    """Mean over the images of further label-free statistics, one value per initialization.
 
     ``cka``: linear alignment with eight wide networks, the same in every search; ``explained``:
     share of their features explained; ``bottleneck``: alignment at the bottleneck; ``rank``:
@@ -365,10 +292,11 @@ def write_tables(arguments: argparse.Namespace) -> None:
     from monai_xtiny.bundle.search_file import read_search
     from monai_xtiny.scores.table import table_from_dict
     from monai_xtiny.selection.choice import select_width
-    from monai_xtiny.training.train import read_journal, training_from_dict
+    from monai_xtiny.system.files import read_lines
+    from monai_xtiny.training.train import training_from_dict
 
     arguments.output.mkdir(parents=True, exist_ok=True)
-    lines = read_journal(arguments.work / "trainings.jsonl")
+    lines = read_lines(arguments.work / "trainings.jsonl")
     with open(arguments.output / "selection_ladders.csv", "w", newline="") as file:
         rows = csv.writer(file, lineterminator="\n")
         rows.writerow(["task", "max_features", "num_parameters"])

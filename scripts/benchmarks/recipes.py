@@ -1,6 +1,6 @@
 """Compare training recipes at one width: the table behind the emitted train.json.
 
-usage: python scripts/benchmark_recipes.py --data ROOT/DATASET --search search.json --width 8
+usage: python scripts/benchmarks/recipes.py --data ROOT/DATASET --search search.json --width 8
            --epochs 30 [--recipes sgd_poly,adamw_onecycle] [--work DIR] [--threads 1]
 
 Every recipe is the emitted train.json with the overrides below, on the same fold and the same
@@ -11,7 +11,6 @@ the table is printed from all its lines.
 from __future__ import annotations
 
 import argparse
-import logging
 import os
 import platform
 import time
@@ -19,15 +18,10 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from trainings import Unit, train_missing
 
-from monai_xtiny.bundle.search_file import read_search
-from monai_xtiny.training.train import (
-    append_line,
-    read_journal,
-    train_width,
-    training_from_dict,
-    training_to_line,
-)
+from monai_xtiny.system.files import read_lines
+from monai_xtiny.training.train import training_from_dict
 
 POLY = "$lambda epoch: (1 - min(epoch / @train#trainer#max_epochs, 1)) ** 0.9"
 NO_CLIP: dict[str, Any] = {"max_grad_norm": 1e9}
@@ -39,7 +33,7 @@ def adamw(learning_rate: float, weight_decay: float = 3e-5) -> dict[str, Any]:
 
 
 def sgd(learning_rate: float, momentum: float) -> dict[str, Any]:
-    """nnU-Net's optimiser: Nesterov momentum and polynomial decay."""
+    """nnU-Net's optimizer: Nesterov momentum and polynomial decay."""
     return {
         "learning_rate": learning_rate,
         "lr_factor": POLY,
@@ -142,33 +136,22 @@ def parse_arguments() -> argparse.Namespace:
 def main() -> None:
     """Train what the journal lacks, then print the table."""
     arguments = parse_arguments()
-    torch.set_num_threads(arguments.threads)
-    logging.disable(logging.WARNING)
-    selection = read_search(arguments.search)
     name = arguments.data.resolve().name
-    arguments.work.mkdir(parents=True, exist_ok=True)
     journal = arguments.work / "recipes.jsonl"
-
-    def key(line: dict[str, Any]) -> tuple[Any, ...]:
-        return line["set"], line["recipe"], line["max_features"], line["epochs"]
-
-    for recipe in arguments.recipes.split(","):
-        wanted = (name, recipe, arguments.width, arguments.epochs)
-        if wanted in map(key, read_journal(journal)):
-            continue
-        training = train_width(
-            selection,
+    units = [
+        Unit(
+            {"set": name, "recipe": recipe},
+            arguments.search,
             arguments.width,
-            data=arguments.data,
-            bundle_dir=arguments.work / name / f"{recipe}_segmentation",
-            epochs=arguments.epochs,
-            overrides={"num_workers": 0, **RECIPES[recipe]},
-            progress=lambda epoch, dice, recipe=recipe: print(
-                f"{name} {recipe} epoch {epoch}: {dice:.4f}", flush=True
-            ),
+            arguments.data,
+            arguments.work / name / f"{recipe}_segmentation",
+            arguments.epochs,
+            overrides=RECIPES[recipe],
         )
-        append_line(journal, training_to_line(training, set=name, recipe=recipe))
-    print(table(read_journal(journal)))
+        for recipe in arguments.recipes.split(",")
+    ]
+    train_missing(units, journal, threads=arguments.threads)
+    print(table(read_lines(journal)))
 
 
 def table(lines: list[dict[str, Any]]) -> str:

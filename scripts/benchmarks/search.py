@@ -1,15 +1,15 @@
 """Time a search: from process start, width by width against the arithmetic, and with many files.
 
-usage: python scripts/benchmark_search.py --images DATA [--device DEVICE] [--repeats N]
+usage: python scripts/benchmarks/search.py --images DATA [--device DEVICE] [--repeats N]
            [--output FILE.md] [--by_width] [--profile] [--cases 100,1000,10000,100000]
            [--processes 1,2] [--resample 512,512] [SEARCH OPTIONS]
-example: python scripts/benchmark_search.py --images DATA/Dataset076_DSB2018Fluo --method paper \
+example: python scripts/benchmarks/search.py --images DATA/Dataset076_DSB2018Fluo --method paper \
              --by_width --profile
 
 Each repeat is a new process that runs `python -m monai_xtiny search` with the options given, on a
 bundle that is thrown away: seconds from process start to its end, to load and to score, and the
 peak resident memory. --by_width scores every width of that search again, with as many
-initialisations side by side as there are cores, and once more in a plain loop: one image at a time,
+initializations side by side as there are cores, and once more in a plain loop: one image at a time,
 one network after the other. The floor is the time of the arithmetic alone (a forward pass and the
 gradient to the image) at the rate of a matrix product measured in between. --profile lists where
 the time goes. --cases links the first image so many times and plans and searches those.
