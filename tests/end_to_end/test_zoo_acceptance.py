@@ -26,9 +26,9 @@ from monai.bundle import (
 from packaging.version import Version
 
 from monai_xtiny.bundle.archive import package_bundle
+from tests.bundle.test_figures import HEADINGS
 from tests.conftest import DATA
 from tests.end_to_end.test_emitted import Emitted, emitted  # noqa: F401
-from tests.bundle.test_figures import HEADINGS
 
 pytestmark = pytest.mark.slow
 
