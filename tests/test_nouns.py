@@ -7,6 +7,7 @@ import sys
 
 import pytest
 
+pytestmark = pytest.mark.search
 HEAVY = ("torch", "monai", "nibabel", "numpy", "PIL", "pydicom", "ignite", "scipy")
 
 

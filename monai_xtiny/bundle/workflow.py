@@ -678,7 +678,7 @@ def _find_problem(
 
 
 def _misplacement(image: MetaTensor, label: MetaTensor) -> float:
-    """The largest distance of two corners that should be one, in voxels; 0 unless both are NIfTI.
+    """The largest shift of a corner along an axis, in voxels; 0 unless both files are NIfTI.
 
     Only NIfTI says where an image lies.
     """

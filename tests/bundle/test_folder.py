@@ -107,6 +107,7 @@ def test_bundle_network_refuses_the_weights_of_another_width(bundle, selection) 
         Bundle.open(bundle).network()
 
 
+@pytest.mark.search
 def test_bundle_open_imports_neither_torch_nor_monai(bundle) -> None:
     code = (
         f"import sys\nfrom monai_xtiny import Bundle\nprint(Bundle.open({str(bundle)!r}).kind)\n"

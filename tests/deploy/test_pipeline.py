@@ -15,7 +15,7 @@ from monai_xtiny.bundle.archive import check_onnx
 from monai_xtiny.bundle.folder import Bundle
 from monai_xtiny.cli.commands import main
 from monai_xtiny.deploy import pipeline as deploy
-from monai_xtiny.deploy.onnx_model import quantise_onnx
+from monai_xtiny.deploy.onnx_model import quantize_onnx
 from monai_xtiny.deploy.pipeline import Deployment, deploy_bundle, deployment_table
 from monai_xtiny.deploy.timing import ONNX, EngineTiming, benchmark_engines
 from monai_xtiny.training.evaluate import evaluate_held_out
@@ -114,13 +114,13 @@ def test_deploy_bundle_leaves_the_former_files_when_export_fails(tmp_path, monke
 @pytest.mark.slow
 def test_deploy_bundle_deletes_an_int8_model_of_other_weights(tmp_path) -> None:
     bundle, _ = labelled_bundle("pictures", tmp_path)
-    quantised = quantise_onnx(bundle / "models" / "model.onnx", drawn_images((1, 1, 32, 48)))
+    quantized = quantize_onnx(bundle / "models" / "model.onnx", drawn_images((1, 1, 32, 48)))
     deploy_bundle(bundle, benchmark=False)
-    assert quantised.is_file()
+    assert quantized.is_file()
     weights = torch.load(bundle / "models" / "model.pt", weights_only=True)
     torch.save({name: 2 * value for name, value in weights.items()}, bundle / "models" / "model.pt")
     deploy_bundle(bundle, benchmark=False)
-    assert not quantised.exists()
+    assert not quantized.exists()
     check_onnx(Bundle.open(bundle))
 
 

@@ -134,7 +134,7 @@ def test_bundle_has_every_file_of_the_design(emitted) -> None:
         "LICENSE", "models/model.pt", "docs/README.md", "docs/data_license.txt",
         "docs/search.json", "docs/sensitivity.png", "configs/metadata.json", "configs/train.json",
         "configs/inference.json", "configs/evaluate.json", "configs/multi_gpu_train.json",
-        "configs/logging.conf",
+        "configs/logging.conf", "scripts/workflow.py",
     }  # fmt: skip
     assert expected <= files
     assert not list(emitted.bundle.parent.glob(".tiny*"))
@@ -514,6 +514,7 @@ def test_bundle_takes_the_validation_cases_of_a_datalist(copied, tmp_path) -> No
     datalist.write_text(json.dumps({"training": entries[:1], "validation": entries[1:]}))
     parser = ConfigParser()
     parser.read_config(str(copied.bundle / "configs" / "train.json"))
+    parser["bundle_root"] = str(copied.bundle)
     parser["dataset_dir"], parser["datalist"] = str(copied.dataset), str(datalist)
     names = [
         [Path(case["label"]).name for case in parser.get_parsed_content(key)]
@@ -533,6 +534,7 @@ def test_bundle_folds_hold_every_case_out_once(copied, tmp_path, count) -> None:
     for fold in range(5):
         parser = ConfigParser()
         parser.read_config(str(copied.bundle / "configs" / "train.json"))
+        parser["bundle_root"] = str(copied.bundle)
         parser["dataset_dir"], parser["fold"] = str(tmp_path / "names"), fold
         train, val = (
             [case["label"] for case in parser.get_parsed_content(key)]

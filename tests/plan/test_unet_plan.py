@@ -14,7 +14,7 @@ import pytest
         ({"spacing": (1, 0)}, "must be positive"),
         ({"patch_size": (33, 48)}, "not divisible"),
         ({"patch_size": (8, 8)}, "shrinks to one voxel"),
-        ({"kernel_size": ((3, 3),) * 3}, "one of each a stage"),
+        ({"kernel_size": ((3, 3),) * 3}, "one of each per stage"),
         ({"patch_size": (32, 48, 8)}, "need 2 axes"),
         ({"slice_axis": 3}, "slice_axis is 3"),
         ({"spacing": (1, float("nan"))}, "must be positive"),

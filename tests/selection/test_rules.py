@@ -47,6 +47,7 @@ def test_select_width_and_advice_ask_a_registered_rule(widest, selection) -> Non
     assert "(method widest, confidence 70%)" in search_summary(chosen, "x")
 
 
+@pytest.mark.search
 def test_search_runs_a_registered_rule_to_its_bundle(widest, tmp_path, png_folder, capsys) -> None:
     bundle = tmp_path / "x_segmentation"
     command = ["search", "--images", str(png_folder), "--bundle", str(bundle), "--method", "widest"]
@@ -117,6 +118,7 @@ def test_search_config_has_no_long_expression(name) -> None:
     assert [line for line in long if not line.startswith('"plan"')] == []
 
 
+@pytest.mark.search
 def test_selection_imports_no_torch() -> None:
     code = (
         "import sys, pkgutil, importlib, monai_xtiny.selection as package\n"
