@@ -63,7 +63,7 @@ def package_bundle(
     beside = bundle.root.with_name(f"{bundle.name}_v{version}.zip")
     target = Path(output) if output is not None else beside
     with atomic_write(target) as part, zipfile.ZipFile(part, "w", compresslevel=9) as archive:
-        for path in _files(bundle):
+        for path in _packed_files(bundle):
             name = f"{bundle.name}/{path.relative_to(bundle.root).as_posix()}"
             entry = zipfile.ZipInfo(name, _EPOCH)
             entry.compress_type = zipfile.ZIP_DEFLATED
@@ -90,7 +90,7 @@ def check_onnx(bundle: Bundle) -> None:
             )
 
 
-def _files(bundle: Bundle) -> list[Path]:
+def _packed_files(bundle: Bundle) -> list[Path]:
     """What the zip holds, without hidden files and what a killed training was writing."""
     return sorted(
         path

@@ -51,7 +51,7 @@ def verify(
     update: bool = False,
     debug: bool = False,
 ) -> Job:
-    """Train the width of a bundle and its neighbours briefly: is it on the plateau?
+    """Train the width of a bundle and its neighbors briefly: is it on the plateau?
 
     Args:
         bundle: the bundle; it stays as it is without --update.
@@ -98,7 +98,7 @@ def verify(
             former = update_bundle(opened, found)
             print(opened.path(VERIFICATION))
             if is_other:
-                print(f"{bundle}: width {found.recommended} now, at its initialisation: train it")
+                print(f"{bundle}: width {found.recommended} now, at its initialization: train it")
             if former is not None:
                 print(f"what was trained at width {found.selected} is in {former}")
         elif is_other:

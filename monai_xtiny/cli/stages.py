@@ -47,10 +47,10 @@ def search(
         spatial_dims: 2 or 3; volumes are planned in 3D without.
         method: rule that chooses the width.
         num_images: images to score, or 'all'; without, 8 for 'alignment' and 16 for 'paper'.
-        seed: of the first initialisation and of the draw of images.
-        num_seeds: initialisations of every width; without, one for 'paper', and for 'alignment' as
+        seed: of the first initialization and of the draw of images.
+        num_seeds: initializations of every width; without, one for 'paper', and for 'alignment' as
             many of narrow widths as make the choice sure.
-        max_seconds: time after which no further initialisations are asked for.
+        max_seconds: time after which no further initializations are asked for.
         max_memory_gb: what the process may hold; fewer networks and images at a time below it.
         plans: nnU-Net's plans file to take the plan from.
         configuration: of the plans file.
@@ -155,11 +155,11 @@ def score(
         label_names: names of the classes with commas, background first.
         spatial_dims: 2 or 3; volumes are planned in 3D without.
         num_images: images to score, or 'all'; without, 8 for 'alignment' and 16 for 'paper'.
-        seed: of the first initialisation and of the draw of images.
+        seed: of the first initialization and of the draw of images.
         method: rule that the scores are for.
-        num_seeds: initialisations of every width; without, one for 'paper', and for 'alignment' as
+        num_seeds: initializations of every width; without, one for 'paper', and for 'alignment' as
             many of narrow widths as make the choice sure.
-        max_seconds: time after which no further initialisations are asked for.
+        max_seconds: time after which no further initializations are asked for.
         max_memory_gb: what the process may hold; fewer networks and images at a time below it.
         plans: nnU-Net's plans file to take the plan from.
         configuration: of the plans file.
