@@ -23,11 +23,16 @@ from tests.tiers import is_fast, mark_search, refuse_long, share_out
 DATA = Path(__file__).parent / "golden"
 
 
-def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:
-    mark_search(items)
+@pytest.hookimpl(wrapper=True)
+def pytest_collection_modifyitems(
+    config: pytest.Config, items: list[pytest.Item]
+) -> Generator[None, object, object]:
+    mark_search(items)  # before pytest leaves out what other tiers hold
+    result = yield
     num_workers = getattr(config, "workerinput", {}).get("workercount", 1)
     if num_workers > 1:
         items[:] = share_out(items, num_workers)
+    return result
 
 
 @pytest.hookimpl(wrapper=True)
