@@ -82,7 +82,7 @@ def update_bundle(
     moved = replace(former, max_features=width, confidence=confidence)
     with tempfile.TemporaryDirectory(prefix="monai_xtiny_") as name:
         old, new = (
-            _export(bundle, selection, Path(name, part))
+            _export_width(bundle, selection, Path(name, part))
             for part, selection in (("old", former), ("new", moved))
         )
         with replaced_whole(bundle.root) as folder:
@@ -114,7 +114,7 @@ def write_verification(bundle: Bundle, verification: Verification) -> Path:
     return write_json(bundle.path(VERIFICATION), asdict(verification))
 
 
-def _export(bundle: Bundle, selection: Selection, folder: Path) -> Bundle:
+def _export_width(bundle: Bundle, selection: Selection, folder: Path) -> Bundle:
     """What the exporter writes for a choice, under the bundle's name."""
     exported = export_bundle(
         selection,
