@@ -111,31 +111,27 @@ def deploy_bundle(
     Raises:
         FileNotFoundError: there is no bundle, or no images or data.
         ImportError: the extra ``deploy`` is not installed.
-        ValueError: a case cannot be read, outputs differ, int8 has no images, the bundle was not
-            trained and cannot have a Dice, the size is not one of the plan's dimension, or there is
-            no such device.
+        ValueError: a case cannot be read, outputs differ, int8 has no images, Dice is asked of an
+            untrained bundle, the size has other dimensions, or there is no such device.
     """
     bundle = Bundle.open(bundle_dir)
-    _check_packages()
+    for name in ("onnx", "onnxruntime", "onnxscript"):
+        import_deploy(name)
     computed_on = _check_device(device)
     timed_size = _check_size(size, bundle.plan)
-    if int8 and images is None:
-        raise ValueError("int8 is calibrated on images: give --images")
-    if data is not None:
-        _check_data(data, bundle)
+    _check_inputs(bundle, images, data, int8)
     say = progress or (lambda _: None)
     network, form = bundle.network(), input_format(bundle)
     windows = () if images is None else sample_windows(bundle, images)
-    files, difference = _export(network, form, bundle, windows, int8, say)
-    deployment = Deployment(files, difference)
+    deployment = Deployment(*_write_models(network, form, bundle, windows, int8, say))
     if data is not None:
         deployment = _with_dice(deployment, bundle, data, say)
     if benchmark:
         timings = _time_engines(
-            network, bundle.selection, form, files, timed_size, computed_on, say
+            network, bundle.selection, form, deployment.files, timed_size, computed_on, say
         )
-        name = device_name(computed_on)
-        deployment = replace(deployment, size=timed_size, timings=timings, device=name)
+        measured_on = device_name(computed_on)
+        deployment = replace(deployment, size=timed_size, timings=timings, device=measured_on)
     _write(deployment, Path(output) if output is not None else bundle.path(DEPLOYMENT))
     return deployment
 
@@ -164,12 +160,6 @@ def deployment_table(deployment: Deployment) -> str:
     return "\n".join(lines)
 
 
-def _check_packages() -> None:
-    """Refuse to begin without the extra ``deploy``."""
-    for name in ("onnx", "onnxruntime", "onnxscript"):
-        import_deploy(name)
-
-
 def _check_device(name: str) -> torch.device:
     """The device to time engines on."""
     device = select_device(name)
@@ -186,8 +176,17 @@ def _check_size(size: Sequence[int] | None, plan: UNetPlan) -> tuple[int, ...]:
     return timed
 
 
-def _check_data(data: str | os.PathLike[str], bundle: Bundle) -> None:
-    """Refuse data that are not there, and a bundle that holds out none of them."""
+def _check_inputs(
+    bundle: Bundle,
+    images: str | os.PathLike[str] | None,
+    data: str | os.PathLike[str] | None,
+    int8: bool,
+) -> None:
+    """Refuse int8 without images, data that are not there, and a bundle that holds none out."""
+    if int8 and images is None:
+        raise ValueError("int8 is calibrated on images: give --images")
+    if data is None:
+        return
     data_options(data, None)
     if not bundle.path(SPLIT).is_file():
         raise ValueError(
@@ -196,7 +195,7 @@ def _check_data(data: str | os.PathLike[str], bundle: Bundle) -> None:
         )
 
 
-def _export(
+def _write_models(
     network: torch.nn.Module,
     form: InputFormat,
     bundle: Bundle,
