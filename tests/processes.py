@@ -93,6 +93,7 @@ def _run(
         import torch
 
         torch.set_num_threads(int(environment["OMP_NUM_THREADS"]))
+    sys.path[:0] = filter(None, environment.get("PYTHONPATH", "").split(os.pathsep))
     sys.argv = [module, *arguments]
     if module.endswith(".py"):
         sys.path.insert(0, str(Path(module).parent))

@@ -113,7 +113,12 @@ def run_monai_bundle(
     emitted: Emitted, *command: object, cwd: Path
 ) -> subprocess.CompletedProcess[str]:
     """Run ``python -m monai.bundle``: of flat images in a new interpreter, else in a forked one."""
+    # Where monai_xtiny cannot be imported.
+    without = emitted.bundle.parent / "without"
+    without.mkdir(exist_ok=True)
+    (without / "monai_xtiny.py").write_text("raise ImportError('monai_xtiny is not here')")
     environment = {**os.environ, "OMP_NUM_THREADS": "1", "PYTHONWARNINGS": "ignore"}
+    environment["PYTHONPATH"] = str(without)
     if emitted.kind != "flat":
         return run_module("monai.bundle", *command, cwd=cwd, env=environment)
     start = [sys.executable, "-m", "monai.bundle", *map(str, command)]

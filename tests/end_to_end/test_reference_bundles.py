@@ -11,7 +11,8 @@ import pytest
 import torch
 from monai.bundle import ConfigParser
 
-from monai_xtiny.bundle.folder import Bundle
+from monai_xtiny.bundle.card import model_card
+from monai_xtiny.bundle.folder import CARD, EVALUATION, Bundle
 from monai_xtiny.bundle.measured import read_evaluation
 from monai_xtiny.bundle.search_file import read_search
 from monai_xtiny.bundle.writer import export_bundle
@@ -75,6 +76,19 @@ def test_reference_bundle_keeps_its_promise_on_cases_held_out(bundle) -> None:
     assert not set(train) & set(held_out)
     assert len(held_out) == np.ceil((len(train) + len(held_out)) / 5)
     assert evaluation.mean_dice >= BUNDLES[bundle.name][1]
+
+
+def test_reference_card_is_what_the_card_writer_writes(bundle) -> None:
+    opened = Bundle.open(bundle)
+    num_epochs = json.loads(opened.path(EVALUATION).read_text(encoding="utf-8"))["num_epochs"]
+    card = model_card(
+        opened.selection,
+        name=opened.name,
+        label_names=opened.label_names,
+        evaluation=read_evaluation(opened),
+        num_epochs=num_epochs,
+    )
+    assert opened.path(CARD).read_text(encoding="utf-8") == card
 
 
 def test_reference_card_states_what_was_measured(bundle) -> None:
