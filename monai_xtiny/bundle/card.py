@@ -41,7 +41,7 @@ def model_card(
         label_names: of the classes, background first.
         evaluation: of the trained network, with ``overlay.png`` beside the card.
         num_epochs: that it was trained for, where known.
-        former_width: that brief trainings on labelled cases moved the choice away from.
+        former_width: that brief trainings on labeled cases moved the choice away from.
     """
     environment = template_environment()
     environment.filters["md"] = _escape_markdown

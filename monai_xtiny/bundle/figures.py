@@ -31,7 +31,7 @@ class Plane:
 
 
 def plot_sensitivity(selection: Selection, path: str | os.PathLike[str]) -> Path:
-    """Draw the scores against width, with their spread over initialisations, votes and the choice.
+    """Draw the scores against width, with their spread over initializations, votes and the choice.
 
     Args:
         selection: the choice and the table it was made from.
@@ -50,7 +50,7 @@ def plot_sensitivity(selection: Selection, path: str | os.PathLike[str]) -> Path
     panels[-1].yaxis.set_major_locator(LogLocator(subs=(1, 2, 5)))
     panels[-1].yaxis.set_major_formatter(ScalarFormatter())
     panels[-1].yaxis.set_minor_formatter(NullFormatter())
-    panels[-1].set_ylabel("Jacobian sensitivity at initialisation")
+    panels[-1].set_ylabel("Jacobian sensitivity at initialization")
     if is_aligned:
         alignments = {
             rung.max_features: np.mean(rung.alignment, axis=1)
@@ -87,14 +87,14 @@ def plot_sensitivity(selection: Selection, path: str | os.PathLike[str]) -> Path
     axes.set_xticks(table.widths, labels)
     axes.xaxis.set_minor_locator(NullLocator())
     axes.invert_xaxis()
-    axes.set_xlabel("width cap (features a stage at most), and its share of the votes")
+    axes.set_xlabel("width cap (features per stage at most), and its share of the votes")
     sure = "" if selection.confidence is None else f", confidence {selection.confidence:.0%}"
     panels[0].set_title(f"{len(table.images)} images, method {selection.method}{sure}")
     return _save_png(figure, path, dpi=120)
 
 
 def _draw_band(axes: Axes, values: Mapping[int, np.ndarray], *, is_log: bool) -> None:
-    """Mean over initialisations of each width, geometric for logarithms, and 80 % of them."""
+    """Mean over initializations of each width, geometric for logarithms, and 80 % of them."""
     # A constant curve of zeros has no logarithm.
     tiny = np.finfo(float).tiny
     arrays = [np.log(np.maximum(item, tiny)) if is_log else item for item in values.values()]
@@ -102,15 +102,15 @@ def _draw_band(axes: Axes, values: Mapping[int, np.ndarray], *, is_log: bool) ->
     widths = list(values)
     if max(len(array) for array in arrays) > 1:
         low, high = (shown([np.quantile(array, q) for array in arrays]) for q in (0.1, 0.9))
-        axes.fill_between(widths, low, high, alpha=0.2, label="80 % of initialisations")
-    centre = shown([array.mean() for array in arrays])
+        axes.fill_between(widths, low, high, alpha=0.2, label="80 % of initializations")
+    center = shown([array.mean() for array in arrays])
     counts = sorted({len(array) for array in arrays})
     if counts == [1]:
-        label = "one initialisation"
+        label = "one initialization"
     else:
         numbers = " to ".join(str(count) for count in dict.fromkeys((counts[0], counts[-1])))
-        label = f"{'geometric ' if is_log else ''}mean of {numbers} initialisations"
-    axes.plot(widths, centre, "o-", label=label)
+        label = f"{'geometric ' if is_log else ''}mean of {numbers} initializations"
+    axes.plot(widths, center, "o-", label=label)
 
 
 def plot_overlay(

@@ -15,7 +15,7 @@ _REQUIRED_PACKAGES = ("nibabel", "pytorch-ignite", "scipy", "pillow", "tqdm")
 
 
 def is_raster(table: ScoreTable) -> bool:
-    """Whether the images are pictures, without a physical size."""
+    """Whether the images are PNG and the like, without a physical size."""
     return table.images[0].lower().endswith(RASTER_SUFFIXES)
 
 
@@ -90,7 +90,7 @@ def bundle_metadata(
         "data_type": suffix if raster else "nibabel",
         "image_classes": f"{plan.in_channels} channel data, z-scored per image and channel",
         "label_classes": f"single channel data of class indices: {numbered}",
-        "pred_classes": f"{plan.out_channels} channels of logits, one a class: {numbered}",
+        "pred_classes": f"{plan.out_channels} channels of logits, one per class: {numbered}",
         "network_data_format": {
             "inputs": {"image": image},
             "outputs": {"pred": logits},
@@ -100,7 +100,7 @@ def bundle_metadata(
 
 
 def _display_name(name: str) -> str:
-    """What a catalogue shows: words, unless MONAI would take them for code."""
+    """What a catalog shows: words, unless MONAI would take them for code."""
     text = " ".join(name.split("_")).strip()
     return name if text[:1] in ("", "$", "@", "%") else text[0].upper() + text[1:]
 

@@ -14,7 +14,7 @@ class Evaluation:
 
     Args:
         cases: file names of the labels.
-        dice: one row a case, one value a foreground class; ``None`` where the label lacks the
+        dice: one row per case, one value per foreground class; ``None`` where the label lacks the
             class.
         hd95: 95th percentile of the symmetric surface distance, likewise, in mm (pixels where
             images have no spacing); ``None`` where label or prediction is empty.

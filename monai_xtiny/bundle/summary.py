@@ -49,8 +49,8 @@ def advice(selection: Selection) -> str:
     index = widths.index(selection.max_features)
     wider = f"take the next wider width, {widths[index - 1]}; " if index else ""
     return (
-        f"{doubt}: score more initialisations (--num_seeds) or images (--num_images); {wider}or "
-        "train the neighbours briefly on labelled cases: "
+        f"{doubt}: score more initializations (--num_seeds) or images (--num_images); {wider}or "
+        "train the neighbors briefly on labeled cases: "
         "python -m monai_xtiny verify BUNDLE --data DIR"
     )
 

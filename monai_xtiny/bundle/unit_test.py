@@ -8,7 +8,7 @@ from monai_xtiny.bundle.templates import template_environment
 from monai_xtiny.plan.unet_plan import UNetPlan
 
 UNIT_TEST_TEMPLATE = "unit_test.py.jinja"
-# Pixels that the images have more than the patch, one entry an axis: windows must slide and pad.
+# Pixels that the images have more than the patch, one entry per axis: windows must slide and pad.
 _MARGIN = (3, 5, 1)
 _NUM_SLICES = 3
 _SLICE_SPACING = 5.0
@@ -24,7 +24,7 @@ def render_unit_test(plan: UNetPlan, *, name: str, is_raster: bool) -> str:
     Args:
         plan: what the bundle's network was planned for.
         name: of the bundle's folder; whatever its characters, they come out as text.
-        is_raster: whether the images are pictures (PNG), not NIfTI.
+        is_raster: whether the images are PNG, not NIfTI.
     """
     patch_size = smallest_patch_size(plan)
     image_shape = [size + more for size, more in zip(patch_size, _MARGIN, strict=False)]
@@ -51,7 +51,7 @@ def render_unit_test(plan: UNetPlan, *, name: str, is_raster: bool) -> str:
 def smallest_patch_size(plan: UNetPlan) -> tuple[int, ...]:
     """The smallest patch that the network takes: ``2 * prod(strides)`` along each axis.
 
-    Instance norm has nothing to normalise in a last stage of one pixel.
+    Instance norm has nothing to normalize in a last stage of one pixel.
     """
     return tuple(2 * factor for factor in plan.divisor)
 

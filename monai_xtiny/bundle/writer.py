@@ -101,7 +101,7 @@ def export_bundle(
 
     The files come from the templates in ``configs/templates``; every ``_target_`` in them is
     MONAI's, PyTorch's or ignite's. ``models/model.pt`` holds the selected network at the
-    initialisation of the first seed, until it is trained. Everything is written to a temporary
+    initialization of the first seed, until it is trained. Everything is written to a temporary
     sibling, which is then renamed. Weights over 25 MB are listed in ``large_files.yml``.
 
     Args:

@@ -1,1 +1,1 @@
-"""What was typed, as calls; one file a group of commands."""
+"""What was typed, as calls; one file per group of commands."""

@@ -10,7 +10,7 @@ from monai_xtiny.cli.options import check_output, parse_flag, parse_int
 def check(
     bundle: str, data: str | None = None, datalist: str | None = None, debug: bool = False
 ) -> Job:
-    """Check labelled data and weights against a bundle before training.
+    """Check labeled data and weights against a bundle before training.
 
     Args:
         bundle: the bundle.
@@ -27,13 +27,11 @@ def check(
             print(problem)
         if found.problems:
             raise ValueError(
-                f"{len(found.problems)} problems with {found.num_cases} labelled cases: "
+                f"{len(found.problems)} problems with {found.num_cases} labeled cases: "
                 f"{found.problems[0]}"
             )
         padded = f"; {found.num_padded} are smaller than the patch and padded"
-        print(
-            f"{found.num_cases} labelled cases fit the bundle{padded if found.num_padded else ''}"
-        )
+        print(f"{found.num_cases} labeled cases fit the bundle{padded if found.num_padded else ''}")
 
     return Job(run, debug)
 
@@ -57,7 +55,7 @@ def verify(
         bundle: the bundle; it stays as it is without --update.
         data: nnU-Net data set root with imagesTr and labelsTr.
         datalist: MSD dataset.json.
-        epochs: over all cases; 400 updates without, whatever the number of cases.
+        epochs: over all cases; default: 400 updates, whatever the number of cases.
         num_seeds: trainings of each width, at least 2.
         fold: of the split by case.
         seed: of the first training.
@@ -116,7 +114,8 @@ def evaluate(
     Args:
         bundle: the bundle.
         data: nnU-Net data set root with imagesTr and labelsTr.
-        datalist: MSD datalist whose validation section to evaluate; that of training without.
+        datalist: MSD datalist whose validation section to evaluate; default: what training held
+            out.
         debug: show tracebacks.
     """
 
@@ -158,7 +157,7 @@ def deploy(
         int8: write models/model_int8.onnx too; needs --images.
         benchmark: time the engines; --nobenchmark only exports.
         device: to time them on: cpu, cuda, cuda:1, ...
-        size: of the image to time, with commas, for a picture WIDTH,HEIGHT; the patch without.
+        size: of the image to time, with commas, WIDTH,HEIGHT in 2D; default: the patch.
         output: JSON file to write in place of docs/deploy.json.
         debug: show tracebacks.
     """
@@ -198,7 +197,7 @@ def package(
 
     Args:
         bundle: the bundle.
-        output: zip to write; NAME_vVERSION.zip beside the bundle without.
+        output: zip to write; default: NAME_vVERSION.zip beside the bundle.
         torchscript: write models/model.ts, the network as TorchScript with its weights, first.
         debug: show tracebacks.
     """

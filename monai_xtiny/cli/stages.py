@@ -44,14 +44,14 @@ def search(
         images: folder, nnU-Net data set, MSD dataset.json, DICOM tree or glob.
         bundle: folder to write, OUT/NAME_segmentation.
         label_names: names of the classes with commas, background first.
-        spatial_dims: 2 or 3; volumes are planned in 3D without.
+        spatial_dims: 2 or 3; default: 3 for volumes.
         method: rule that chooses the width.
-        num_images: images to score, or 'all'; without, 8 for 'alignment' and 16 for 'paper'.
+        num_images: images to score, or 'all'; default: as many as the rule asks for.
         seed: of the first initialization and of the draw of images.
-        num_seeds: initializations of every width; without, one for 'paper', and for 'alignment' as
+        num_seeds: initializations of every width; default: one for 'paper', and for 'alignment' as
             many of narrow widths as make the choice sure.
         max_seconds: time after which no further initializations are asked for.
-        max_memory_gb: what the process may hold; fewer networks and images at a time below it.
+        max_memory_gb: what the process may hold; with less, fewer networks and images at a time.
         plans: nnU-Net's plans file to take the plan from.
         configuration: of the plans file.
         device: auto, cpu, cuda, cuda:1, ...
@@ -103,10 +103,10 @@ def plan(
     Args:
         images: folder, nnU-Net data set, MSD dataset.json, DICOM tree or glob.
         label_names: names of the classes with commas, background first.
-        spatial_dims: 2 or 3; volumes are planned in 3D without.
+        spatial_dims: 2 or 3; default: 3 for volumes.
         num_images: images to read in full, or 'all'; of the others headers are read.
         seed: of the draw of images.
-        output: file to write; the terminal without.
+        output: file to write; default: the terminal.
         debug: show tracebacks.
     """
 
@@ -153,14 +153,14 @@ def score(
         images: folder, nnU-Net data set, MSD dataset.json, DICOM tree or glob.
         output: JSON file to write.
         label_names: names of the classes with commas, background first.
-        spatial_dims: 2 or 3; volumes are planned in 3D without.
-        num_images: images to score, or 'all'; without, 8 for 'alignment' and 16 for 'paper'.
+        spatial_dims: 2 or 3; default: 3 for volumes.
+        num_images: images to score, or 'all'; default: as many as the rule asks for.
         seed: of the first initialization and of the draw of images.
         method: rule that the scores are for.
-        num_seeds: initializations of every width; without, one for 'paper', and for 'alignment' as
+        num_seeds: initializations of every width; default: one for 'paper', and for 'alignment' as
             many of narrow widths as make the choice sure.
         max_seconds: time after which no further initializations are asked for.
-        max_memory_gb: what the process may hold; fewer networks and images at a time below it.
+        max_memory_gb: what the process may hold; with less, fewer networks and images at a time.
         plans: nnU-Net's plans file to take the plan from.
         configuration: of the plans file.
         device: auto, cpu, cuda, cuda:1, ...
@@ -210,8 +210,8 @@ def select(
 
     Args:
         scores: what 'score' wrote, or a bundle's docs/search.json.
-        output: search.json to write; only the table is printed without.
-        method: rule that chooses the width; without, the one that the table was scored for.
+        output: search.json to write; default: only the table is printed.
+        method: rule that chooses the width; default: the one that the table was scored for.
         debug: show tracebacks.
     """
 

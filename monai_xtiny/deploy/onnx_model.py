@@ -41,7 +41,7 @@ def export_onnx(
     """Write the network of a bundle with the weights of ``models/model.pt`` as ONNX.
 
     Instance normalization is written as means along one axis after the other. ONNX Runtime's own
-    sums a channel in a few float32 accumulators: on images that are mostly one gray value it was
+    adds up a channel in a few float32 accumulators: on images that are mostly one gray value it was
     off by 3e-3 in the logits (1.32.0, 256 x 256, dark microscopy), and more in volumes.
 
     The file holds in its metadata the :class:`InputFormat`, the normalization and a digest of the

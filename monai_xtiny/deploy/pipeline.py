@@ -43,7 +43,7 @@ from monai_xtiny.selection.choice import Selection
 from monai_xtiny.system.devices import device_name, select_device
 from monai_xtiny.system.files import write_text
 from monai_xtiny.training.evaluate import evaluate_held_out
-from monai_xtiny.training.labelled import data_options
+from monai_xtiny.training.labeled import data_options
 
 FULL_WIDTH, SELECTED = "full-width", "selected"
 _FORMAT_VERSION = 1

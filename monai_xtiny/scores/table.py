@@ -22,7 +22,7 @@ class Rung:
         gmacs: multiply-accumulates of one forward pass on one patch, in 1e9.
         sensitivity: one row per seed of the table, one value per image.
         alignment: one row per initialization, those of the table's first ``alignment_seeds``, one
-            value an image; no rows where it was not measured.
+            value per image; no rows where it was not measured.
     """
 
     max_features: int

@@ -1,8 +1,8 @@
 """What a search has finished, written down unit by unit, so that it can be killed and go on.
 
-One file a process, ``PATH`` for the first and ``PATH.1``, ``PATH.2``, ... for the other ranks; all
-are read. The first line says what was searched, each further line is one finished unit. A last line
-that a kill cut off is left out.
+One file per process, ``PATH`` for the first and ``PATH.1``, ``PATH.2``, ... for the other ranks;
+all are read. The first line says what was searched, each further line is one finished unit. A last
+line that a kill cut off is left out.
 """
 
 from __future__ import annotations

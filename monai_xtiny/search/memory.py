@@ -65,7 +65,7 @@ def scoring_limit_gb(device: torch.device, max_memory_gb: float | None = None) -
 
     Args:
         device: that computes.
-        max_memory_gb: what the process may hold in all; without, ``GB_PER_CORE`` or half of what is
+        max_memory_gb: what the process may hold in all; default: ``GB_PER_CORE`` or half of what is
             free. What it holds already counts in steps of half a gigabyte, so that the same
             command gives the same limit.
 

@@ -16,8 +16,8 @@ from monai_xtiny.search.memory import GB_PER_CORE
 from monai_xtiny.search.scorer import Scorer
 from monai_xtiny.system.threads import side_by_side
 
-# Time besides arithmetic, in GMACs a megavoxel, measured on one CPU core: what a network spends on
-# memory and calls whatever its width, and for each channel up to a number of them.
+# Time besides arithmetic, in GMACs per megavoxel, measured on one CPU core: what a network spends
+# on memory and calls whatever its width, and for each channel up to a number of them.
 OVERHEAD_GMACS, OVERHEAD_GMACS_PER_CHANNEL, MAX_OVERHEAD_CHANNELS = 1.5, 1.5, 8
 
 
@@ -28,7 +28,7 @@ def score_side_by_side(
 
     Narrow networks keep no more than one core busy, and two kernel threads of one network that
     wait for each other lose much more than they gain where another program computes. Besides,
-    kernels add up in an order that may follow the number of threads: with one core a network has
+    kernels add up in an order that may follow the number of threads: with one core per network has
     the same scores whatever runs beside it. Those of volumes that take more than ``GB_PER_CORE``
     share all cores among the few that fit.
 
@@ -119,7 +119,7 @@ def unit_costs(plan: UNetPlan) -> dict[int, float]:
 def _groups(
     scorer: Scorer, units: Sequence[Unit], num_cores: int
 ) -> list[tuple[int, int | None, list[Unit]]]:
-    """Neighbours with how many of them may run side by side, and with how many threads each."""
+    """Neighbors with how many of them may run side by side, and with how many threads each."""
 
     def setting(unit: Unit) -> tuple[int, int | None]:
         fits = int(scorer.limit_gb / scorer.memory_gb(unit[0]))

@@ -171,7 +171,7 @@ def _choose_alignment(table: ScoreTable) -> Selection:
 def _doubt_alignment(selection: Selection) -> str:
     """What is doubtful about a choice; empty where nothing is."""
     if selection.confidence is None:
-        return "One initialisation of a width states no confidence"
+        return "One initialization of a width states no confidence"
     low = low_confidence(selection)
     if low and sum(selection.votes.values()) < 0.5:
         return "Not even the widest of the compared widths keeps enough of these images"
@@ -179,7 +179,7 @@ def _doubt_alignment(selection: Selection) -> str:
         (len(rung.alignment) for rung in selection.table.ladder if rung.alignment), default=0
     )
     if not low and fewest < MIN_FIRST_SEEDS:
-        return f"With {fewest} initialisations of a width the confidence is rough"
+        return f"With {fewest} initializations of a width the confidence is rough"
     return low
 
 
@@ -187,16 +187,16 @@ def _describe_alignment(table: ScoreTable) -> str:
     """The model card's paragraph on the choice."""
     return (
         "The width was chosen from unlabeled images and without training, after XTinyU-Net (see "
-        "References): the smallest whose features at initialisation still keep enough of the "
+        "References): the smallest whose features at initialization still keep enough of the "
         f"images (rule `{ALIGNMENT.name}`), over up to {len(table.alignment_seeds)} "
-        "initialisations of narrow networks. The Jacobian sensitivity of each width is listed "
+        "initializations of narrow networks. The Jacobian sensitivity of each width is listed "
         "beside it."
     )
 
 
 def _voters_alignment(table: ScoreTable) -> str:
     """Whose votes the confidence counts."""
-    return "resamples of initialisations and images"
+    return "resamples of initializations and images"
 
 
 ALIGNMENT = Rule(

@@ -82,14 +82,14 @@ def _describe_paper(table: ScoreTable) -> str:
     """The model card's paragraph on the choice."""
     return (
         "The width was chosen from unlabeled images and without training (XTinyU-Net, see "
-        "References): the Jacobian sensitivity of each width at initialisation, and the rule "
+        "References): the Jacobian sensitivity of each width at initialization, and the rule "
         f"`{PAPER.name}`."
     )
 
 
 def _voters_paper(table: ScoreTable) -> str:
     """Whose votes the confidence counts."""
-    return f"{len(table.seeds)} initialisations"
+    return f"{len(table.seeds)} initializations"
 
 
 PAPER = Rule(

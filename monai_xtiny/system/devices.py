@@ -11,7 +11,7 @@ import torch
 
 
 def select_device(device: str = "auto") -> torch.device:
-    """Resolve a device name; ``auto`` takes CUDA where there is one, a GPU a rank of a machine.
+    """Resolve a device name; ``auto`` takes CUDA where there is one, one GPU per rank of a machine.
 
     Raises:
         ValueError: the name is unknown, or the machine has no such device.

@@ -27,7 +27,7 @@ def side_by_side(
         work: on one item.
         items: to work on.
         num_workers: of them at a time.
-        threads_each: kernel threads of a worker; without, the cores are shared out.
+        threads_each: intra-op threads of a worker; default: the cores are shared out.
     """
     num_threads = torch.get_num_threads()
     num_workers = max(1, min(num_workers, len(items)))

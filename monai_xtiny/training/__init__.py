@@ -1,4 +1,4 @@
-"""A bundle and labelled data: check, train, evaluate, compare, verify, update."""
+"""A bundle and labeled data: check, train, evaluate, compare, verify, update."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Labelled data against a bundle, before anything is trained."""
+"""Labeled data against a bundle, before anything is trained."""
 
 from __future__ import annotations
 
@@ -12,10 +12,10 @@ from monai.data.utils import affine_to_spacing
 from monai.transforms import Compose, Orientation
 
 from monai_xtiny.bundle.folder import WEIGHTS, Bundle
-from monai_xtiny.bundle.workflow import LabelledCases
+from monai_xtiny.bundle.workflow import LabeledCases
 from monai_xtiny.system.config_text import check_config_text
 from monai_xtiny.system.errors import root_cause
-from monai_xtiny.training.labelled import data_options
+from monai_xtiny.training.labeled import data_options
 
 
 @dataclass(frozen=True)
@@ -23,8 +23,8 @@ class DataCheck:
     """What a pre-flight found.
 
     Args:
-        num_cases: labelled cases that training and validation would use.
-        problems: one line a case that does not fit, each with what to do.
+        num_cases: labeled cases that training and validation would use.
+        problems: one line per case that does not fit, each with what to do.
         num_padded: cases smaller than the patch along some axis, which are padded with zeros.
     """
 
@@ -39,7 +39,7 @@ def check_bundle(
     data: str | os.PathLike[str] | None = None,
     datalist: str | os.PathLike[str] | None = None,
 ) -> DataCheck:
-    """Check that labelled data and weights fit a bundle, reading them as ``train.json`` would.
+    """Check that labeled data and weights fit a bundle, reading them as ``train.json`` would.
 
     Args:
         bundle_dir: the bundle.
@@ -54,7 +54,7 @@ def check_bundle(
 
     Raises:
         FileNotFoundError: there is no bundle, or no data.
-        ValueError: the data hold no labelled case.
+        ValueError: the data hold no labeled case.
     """
     bundle = Bundle.open(bundle_dir)
     options = data_options(data, datalist)
@@ -62,27 +62,27 @@ def check_bundle(
     root = check_config_text(str(bundle.root), "bundle path")
     parser.update({"bundle_root": root, **options})
     # The bundle's own Python finds and checks the cases; this module's types are those it has.
-    labelled: LabelledCases = parser.get_parsed_content("labelled_cases")
-    cases = labelled.cases + labelled.validation
+    labeled: LabeledCases = parser.get_parsed_content("labeled_cases")
+    cases = labeled.cases + labeled.validation
     if not cases:
         raise ValueError(
-            f"no labelled case in {str(datalist or data)!r}: it needs imagesTr/CASE_0000 and "
+            f"no labeled case in {str(datalist or data)!r}: it needs imagesTr/CASE_0000 and "
             "labelsTr/CASE, or an MSD datalist"
         )
     problems = _weight_problems(bundle, parser)
     problems += [
         f"label {case!r} has no image with the plan's channels: add imagesTr/{case}_0000, ..."
-        for case in labelled.unmatched
+        for case in labeled.unmatched
     ]
     problems += [
         f"image {name!r} has no label: add labelsTr/CASE, or move the image out of imagesTr"
-        for name in labelled.unlabelled
+        for name in labeled.unlabeled
     ]
     problems += [
         f"file {name!r} is of the same case as another: rename or remove it"
-        for name in labelled.duplicates
+        for name in labeled.duplicates
     ]
-    without_image = list(labelled.unmatched.values())
+    without_image = list(labeled.unmatched.values())
     read = Compose(parser.get_parsed_content("reading_transforms"))
     num_padded = 0
     for case in cases:
@@ -113,7 +113,7 @@ def _weight_problems(bundle: Bundle, parser: ConfigParser) -> list[str]:
 def _check_case(
     case: Mapping[str, Any], read: Compose, parser: ConfigParser
 ) -> tuple[str | None, float]:
-    """What is wrong with one labelled case, and its smallest share of the patch."""
+    """What is wrong with one labeled case, and its smallest share of the patch."""
     name = os.path.basename(case["image"][0] if isinstance(case["image"], list) else case["image"])
     try:
         image = read(dict(case))["image"]

@@ -1,4 +1,4 @@
-"""From the Dice of a width and its neighbours to whether it is on the plateau. NumPy only.
+"""From the Dice of a width and its neighbors to whether it is on the plateau. NumPy only.
 
 Arrays of Dice are (seeds, cases, classes), NaN where the label of a case lacks the class.
 """
@@ -24,10 +24,10 @@ MIN_HELD_OUT = 2
 
 @dataclass(frozen=True)
 class Difference:
-    """Mean Dice of a neighbour minus that of the selected width, with its interval.
+    """Mean Dice of a neighbor minus that of the selected width, with its interval.
 
     Args:
-        max_features: width cap of the neighbour.
+        max_features: width cap of the neighbor.
         mean: over seeds, cases and classes.
         low: lower end of the interval.
         high: upper end.
@@ -48,7 +48,7 @@ class Verification:
         recommended: width cap to use instead, or the same.
         is_on_plateau: whether the next wider network is better by less than ``tolerance``;
             ``None`` where the interval does not tell.
-        differences: of the neighbours, the wider first.
+        differences: of the neighbors, the wider first.
         trainings: of every width and seed.
         num_updates: of each training.
         tolerance: in Dice.
@@ -78,11 +78,11 @@ def compare_trainings(
     tolerance: float = TOLERANCE,
     confidence_level: float = CONFIDENCE_LEVEL,
 ) -> Verification:
-    """Compare the trainings of the neighbours with those of the selected width.
+    """Compare the trainings of the neighbors with those of the selected width.
 
     Args:
         selected: width cap of the bundle.
-        trainings: of that width and its neighbours, all measured on the same cases.
+        trainings: of that width and its neighbors, all measured on the same cases.
         num_updates: of each training.
         tolerance: in Dice.
         confidence_level: of the intervals.
@@ -118,7 +118,7 @@ def compare_trainings(
 
 def dice_difference(
     selected: np.ndarray,
-    neighbour: np.ndarray,
+    neighbor: np.ndarray,
     *,
     confidence_level: float = CONFIDENCE_LEVEL,
     seed: int = 0,
@@ -129,7 +129,7 @@ def dice_difference(
     With :math:`D` the Dice of a training on a case, over the cases that have the class,
 
     .. math:: \Delta = \mathrm{mean}_{class}\; \mathrm{mean}_{case}
-        \big[ \mathrm{mean}_{seed} D_{neighbour} - \mathrm{mean}_{seed} D_{selected} \big]
+        \big[ \mathrm{mean}_{seed} D_{neighbor} - \mathrm{mean}_{seed} D_{selected} \big]
 
     Each draw takes cases with replacement, the same for both networks, and trainings with
     replacement, of each network for itself: networks of two widths share no initial weights even
@@ -141,7 +141,7 @@ def dice_difference(
 
     Args:
         selected: Dice of one network, (seeds, cases, classes), NaN where a case lacks the class.
-        neighbour: Dice of the other on the same cases, likewise.
+        neighbor: Dice of the other on the same cases, likewise.
         confidence_level: of the interval.
         seed: of the draws.
         num_draws: of the bootstrap.
@@ -156,7 +156,7 @@ def dice_difference(
     >>> dice_difference(runs, runs + 0.25)
     (0.25, 0.25, 0.25)
     """
-    runs = [np.asarray(item, dtype=np.float64) for item in (selected, neighbour)]
+    runs = [np.asarray(item, dtype=np.float64) for item in (selected, neighbor)]
     if runs[0].ndim != 3 or runs[0].shape[1:] != runs[1].shape[1:] or 0 in runs[0].shape:
         raise ValueError(
             f"Dice of shapes {runs[0].shape} and {runs[1].shape}: give (seeds, cases, classes), "
@@ -165,18 +165,18 @@ def dice_difference(
     has_class = np.isfinite(runs[0][0])
     if any((np.isfinite(item) != has_class).any() for item in runs):
         raise ValueError("the trainings were measured on labels of different classes")
-    labelled = has_class.any(axis=1)
-    num_cases = int(labelled.sum())
+    labeled = has_class.any(axis=1)
+    num_cases = int(labeled.sum())
     if num_cases < MIN_HELD_OUT:
         raise ValueError(
-            f"{num_cases} of {labelled.size} cases held out have a class, and an interval needs "
+            f"{num_cases} of {labeled.size} cases held out have a class, and an interval needs "
             f"{MIN_HELD_OUT}: label more cases, or hold out others"
         )
-    first, second = (item[:, labelled] for item in runs)
+    first, second = (item[:, labeled] for item in runs)
     generator = np.random.default_rng(seed)
     cases = draw_counts(generator, num_cases, num_draws)
     before, after = (_drawn_sums(generator, item, cases) for item in (first, second))
-    draws = _mean_over_classes(after - before, cases @ has_class[labelled])
+    draws = _mean_over_classes(after - before, cases @ has_class[labeled])
     tail = (1 - confidence_level) / 2
     low, high = np.quantile(draws, (tail, 1 - tail))
     sums = np.nansum(second.mean(axis=0) - first.mean(axis=0), axis=0)
@@ -188,13 +188,13 @@ def decide_width(
 ) -> tuple[bool | None, int]:
     """Whether the choice is on the plateau, and the width to use.
 
-    It is if the wider neighbour's whole interval lies below the tolerance, or there is none; it is
+    It is if the wider neighbor's whole interval lies below the tolerance, or there is none; it is
     not if the whole interval lies above, and then the wider one is recommended. On the plateau the
     narrower one is, if its whole interval lies above minus the tolerance.
 
     Args:
         selected: width cap of the bundle.
-        differences: of its neighbours, one or two.
+        differences: of its neighbors, one or two.
         tolerance: in Dice.
 
     Returns:
@@ -203,7 +203,7 @@ def decide_width(
     >>> decide_width(8, [Difference(16, 0.002, -0.004, 0.007), Difference(4, -0.02, -0.03, -0.01)])
     (True, 8)
     """
-    wider, narrower = _neighbours(selected, differences)
+    wider, narrower = _neighbors(selected, differences)
     if wider is not None and wider.low > tolerance:
         return False, wider.max_features
     if wider is not None and wider.high >= tolerance:
@@ -243,17 +243,17 @@ def verification_summary(verification: Verification, num_parameters: Mapping[int
     return "\n".join([title, *lines, _verdict(found), _advice(found)])
 
 
-def _neighbours(
+def _neighbors(
     selected: int, differences: Sequence[Difference]
 ) -> tuple[Difference | None, Difference | None]:
-    """The wider and the narrower neighbour, where there are any."""
+    """The wider and the narrower neighbor, where there are any."""
     wider = next((item for item in differences if item.max_features > selected), None)
     return wider, next((item for item in differences if item.max_features < selected), None)
 
 
 def _verdict(found: Verification) -> str:
-    """One sentence: the choice, and both neighbours."""
-    wider, narrower = _neighbours(found.selected, found.differences)
+    """One sentence: the choice, and both neighbors."""
+    wider, narrower = _neighbors(found.selected, found.differences)
     tolerance = found.tolerance
     if wider is None:
         text = f"width {found.selected} is the widest of the ladder"
@@ -291,7 +291,7 @@ def _advice(found: Verification) -> str:
             "networks learn more slowly)"
         )
     if found.is_on_plateau is None:
-        return f"keep width {found.selected}; more --num_seeds, --epochs or labelled cases decide"
+        return f"keep width {found.selected}; more --num_seeds, --epochs or labeled cases decide"
     same = ", as it is" if found.recommended == found.selected else ""
     return f"recommended: width {found.recommended}{same}"
 

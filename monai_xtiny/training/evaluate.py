@@ -22,7 +22,7 @@ from monai_xtiny.bundle.folder import CARD, SPLIT, Bundle
 from monai_xtiny.bundle.results import Evaluation
 from monai_xtiny.system.config_text import PlainPath
 from monai_xtiny.system.files import read_json
-from monai_xtiny.training.labelled import data_options
+from monai_xtiny.training.labeled import data_options
 
 # What is done with a case, its label and its prediction, both one-hot (K, *spatial).
 OnCase = Callable[[Mapping[str, Any], MetaTensor, MetaTensor], None]
@@ -103,7 +103,7 @@ def evaluate_bundle(
 
     Args:
         bundle: the bundle.
-        options: keys of ``train.json``: those of :func:`monai_xtiny.training.labelled.data_options`
+        options: keys of ``train.json``: those of :func:`monai_xtiny.training.labeled.data_options`
             and others such as ``fold``.
         on_case: called with every case, its label and its prediction.
         predict: what to evaluate in place of the bundle's network, from windows (B, C, *spatial)
@@ -164,7 +164,7 @@ def draw_plane(case: Mapping[str, Any], label: MetaTensor, prediction: MetaTenso
     if arrays[0].ndim > 3:
         area = (arrays[1] > 0).sum(axis=(0, 1, 2))
         arrays = [array[..., int(area.argmax())] for array in arrays]
-    # (C, x, y) to (rows, columns, C); y points upwards in a volume, downwards in a picture.
+    # (C, x, y) to (rows, columns, C); y points upwards in a volume, downwards in a 2D image.
     arrays = [array.transpose(2, 1, 0) for array in arrays]
     if is_nifti:
         arrays = [array[::-1] for array in arrays]

@@ -15,7 +15,7 @@ from monai_xtiny.bundle.folder import Bundle
 from monai_xtiny.bundle.results import Evaluation, evaluation_from_dict
 from monai_xtiny.bundle.writer import export_bundle
 from monai_xtiny.training.evaluate import evaluate_bundle
-from monai_xtiny.training.labelled import data_options
+from monai_xtiny.training.labeled import data_options
 
 if TYPE_CHECKING:
     from monai_xtiny.selection.choice import Selection
@@ -28,7 +28,7 @@ class Training:
     Args:
         max_features: width cap.
         fold: of the split by case.
-        seed: of initialisation and augmentation.
+        seed: of initialization and augmentation.
         epochs: trained.
         curve: (epoch, mean Dice over cases and foreground classes), as training measured it.
         evaluation: of ``model.pt``, the weights of the best validation.
@@ -67,7 +67,7 @@ def train_width(
         epochs: to train.
         val_interval: epochs between two validations.
         fold: of the split by case.
-        seed: of initialisation and augmentation.
+        seed: of initialization and augmentation.
         overrides: further keys of ``train.json``.
         progress: called with epoch and mean Dice after each validation.
 
@@ -115,7 +115,7 @@ def train_bundle(
         epochs: to train.
         val_interval: epochs between two validations.
         fold: of the split by case.
-        seed: of initialisation and augmentation.
+        seed: of initialization and augmentation.
         overrides: further keys of ``train.json``.
         progress: called with epoch and mean Dice after each validation.
 

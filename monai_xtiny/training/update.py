@@ -48,7 +48,7 @@ def update_bundle(
     """Write a verification into its bundle, and move the choice to the recommended width.
 
     The network is at its initialization then. Both widths are exported side by side, and what
-    differs between them is carried over, so that edited configs, metadata, card and licences stay
+    differs between them is carried over, so that edited configs, metadata, card and licenses stay
     as their owner wrote them, as does everything else in the folder. All is prepared in a copy of
     the folder, which then takes its place: a kill leaves the one or the other.
 

@@ -28,7 +28,7 @@ from monai_xtiny.system.config_text import check_config_text
 from monai_xtiny.system.files import append_line, read_lines, write_json
 from monai_xtiny.training.check import check_bundle
 from monai_xtiny.training.compare import MIN_HELD_OUT, Verification, compare_trainings
-from monai_xtiny.training.labelled import data_options
+from monai_xtiny.training.labeled import data_options
 from monai_xtiny.training.train import Training, train_bundle, training_from_dict
 
 JOURNAL_FILE = "trainings.jsonl"
@@ -113,7 +113,7 @@ def verify_bundle(
     checked = check_bundle(bundle, data=data, datalist=datalist)
     if checked.problems:
         raise ValueError(
-            f"{len(checked.problems)} problems with {checked.num_cases} labelled cases, which "
+            f"{len(checked.problems)} problems with {checked.num_cases} labeled cases, which "
             f"check lists: {checked.problems[0]}"
         )
     keys = {"fold": fold, **(overrides or {})}
@@ -179,7 +179,7 @@ def _brief_training(bundle: Bundle, options: Mapping[str, Any], epochs: int | No
     if len(held_out) < MIN_HELD_OUT:
         raise ValueError(
             f"fold {options['fold']} holds out {len(held_out)} of "
-            f"{len(training) + len(held_out)} labelled cases, and an interval needs "
+            f"{len(training) + len(held_out)} labeled cases, and an interval needs "
             f"{MIN_HELD_OUT}: label more cases, or give another --fold or a --datalist with a "
             "validation section"
         )

@@ -384,7 +384,7 @@ def compare(
     rules: dict[str, Rule], truths: dict[str, Truth], runs: dict[str, list[Run]],
     tasks: Sequence[str],
 ) -> list[str]:  # fmt: skip
-    """Markdown: a row a rule, best first."""
+    """Markdown: one row per rule, best first."""
     rows = []
     for name, rule in rules.items():
         distance, lost = regret(rule, truths, runs, tasks)

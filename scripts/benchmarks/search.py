@@ -13,8 +13,8 @@ initializations side by side as there are cores, and once more in a plain loop: 
 one network after the other. The floor is the time of the arithmetic alone (a forward pass and the
 gradient to the image) at the rate of a matrix product measured in between. --profile lists where
 the time goes. --cases links the first image so many times and plans and searches those.
---processes searches under torchrun, one core a process. --resample measures on copies of the first
-images of another size, (x, y[, z]). With --device cuda on a machine that has none, nothing is
+--processes searches under torchrun, one core per process. --resample measures on copies of the
+first images of another size, (x, y[, z]). With --device cuda on a machine that has none, nothing is
 measured.
 """
 
@@ -250,14 +250,14 @@ def scaling_table(
 ) -> str:
     """Expected speed-up of this search's scoring on more processes of as many cores each.
 
-    Units are dealt out as the search does it, by modelled cost, and take what was measured.
+    Units are dealt out as the search does it, by modeled cost, and take what was measured.
     """
     from monai_xtiny.search.workers import share_out, unit_costs
     from monai_xtiny.selection.budget import ALIGNMENT_COST
 
     seconds = {width: item for width, _, item, _ in rows}
-    modelled = unit_costs(plan)
-    scale = sum(seconds.values()) / sum(modelled.values())
+    modeled = unit_costs(plan)
+    scale = sum(seconds.values()) / sum(modeled.values())
     # A unit's sensitivity and its alignment, which needs no gradient.
     costs = {
         (rung["max_features"], index): seconds[rung["max_features"]]
@@ -268,7 +268,7 @@ def scaling_table(
         for rung in search["ladder"]
         for index in range(max(len(search["seeds"]), len(rung.get("alignment", []))))
     }
-    ratios = ", ".join(f"{modelled[width] * scale / seconds[width]:.2f}" for width in seconds)
+    ratios = ", ".join(f"{modeled[width] * scale / seconds[width]:.2f}" for width in seconds)
     lines = [
         f"\nModelled by measured cost of the widths, widest first: {ratios}. Expected speed-up of "
         f"scoring on more processes, dealt out by the model ({len(costs)} networks):\n",

@@ -325,7 +325,7 @@ def write_tables(arguments: argparse.Namespace) -> None:
     with open(arguments.output / "selection_scores.csv", "w", newline="") as file:
         rows = csv.writer(file, lineterminator="\n")
         rows.writerow(
-            ["task", "run", "classes", "statistic", "max_features", "initialisation", "value"]
+            ["task", "run", "classes", "statistic", "max_features", "initialization", "value"]
         )
         for path in sorted((arguments.work / "scores").glob("*.json")):
             content = json.loads(path.read_text())

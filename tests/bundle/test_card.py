@@ -82,7 +82,7 @@ def test_model_card_has_the_zoos_headings_and_the_ladder(paper_choice) -> None:
     for heading in HEADINGS:
         assert f"## {heading}" in lines
     assert "| **8** | 8,000 | 0.800 |" in text
-    assert "states no confidence" in text or "initialisations agree" in text
+    assert "states no confidence" in text or "initializations agree" in text
 
 
 def test_model_card_makes_names_harmless(paper_choice) -> None:
@@ -98,5 +98,5 @@ def test_advice_of_a_divided_vote_of_the_published_rule_is_in_the_card(paper_cho
 
 def test_model_card_of_alignment_states_votes_and_confidence(plan_2d) -> None:
     text = card(aligned(plan_2d, {8: 0.79, 4: 0.21}, 0.79))
-    assert "Confidence: 79 % of resamples of initialisations and images agree." in text
+    assert "Confidence: 79 % of resamples of initializations and images agree." in text
     assert re.search(r"\| \*\*8\*\* .*\| 79 % \|", text)

@@ -30,8 +30,8 @@ def test_plot_sensitivity_of_alignment_draws_both_curves_bands_and_the_threshold
     upper, lower = figures[0].axes
     names = [text.get_text() for text in upper.get_legend().get_texts()]
     assert names == [
-        "80 % of initialisations",
-        "mean of 4 initialisations",
+        "80 % of initializations",
+        "mean of 4 initializations",
         "threshold 0.25",
     ]
     # What the rule compares with the threshold, as the table has it.

@@ -36,8 +36,8 @@ def test_bundle_metadata_says_nothing_empty(tmp_path, selection) -> None:
 
 def test_bundle_metadata_names_the_channels_of_pictures(tmp_path, selection) -> None:
     plan = replace(selection.table.plan, in_channels=3)
-    colour = replace(selection, table=replace(selection.table, plan=plan))
-    image = read_metadata(export_bundle(colour, tmp_path / "x"))["network_data_format"]["inputs"][
+    color = replace(selection, table=replace(selection.table, plan=plan))
+    image = read_metadata(export_bundle(color, tmp_path / "x"))["network_data_format"]["inputs"][
         "image"
     ]
     assert image["format"] == "RGB"

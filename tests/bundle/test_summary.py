@@ -27,9 +27,9 @@ def test_search_summary_states_size_time_and_place(paper_choice) -> None:
     [
         ({8: 0.79, 4: 0.21}, 0.79, "The confidence is under 80%"),
         ({}, 0.0, "Not even the widest of the compared widths keeps enough"),
-        ({8: 1.0}, None, "One initialisation of a width states no confidence"),
+        ({8: 1.0}, None, "One initialization of a width states no confidence"),
     ],
-    ids=["unsure", "too narrow", "one initialisation"],
+    ids=["unsure", "too narrow", "one initialization"],
 )
 def test_advice_says_what_to_do_about_low_confidence(plan_2d, votes, confidence, doubt) -> None:
     selection = aligned(plan_2d, votes, confidence)
@@ -41,11 +41,11 @@ def test_advice_says_what_to_do_about_low_confidence(plan_2d, votes, confidence,
     assert text in card(selection)
 
 
-def test_advice_calls_the_confidence_of_few_initialisations_rough(plan_2d) -> None:
+def test_advice_calls_the_confidence_of_few_initializations_rough(plan_2d) -> None:
     selection = aligned(plan_2d, {8: 1.0}, 1.0)
     few = [replace(rung, alignment=rung.alignment[:3]) for rung in selection.table.ladder]
     selection = replace(selection, table=replace(selection.table, ladder=tuple(few)))
-    assert advice(selection).startswith("With 3 initialisations of a width the confidence is rough")
+    assert advice(selection).startswith("With 3 initializations of a width the confidence is rough")
 
 
 def test_advice_is_silent_about_a_sure_choice_and_the_published_rule(plan_2d, paper_choice) -> None:

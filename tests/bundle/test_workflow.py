@@ -36,8 +36,8 @@ def touch(root: Path, *names: str) -> Path:
     return root
 
 
-def find(root: Path, form: dict, **options) -> workflow.LabelledCases:
-    return workflow.find_labelled_cases(root, None, root, **form, **options)
+def find(root: Path, form: dict, **options) -> workflow.LabeledCases:
+    return workflow.find_labeled_cases(root, None, root, **form, **options)
 
 
 def named(cases: list[dict]) -> list[tuple[list[str], str]]:
@@ -47,7 +47,7 @@ def named(cases: list[dict]) -> list[tuple[list[str], str]]:
     ]
 
 
-def test_find_labelled_cases_takes_a_file_per_channel_or_one_with_all(tmp_path) -> None:
+def test_find_labeled_cases_takes_a_file_per_channel_or_one_with_all(tmp_path) -> None:
     touch(tmp_path, "imagesTr/a_0000.nii.gz", "imagesTr/a_0001.nii.gz", "labelsTr/a.nii.gz")
     touch(tmp_path, "imagesTr/b_0000.nii", "labelsTr/b.NII.GZ")
     touch(tmp_path, "imagesTr/notes.txt", "imagesTr/.nii", "labelsTr/.hidden.nii")
@@ -56,30 +56,30 @@ def test_find_labelled_cases_takes_a_file_per_channel_or_one_with_all(tmp_path) 
         (["a_0000.nii.gz", "a_0001.nii.gz"], "a.nii.gz"),
         (["b_0000.nii"], "b.NII.GZ"),
     ]
-    assert (found.unmatched, found.unlabelled, found.duplicates) == ({}, [], [])
+    assert (found.unmatched, found.unlabeled, found.duplicates) == ({}, [], [])
     assert found.source == str(tmp_path)
 
 
-def test_find_labelled_cases_says_what_fits_no_case(tmp_path) -> None:
+def test_find_labeled_cases_says_what_fits_no_case(tmp_path) -> None:
     touch(tmp_path, "imagesTr/a_0000.png", "imagesTr/a_0000.bmp", "labelsTr/a.png")
     touch(tmp_path, "labelsTr/without.png", "imagesTr/alone_0000.png")
     found = find(tmp_path, PNG)
     assert named(found.cases) == [(["a_0000.png"], "a.png"), ([], "without.png")]
     assert list(found.unmatched) == ["without"]
-    assert [Path(file).name for file in found.unlabelled] == ["alone_0000.png"]
+    assert [Path(file).name for file in found.unlabeled] == ["alone_0000.png"]
     assert [Path(file).name for file in found.duplicates] == ["a_0000.bmp"]
 
 
-def test_find_labelled_cases_reads_both_sections_of_a_datalist(tmp_path) -> None:
+def test_find_labeled_cases_reads_both_sections_of_a_datalist(tmp_path) -> None:
     cases = [{"image": f"./i/{name}.nii", "label": f"./l/{name}.nii"} for name in "abc"]
     datalist = tmp_path / "list.json"
     datalist.write_text(json.dumps({"training": cases[:2], "validation": cases[2:]}))
-    found = workflow.find_labelled_cases(tmp_path / "none", datalist, tmp_path, **NIFTI)
+    found = workflow.find_labeled_cases(tmp_path / "none", datalist, tmp_path, **NIFTI)
     assert [case["image"] for case in found.cases] == [f"{tmp_path}/i/{name}.nii" for name in "ab"]
     assert [case["label"] for case in found.validation] == [f"{tmp_path}/l/c.nii"]
     assert found.source == str(datalist)
     datalist.write_text(json.dumps({"training": cases}))
-    found = workflow.find_labelled_cases(tmp_path / "none", datalist, tmp_path, **NIFTI)
+    found = workflow.find_labeled_cases(tmp_path / "none", datalist, tmp_path, **NIFTI)
     assert (len(found.cases), found.validation) == (3, [])
 
 
@@ -139,12 +139,12 @@ def test_image_cases_name_labels_by_case(tmp_path) -> None:
     assert found.name_output({"filename_or_obj": "other"}, None) == {"subject": "other"}
 
 
-def labelled(count: int, validation: int = 0) -> workflow.LabelledCases:
+def labeled(count: int, validation: int = 0) -> workflow.LabeledCases:
     cases = [
         {"image": [f"imagesTr/c{i}.png"], "label": f"labelsTr/c{i}.png"}
         for i in range(count + validation)
     ]
-    return workflow.LabelledCases("data", cases[:count], cases[count:], {}, [], [])
+    return workflow.LabeledCases("data", cases[:count], cases[count:], {}, [], [])
 
 
 def numbers(cases: list[dict]) -> list[int]:
@@ -152,7 +152,7 @@ def numbers(cases: list[dict]) -> list[int]:
 
 
 def test_split_cases_is_the_split_of_earlier_bundles() -> None:
-    split = workflow.split_cases(labelled(10), fold=1, val_fraction=0.2, split_seed=0)
+    split = workflow.split_cases(labeled(10), fold=1, val_fraction=0.2, split_seed=0)
     assert numbers(split.training) == [2, 8, 1, 6, 7, 3, 0, 5]
     assert numbers(split.validation) == [4, 9]
 
@@ -161,21 +161,21 @@ def test_split_cases_is_the_split_of_earlier_bundles() -> None:
 def test_split_cases_holds_every_case_out_once(count) -> None:
     held_out = []
     for fold in range(5):
-        split = workflow.split_cases(labelled(count), fold=fold, val_fraction=0.2, split_seed=3)
+        split = workflow.split_cases(labeled(count), fold=fold, val_fraction=0.2, split_seed=3)
         assert sorted(numbers(split.training + split.validation)) == list(range(count))
         held_out += numbers(split.validation)
     assert sorted(held_out) == list(range(count))
 
 
 def test_split_cases_trains_on_one_case_at_least() -> None:
-    split = workflow.split_cases(labelled(3), fold=0, val_fraction=1.0, split_seed=0)
+    split = workflow.split_cases(labeled(3), fold=0, val_fraction=1.0, split_seed=0)
     assert (len(split.training), len(split.validation)) == (1, 2)
-    split = workflow.split_cases(labelled(1), fold=0, val_fraction=0.2, split_seed=0)
+    split = workflow.split_cases(labeled(1), fold=0, val_fraction=0.2, split_seed=0)
     assert (len(split.training), len(split.validation)) == (1, 0)
 
 
 def test_split_cases_holds_out_what_the_datalist_does() -> None:
-    split = workflow.split_cases(labelled(4, 2), fold=3, val_fraction=0.2, split_seed=0)
+    split = workflow.split_cases(labeled(4, 2), fold=3, val_fraction=0.2, split_seed=0)
     assert sorted(numbers(split.training)) == [0, 1, 2, 3]
     assert numbers(split.validation) == [4, 5]
     assert split.label_names()[1] == ["c4.png", "c5.png"]
@@ -188,7 +188,7 @@ def test_write_split_is_a_datalist_relative_to_the_data(tmp_path) -> None:
     file = tmp_path / "split.json"
     workflow.write_split(split, file, root)
     assert file.read_text().endswith("}\n") and [p.name for p in tmp_path.glob("*.part")] == []
-    found = workflow.find_labelled_cases(root, file, root, **PNG)
+    found = workflow.find_labeled_cases(root, file, root, **PNG)
     assert workflow.split_cases(found, fold=0, val_fraction=0.5, split_seed=9) == workflow.Split(
         split.training, split.validation
     )
@@ -214,7 +214,7 @@ def test_check_cases_names_labels_without_their_images(tmp_path) -> None:
 
 def test_check_cases_refuses_an_empty_data_set(tmp_path) -> None:
     found = find(tmp_path, NIFTI)
-    with pytest.raises(ValueError, match=r"no labelled image in .*as nii.gz nii, or pass --data"):
+    with pytest.raises(ValueError, match=r"no labeled image in .*as nii.gz nii, or pass --data"):
         workflow.check_cases(found, found.cases, **NIFTI)
     workflow.check_cases(found, [{"image": "a", "label": "b"}], **NIFTI)  # of another's
 
@@ -237,20 +237,20 @@ def test_check_unused_names_what_would_be_left_out(tmp_path, name, message) -> N
 
 def test_check_fold_names_the_folds_that_there_are() -> None:
     options = {"fold": 5, "val_fraction": 0.2}
-    split = workflow.split_cases(labelled(7), **options, split_seed=0)
+    split = workflow.split_cases(labeled(7), **options, split_seed=0)
     with pytest.raises(ValueError, match=r"fold 5 holds out none of the 7 cases: give --fold .* 4"):
         workflow.check_fold(split, **options)
     for count, fraction in ((7, 0.0), (1, 0.2)):
         options = {"fold": 0, "val_fraction": fraction}
         workflow.check_fold(
-            workflow.split_cases(labelled(count), **options, split_seed=0), **options
+            workflow.split_cases(labeled(count), **options, split_seed=0), **options
         )
 
 
 def test_check_evaluation_needs_cases_with_images(tmp_path) -> None:
     found = find(touch(tmp_path, "imagesTr/a.png", "labelsTr/a.png"), PNG)
     workflow.check_evaluation(found, found.cases)
-    with pytest.raises(ValueError, match="no labelled image to evaluate in"):
+    with pytest.raises(ValueError, match="no labeled image to evaluate in"):
         workflow.check_evaluation(found, [])
     found = find(touch(tmp_path, "labelsTr/b.png"), PNG)
     with pytest.raises(ValueError, match="no image, or not one for each channel, for the labels b"):
@@ -399,7 +399,7 @@ class Setup:
             Events.EPOCH_COMPLETED, lambda: self.evaluator.run(self.trainer.state.epoch)
         )
         self.file = str(folder / "deep" / "state.pt")
-        self.split = workflow.split_cases(labelled(4), fold=0, val_fraction=0.5, split_seed=0)
+        self.split = workflow.split_cases(labeled(4), fold=0, val_fraction=0.5, split_seed=0)
 
     def state(self, **options) -> workflow.TrainingState:
         options = {"split": self.split, "network": self.network, "resume": True, **options}
@@ -465,7 +465,7 @@ def test_training_state_neither_reads_nor_writes_unless_asked_to(tmp_path) -> No
     "options, max_epochs, message",
     [
         (
-            {"split": workflow.Split(labelled(2).cases, [])}, 9,
+            {"split": workflow.Split(labeled(2).cases, [])}, 9,
             "is of other cases or of another split: pass another --output_dir, or --resume False",
         ),
         ({"network": nn.Conv2d(1, 3, 1)}, 9, "is of another network: pass another --output_dir"),

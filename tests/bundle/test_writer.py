@@ -16,7 +16,7 @@ def listing(folder) -> list[str]:
     return sorted(str(path.relative_to(folder)) for path in folder.rglob("*"))
 
 
-def test_export_bundle_holds_the_network_at_its_initialisation(tmp_path, selection) -> None:
+def test_export_bundle_holds_the_network_at_its_initialization(tmp_path, selection) -> None:
     bundle = export_bundle(selection, tmp_path / "deep" / "x_segmentation")
     weights = torch.load(bundle / "models" / "model.pt", weights_only=True)
     expected = build_network(selection.table.plan, 8, seed=5).state_dict()

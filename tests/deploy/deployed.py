@@ -34,7 +34,7 @@ PLANS = {
 
 
 def write_bundle(kind: str, folder: Path) -> Path:
-    """A bundle of width 4 at its initialisation; normalisation has weights of its own."""
+    """A bundle of width 4 at its initialization; normalization has weights of its own."""
     plan = PLANS[kind]
     stages = len(plan.strides)
     ladder = tuple(
@@ -69,6 +69,6 @@ def exported_bundle(kind: str, folder: Path) -> Path:
 
 
 def drawn_images(shape: tuple[int, ...], count: int = 4) -> list[np.ndarray]:
-    """Normalised random images."""
+    """Normalized random images."""
     generator = np.random.default_rng(1)
     return [generator.standard_normal(shape, dtype=np.float32) for _ in range(count)]

@@ -53,7 +53,7 @@ def test_export_onnx_gives_pytorchs_logits_for_any_batch_and_size(exported) -> N
 
 @pictures
 def test_export_onnx_is_exact_where_most_voxels_are_alike(exported) -> None:
-    # ONNX Runtime's own norm sums a channel in a few accumulators, where equal values all round
+    # ONNX Runtime's own norm adds up a channel in a few accumulators, where equal values all round
     # the same way: it is off by 1e-2 here.
     image = np.full((1, 1, 512, 512), -0.3104157, dtype=np.float32)
     image[..., 100:300, 200:330] = 3 + drawn_images((200, 130), 1)[0]

@@ -30,7 +30,7 @@ pytestmark = pytest.mark.search
 
 
 def write_data(kind: str, root: Path) -> Path:
-    """Six labelled cases of a bundle's kind."""
+    """Six labeled cases of a bundle's kind."""
     for index in range(6):
         if kind == "pictures":
             values = texture((50, 40), index)
@@ -51,8 +51,8 @@ def write_data(kind: str, root: Path) -> Path:
     return root
 
 
-def labelled_bundle(kind: str, folder: Path) -> tuple[Path, Path]:
-    """A bundle with its ONNX file, and labelled data whose first two cases it holds out."""
+def labeled_bundle(kind: str, folder: Path) -> tuple[Path, Path]:
+    """A bundle with its ONNX file, and labeled data whose first two cases it holds out."""
     bundle, data = exported_bundle(kind, folder), write_data(kind, folder / "data")
     cases = [
         {
@@ -68,7 +68,7 @@ def labelled_bundle(kind: str, folder: Path) -> tuple[Path, Path]:
 
 @pytest.fixture(scope="module", params=["pictures", "volumes"])
 def deployed(request, tmp_path_factory) -> tuple[Path, Path, Deployment]:
-    bundle, data = labelled_bundle(request.param, tmp_path_factory.mktemp(request.param))
+    bundle, data = labeled_bundle(request.param, tmp_path_factory.mktemp(request.param))
     return bundle, data, deploy_bundle(bundle, images=data, data=data, int8=True, benchmark=False)
 
 
@@ -103,7 +103,7 @@ def test_deploy_bundle_measures_the_dice_that_pytorch_has(deployed) -> None:
 
 
 def test_deploy_bundle_leaves_the_former_files_when_export_fails(tmp_path, monkeypatch) -> None:
-    bundle, _ = labelled_bundle("pictures", tmp_path)
+    bundle, _ = labeled_bundle("pictures", tmp_path)
     before = {path: path.read_bytes() for path in bundle.rglob("*") if path.is_file()}
     monkeypatch.setattr(torch.onnx, "export", lambda *_, **__: 1 / 0)
     with pytest.raises(ValueError, match="cannot be exported as ONNX"):
@@ -113,7 +113,7 @@ def test_deploy_bundle_leaves_the_former_files_when_export_fails(tmp_path, monke
 
 @pytest.mark.slow
 def test_deploy_bundle_deletes_an_int8_model_of_other_weights(tmp_path) -> None:
-    bundle, _ = labelled_bundle("pictures", tmp_path)
+    bundle, _ = labeled_bundle("pictures", tmp_path)
     quantized = quantize_onnx(bundle / "models" / "model.onnx", drawn_images((1, 1, 32, 48)))
     deploy_bundle(bundle, benchmark=False)
     assert quantized.is_file()
@@ -125,7 +125,7 @@ def test_deploy_bundle_deletes_an_int8_model_of_other_weights(tmp_path) -> None:
 
 
 def test_deploy_bundle_checks_before_it_exports(tmp_path, monkeypatch) -> None:
-    bundle, data = labelled_bundle("pictures", tmp_path)
+    bundle, data = labeled_bundle("pictures", tmp_path)
     untrained = Path(shutil.copytree(bundle, tmp_path / "untrained"))
     (untrained / "configs" / "datalist.json").unlink()
 

@@ -98,9 +98,9 @@ def test_segmenter_reads_channels_as_monai_does(bundle, tmp_path) -> None:
     parser = ConfigParser({"reader": {"_target_": "LoadImage", "ensure_channel_first": True}})
     load = parser.get_parsed_content("reader")
     names = ("background", "cell")
-    colours = Segmenter(lambda x: x, InputFormat("images", 3, (32, 48), (8, 8), names))
+    colors = Segmenter(lambda x: x, InputFormat("images", 3, (32, 48), (8, 8), names))
     picture = write_png(tmp_path / "rgb.png", (20, 24, 3))
-    np.testing.assert_array_equal(colours.read(picture), load(picture).numpy())
+    np.testing.assert_array_equal(colors.read(picture), load(picture).numpy())
     files = [str(write_png(tmp_path / f"c_000{index}.png", seed=index)) for index in range(2)]
     two = Segmenter(lambda x: x, InputFormat("images", 2, (32, 48), (8, 8), names))
     np.testing.assert_array_equal(two.read(files), load(files).numpy())

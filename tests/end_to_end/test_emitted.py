@@ -34,7 +34,7 @@ SLICES = pytest.mark.parametrize("emitted", ["slices"], indirect=True)
 
 @dataclass(frozen=True)
 class Emitted:
-    """A bundle and the labelled data set that it was searched on."""
+    """A bundle and the labeled data set that it was searched on."""
 
     kind: str
     bundle: Path
@@ -56,7 +56,7 @@ def scored(field: np.ndarray) -> np.ndarray:
 
 
 def write_case(kind: str, root: Path, index: int) -> None:
-    """One labelled case; the label is a threshold of the image's own z-score."""
+    """One labeled case; the label is a threshold of the image's own z-score."""
     images, labels = root / "imagesTr", root / "labelsTr"
     name = f"Fall é {index}"
     if kind in NIFTI_KINDS:
@@ -93,7 +93,7 @@ def search_bundle(kind: str, root: Path) -> None:
         (dataset / folder).mkdir(parents=True)
     for index in range(5):
         write_case(kind, dataset, index)
-    labels = "background,grey,white" if kind in NIFTI_KINDS else "background,cell"
+    labels = "background,gray,white" if kind in NIFTI_KINDS else "background,cell"
     command = ["search", "--images", dataset, "--bundle", bundle, "--label_names", labels]
     command += ["--num_images", 2, *(["--spatial_dims", 2] if kind == "slices" else [])]
     command += ["--unit_test"]
@@ -484,7 +484,7 @@ def test_bundle_refuses_an_empty_datalist(copied, tmp_path) -> None:
     datalist = copied.dataset / "dataset.json"
     datalist.write_text(json.dumps({"training": []}))
     log = run_bundle(copied, "train", "--datalist", datalist, cwd=tmp_path, status=1)
-    assert f"no labelled image in {datalist}" in log
+    assert f"no labeled image in {datalist}" in log
 
 
 @PICTURES

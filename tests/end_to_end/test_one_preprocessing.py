@@ -44,7 +44,7 @@ class Dataset:
 
 
 def write_case(kind: str, root: Path, index: int) -> None:
-    """A labelled case with values far from z-scores."""
+    """A labeled case with values far from z-scores."""
     images, labels, name = root / "imagesTr", root / "labelsTr", f"c{index}"
     if kind in ("volumes", "slices"):
         field, affine = texture((18 + index, 28, 24), index), np.array(AFFINES[index])
@@ -120,19 +120,19 @@ def seen_with_labels(transform: Compose, cases: list[dict]) -> dict[str, torch.T
 
 def seen_by_training(dataset: Dataset) -> dict[str, torch.Tensor]:
     parser = config(dataset, "train")
-    cases = parser.get_parsed_content("labelled_cases").cases
+    cases = parser.get_parsed_content("labeled_cases").cases
     return seen_with_labels(parser.get_parsed_content("train#preprocessing"), cases)
 
 
 def seen_by_validation(dataset: Dataset) -> dict[str, torch.Tensor]:
     parser = config(dataset, "train")
-    cases = parser.get_parsed_content("labelled_cases").cases
+    cases = parser.get_parsed_content("labeled_cases").cases
     return seen_with_labels(parser.get_parsed_content("validate#preprocessing"), cases)
 
 
 def seen_by_evaluation(dataset: Dataset) -> dict[str, torch.Tensor]:
     parser = config(dataset, "train", "evaluate")
-    cases = parser.get_parsed_content("labelled_cases").cases
+    cases = parser.get_parsed_content("labeled_cases").cases
     return seen_with_labels(parser.get_parsed_content("validate#preprocessing"), cases)
 
 
@@ -178,7 +178,7 @@ def test_preprocessing_stands_once_in_each_config(dataset) -> None:
     if dataset.kind in ("volumes", "slices"):
         parser = config(dataset, "train")
         parser["spacing"] = [3.0, 3.0, 3.0]
-        case = parser.get_parsed_content("labelled_cases").cases[0]
+        case = parser.get_parsed_content("labeled_cases").cases[0]
         shapes = {
             until_normalized(parser.get_parsed_content(f"{part}#preprocessing"))(dict(case))[
                 "image"

@@ -17,7 +17,7 @@ from monai_xtiny.bundle.measured import read_evaluation
 from monai_xtiny.bundle.search_file import read_search
 from monai_xtiny.bundle.writer import export_bundle
 from monai_xtiny.training.evaluate import evaluate_bundle
-from monai_xtiny.training.labelled import data_options
+from monai_xtiny.training.labeled import data_options
 
 ROOT = Path(__file__).parents[2] / "bundle"
 # Bundle: data set, mean Dice that it promises.

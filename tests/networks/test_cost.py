@@ -30,7 +30,7 @@ def test_num_parameters_nnunet_counts_anisotropic_3d_as_nnunet_builds_it(plan_3d
 
 
 def test_network_cost_counts_the_multiplications_of_one_pass(plan_2d) -> None:
-    # By hand, cap 1: two 3x3 convolutions a stage, transposed 2x2, two 3x3 in the decoder, a 1x1.
+    # By hand, cap 1: two 3x3 convolutions per stage, transposed 2x2, two 3x3 in the decoder, a 1x1.
     voxels = [32 * 48 // 4**level for level in range(4)]
     encoder = sum(2 * 9 * v for v in voxels)
     decoder = sum((4 // 4 + 9 * 2 + 9) * v for v in voxels[:-1])

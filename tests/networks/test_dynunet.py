@@ -76,7 +76,7 @@ def test_build_network_computes_what_nnunet_computes(dims, width) -> None:
     )
 
 
-def test_build_network_starts_at_nnunets_initialisation() -> None:
+def test_build_network_starts_at_nnunets_initialization() -> None:
     network = build_network(SEVEN_STAGES, 64, seed=0)
     for name, module in network.named_modules():
         if isinstance(module, (nn.Conv2d, nn.ConvTranspose2d)):

@@ -63,7 +63,7 @@ def test_packed_network_refuses_more_images_than_it_takes() -> None:
 
 
 @pytest.mark.parametrize("shape", [(1, 3, 80, 96), (1, 2, 20, 16, 24)], ids=["2d", "3d"])
-def test_normalise_in_place_is_instance_norm_and_leaky_relu_with_its_gradient(shape) -> None:
+def test_normalize_in_place_is_instance_norm_and_leaky_relu_with_its_gradient(shape) -> None:
     generator = torch.Generator().manual_seed(0)
     values, weights = (
         torch.randn(shape, generator=generator, dtype=torch.float64) for _ in range(2)
@@ -80,8 +80,8 @@ def test_normalise_in_place_is_instance_norm_and_leaky_relu_with_its_gradient(sh
     torch.testing.assert_close(other_slope, slope, rtol=1e-9, atol=1e-9)
 
 
-def test_normalise_in_place_is_exact_where_adding_up_in_order_is_not() -> None:
-    # Mostly one grey value, as dark microscopy is: a sum of 262,144 such values loses digits.
+def test_normalize_in_place_is_exact_where_adding_up_in_order_is_not() -> None:
+    # Mostly one gray value, as dark microscopy is: a sum of 262,144 such values loses digits.
     generator = torch.Generator().manual_seed(0)
     image = torch.full((1, 16, 512, 512), -0.3171)
     image[..., :64, :64] += 10 * torch.rand(1, 16, 64, 64, generator=generator)

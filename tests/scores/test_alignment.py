@@ -102,7 +102,7 @@ def test_sample_voxels_are_distinct_sorted_seeded_and_leave_the_generator() -> N
     assert torch.equal(torch.get_rng_state(), before)
 
 
-def test_image_features_are_those_of_the_whole_image_standardised_at_the_voxels() -> None:
+def test_image_features_are_those_of_the_whole_image_standardized_at_the_voxels() -> None:
     image = features(24 * 20, 1).reshape(1, 24, 20).float()
     every = torch.arange(24 * 20)
     found = image_features(image, every)

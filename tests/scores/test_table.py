@@ -9,7 +9,7 @@ from monai_xtiny.scores.table import Rung, ScoreTable, table_from_dict, table_to
 
 @pytest.fixture
 def table(plan_2d) -> ScoreTable:
-    """Six widths, one initialisation, three images, and scores of which every digit counts."""
+    """Six widths, one initialization, three images, and scores of which every digit counts."""
     ladder = tuple(
         Rung(
             width, (width,) * 4, 100 * width, 101 * width, width / 7,
@@ -33,7 +33,7 @@ def test_table_from_dict_names_the_missing_field(table, field) -> None:
         table_from_dict(content)
 
 
-def test_table_from_dict_refuses_alignment_of_unknown_initialisations(table) -> None:
+def test_table_from_dict_refuses_alignment_of_unknown_initializations(table) -> None:
     content = table_to_dict(table)
     content["ladder"][2]["alignment"] *= 2
     with pytest.raises(ValueError, match="width 8 has 2 rows of alignment and the table 1"):

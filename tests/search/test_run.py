@@ -165,7 +165,7 @@ def test_run_search_leaves_no_journal_where_the_input_is_bad(small, sample_2d, t
     assert not list(tmp_path.iterdir())
 
 
-def test_run_search_aligns_as_many_initialisations_as_refine_asks_for(small, sample_2d) -> None:
+def test_run_search_aligns_as_many_initializations_as_refine_asks_for(small, sample_2d) -> None:
     asked = []
 
     def refine(table):

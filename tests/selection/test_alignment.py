@@ -64,7 +64,7 @@ def test_bootstrap_votes_see_the_noise_of_images_too() -> None:
     assert 0.1 < votes[8] < 0.45
 
 
-def test_bootstrap_votes_vary_as_the_mean_of_new_initialisations_does() -> None:
+def test_bootstrap_votes_vary_as_the_mean_of_new_initializations_does() -> None:
     # Two values 1 from their mean: it has a standard error of 1, and a bootstrap of them as they
     # are one of 0.7, in which a quarter of the resamples lie 1 below it.
     rows = np.asarray([[-1.0], [1.0]])
@@ -105,7 +105,7 @@ def test_bootstrap_votes_refuses_widths_with_other_images() -> None:
         bootstrap_votes({8: np.ones((2, 3)), 4: np.ones((2, 2))})
 
 
-def test_more_initialisations_make_the_votes_surer_of_the_right_width() -> None:
+def test_more_initializations_make_the_votes_surer_of_the_right_width() -> None:
     rng = np.random.default_rng(1)
     shares = []
     for count in (4, 32, 256):

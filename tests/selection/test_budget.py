@@ -31,7 +31,7 @@ def test_refinement_starts_with_fewer_where_the_budget_is_small(plan_2d) -> None
     assert wanted == {width: first_seeds(width) // 2 for width in MEANS}
 
 
-def test_refinement_gives_more_images_no_fewer_initialisations(plan_2d) -> None:
+def test_refinement_gives_more_images_no_fewer_initializations(plan_2d) -> None:
     def wanted(number: int) -> dict[int, int]:
         table = noisy_table(plan_2d, MEANS, 0.01, {})
         ladder = tuple(

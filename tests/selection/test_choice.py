@@ -112,7 +112,7 @@ def test_select_width_by_alignment_states_votes_and_confidence(plan_2d) -> None:
     assert suited_method(table) == "alignment"
 
 
-def test_select_width_by_alignment_of_one_initialisation_states_no_confidence(plan_2d) -> None:
+def test_select_width_by_alignment_of_one_initialization_states_no_confidence(plan_2d) -> None:
     table = noisy_table(plan_2d, MEANS, 0.0, {})
     assert select_width(table, "alignment").confidence is None
 

@@ -43,7 +43,7 @@ def test_select_width_and_advice_ask_a_registered_rule(widest, selection) -> Non
     chosen = select_width(selection.table, "widest")
     assert (chosen.method, chosen.max_features) == ("widest", 32)
     assert check_method("widest") == "widest"
-    assert advice(chosen).startswith("Nobody has looked: score more initialisations")
+    assert advice(chosen).startswith("Nobody has looked: score more initializations")
     assert "(method widest, confidence 70%)" in search_summary(chosen, "x")
 
 

@@ -15,8 +15,8 @@ from tests.conftest import write_nifti, write_png
 
 
 @pytest.fixture
-def labelled(tmp_path) -> Path:
-    """An nnU-Net data set of four labelled pictures."""
+def labeled(tmp_path) -> Path:
+    """An nnU-Net data set of four labeled pictures."""
     root = tmp_path / "data#1 $x"
     for index in range(4):
         write_png(root / "imagesTr" / f"c{index}_0000.png", seed=index)
@@ -35,11 +35,11 @@ def write_label(root: Path, case: str, values: np.ndarray) -> None:
     Image.fromarray(values).save(root / "labelsTr" / f"{case}.png")
 
 
-def test_check_bundle_passes_what_fits(capsys, bundle, labelled) -> None:
-    found = check_bundle(bundle, data=labelled)
+def test_check_bundle_passes_what_fits(capsys, bundle, labeled) -> None:
+    found = check_bundle(bundle, data=labeled)
     assert (found.num_cases, found.problems) == (4, ())
-    main(["check", "--bundle", str(bundle), "--data", str(labelled)])
-    assert "4 labelled cases fit the bundle" in capsys.readouterr().out
+    main(["check", "--bundle", str(bundle), "--data", str(labeled)])
+    assert "4 labeled cases fit the bundle" in capsys.readouterr().out
 
 
 def no_label(root: Path) -> None:
@@ -62,7 +62,7 @@ def other_channels(root: Path) -> None:
     write_png(root / "imagesTr" / "c2_0000.png", (20, 24, 3))
 
 
-def label_of_colours(root: Path) -> None:
+def label_of_colors(root: Path) -> None:
     write_label(root, "c2", np.zeros((20, 24, 3), dtype=np.uint8))
 
 
@@ -87,7 +87,7 @@ def broken_label(root: Path) -> None:
         (unknown_value, "the label holds 255.0, and the classes are 0 to 1"),
         (another_shape, r"the image has shape \(24, 20\), the label \(20, 24\)"),
         (other_channels, "the image has 3 channels, and the network takes 1"),
-        (label_of_colours, "the label has 3 channels: save class indices as one"),
+        (label_of_colors, "the label has 3 channels: save class indices as one"),
         (twice, "is of the same case as another"),
         (tiny_image, r"\(24, 8\) voxels are less than half of the patch"),
         (broken_label, "repair it"),
@@ -95,58 +95,58 @@ def broken_label(root: Path) -> None:
     ids=lambda value: getattr(value, "__name__", ""),
 )
 def test_check_bundle_names_the_case_and_the_remedy(
-    capsys, bundle, labelled, spoil, message
+    capsys, bundle, labeled, spoil, message
 ) -> None:
-    spoil(labelled)
-    found = check_bundle(bundle, data=labelled)
+    spoil(labeled)
+    found = check_bundle(bundle, data=labeled)
     assert len(found.problems) == 1
     with pytest.raises(AssertionError, match=message):
         raise AssertionError(found.problems[0])
     assert "c2" in found.problems[0]
     with pytest.raises(SystemExit) as stop:
-        main(["check", "--bundle", str(bundle), "--data", str(labelled)])
+        main(["check", "--bundle", str(bundle), "--data", str(labeled)])
     assert stop.value.code == 2
     assert len(capsys.readouterr().err.strip().splitlines()) == 1
 
 
-def test_check_bundle_notices_weights_of_another_width(bundle, labelled) -> None:
+def test_check_bundle_notices_weights_of_another_width(bundle, labeled) -> None:
     weights = torch.load(bundle / "models" / "model.pt", weights_only=True)
     torch.save({k: v[..., :1] for k, v in weights.items()}, bundle / "models" / "model.pt")
-    assert "does not hold the network" in check_bundle(bundle, data=labelled).problems[0]
+    assert "does not hold the network" in check_bundle(bundle, data=labeled).problems[0]
 
 
-def test_check_bundle_reads_an_msd_datalist(bundle, labelled) -> None:
+def test_check_bundle_reads_an_msd_datalist(bundle, labeled) -> None:
     entries = [
         {"image": f"imagesTr/c{i}_0000.png", "label": f"labelsTr/c{i}.png"} for i in range(2)
     ]
-    (labelled / "list.json").write_text(json.dumps({"training": entries}))
-    assert check_bundle(bundle, datalist=labelled / "list.json").num_cases == 2
+    (labeled / "list.json").write_text(json.dumps({"training": entries}))
+    assert check_bundle(bundle, datalist=labeled / "list.json").num_cases == 2
 
 
-def test_check_bundle_reads_the_validation_section_of_a_datalist(bundle, labelled) -> None:
+def test_check_bundle_reads_the_validation_section_of_a_datalist(bundle, labeled) -> None:
     entries = [
         {"image": f"imagesTr/c{i}_0000.png", "label": f"labelsTr/c{i}.png"} for i in range(3)
     ]
-    unknown_value(labelled)
+    unknown_value(labeled)
     content = {"training": entries[:2], "validation": entries[2:]}
-    (labelled / "list.json").write_text(json.dumps(content))
-    found = check_bundle(bundle, datalist=labelled / "list.json")
+    (labeled / "list.json").write_text(json.dumps(content))
+    found = check_bundle(bundle, datalist=labeled / "list.json")
     assert found.num_cases == 3
     assert len(found.problems) == 1 and "the label holds 255.0" in found.problems[0]
 
 
-def test_check_bundle_counts_images_that_are_padded(capsys, bundle, labelled) -> None:
-    write_png(labelled / "imagesTr" / "c2_0000.png", (19, 24))
-    write_label(labelled, "c2", np.zeros((19, 24), dtype=np.uint8))
-    found = check_bundle(bundle, data=labelled)
+def test_check_bundle_counts_images_that_are_padded(capsys, bundle, labeled) -> None:
+    write_png(labeled / "imagesTr" / "c2_0000.png", (19, 24))
+    write_label(labeled, "c2", np.zeros((19, 24), dtype=np.uint8))
+    found = check_bundle(bundle, data=labeled)
     assert found.problems == () and found.num_padded >= 1
-    main(["check", "--bundle", str(bundle), "--data", str(labelled)])
+    main(["check", "--bundle", str(bundle), "--data", str(labeled)])
     assert f"{found.num_padded} are smaller than the patch" in capsys.readouterr().out
 
 
-def test_check_bundle_needs_labelled_cases(bundle, tmp_path) -> None:
+def test_check_bundle_needs_labeled_cases(bundle, tmp_path) -> None:
     (tmp_path / "empty").mkdir()
-    with pytest.raises(ValueError, match="no labelled case in"):
+    with pytest.raises(ValueError, match="no labeled case in"):
         check_bundle(bundle, data=tmp_path / "empty")
 
 

@@ -256,7 +256,7 @@ def test_compare_trainings_refuses_other_cases() -> None:
             [
                 "undecided whether width 8 is on the plateau: width 16 gains between +0.0086 and "
                 "+0.0114 Dice; whether width 4 would do is undecided (tolerance 0.01)",
-                "keep width 8; more --num_seeds, --epochs or labelled cases decide",
+                "keep width 8; more --num_seeds, --epochs or labeled cases decide",
             ],
         ),
         ({"w4": 0.7, "w8": 0.8}, ["width 8 is the widest of the ladder; width 4 would not"]),

@@ -15,13 +15,13 @@ from monai_xtiny.bundle.measured import read_evaluation, write_evaluation
 from monai_xtiny.bundle.results import Evaluation
 from monai_xtiny.cli.commands import main
 from monai_xtiny.training.evaluate import draw_plane, evaluate_bundle, evaluate_held_out
-from monai_xtiny.training.labelled import data_options
+from monai_xtiny.training.labeled import data_options
 from tests.conftest import texture, write_nifti
 
 pytestmark = pytest.mark.slow
 
 
-def labelled_bundle(root: Path, spacing: float) -> tuple[Path, Path]:
+def labeled_bundle(root: Path, spacing: float) -> tuple[Path, Path]:
     """Volumes of one grid but for its spacing, and the bundle searched on them."""
     data, bundle = root / "data", root / "v_segmentation"
     affine = np.diag([spacing, spacing, spacing, 1.0])
@@ -31,7 +31,7 @@ def labelled_bundle(root: Path, spacing: float) -> tuple[Path, Path]:
         label = np.digitize(values, [100, 170]).astype(np.uint8)
         write_nifti(data / "labelsTr" / f"v{index}.nii.gz", values=label, affine=affine)
     command = ["search", "--images", str(data), "--bundle", str(bundle), "--num_images", "2"]
-    main([*command, "--label_names", "background,grey matter,white"])
+    main([*command, "--label_names", "background,gray matter,white"])
     return bundle, data
 
 
@@ -40,7 +40,7 @@ def volumes(made_once, tmp_path) -> tuple[Path, Path]:
     """A copy of a trained bundle, and the data."""
 
     def make(folder: Path) -> None:
-        bundle, data = labelled_bundle(folder, 1.0)
+        bundle, data = labeled_bundle(folder, 1.0)
         options = {**data_options(data, None), "num_workers": 0, "epochs": 1, "split_seed": 3}
         Bundle.open(bundle).workflow(("train",), options).run()
 
@@ -91,7 +91,7 @@ def test_evaluate_bundle_evaluates_another_predictor_in_place_of_the_network(vol
 
 def test_evaluate_bundle_gives_distances_in_mm(volumes, tmp_path) -> None:
     bundle, data = volumes
-    twice, twice_data = labelled_bundle(tmp_path, 2.0)
+    twice, twice_data = labeled_bundle(tmp_path, 2.0)
     options = {"num_workers": 0}
     one = evaluate_bundle(Bundle.open(bundle), {**data_options(data, None), **options})
     shutil.copyfile(bundle / "models" / "model.pt", twice / "models" / "model.pt")
@@ -107,21 +107,21 @@ def test_evaluate_command_writes_the_model_card(volumes, capsys) -> None:
     bundle, data = volumes
     path = bundle / "docs" / "README.md"
     text = path.read_text(encoding="utf-8")
-    assert "Not measured yet" in text and "at its initialisation until it is trained" in text
+    assert "Not measured yet" in text and "at its initialization until it is trained" in text
     path.write_text(text.replace("The owners of this bundle.", "We did."), encoding="utf-8")
     main(["evaluate", "--bundle", str(bundle), "--data", str(data)])
     out = capsys.readouterr().out
     found = read_evaluation(Bundle.open(bundle))
     card = path.read_text(encoding="utf-8")
     assert f"mean Dice {found.mean_dice:.4f} over 1 cases held out" in out
-    assert f"| grey matter | {found.class_dice[0]:.4f} |" in card
+    assert f"| gray matter | {found.class_dice[0]:.4f} |" in card
     assert "Not measured yet" not in card and "![The best" in card
     assert (
-        "holds the trained network, after 1 epochs" in card and "initialisation until" not in card
+        "holds the trained network, after 1 epochs" in card and "initialization until" not in card
     )
     assert "We did." in card
     assert (bundle / "docs" / "overlay.png").read_bytes().startswith(b"\x89PNG")
-    assert Bundle.open(bundle).label_names == ("background", "grey matter", "white")
+    assert Bundle.open(bundle).label_names == ("background", "gray matter", "white")
 
     def headings(card: str) -> list[str]:
         return [line for line in card.splitlines() if line.startswith("#")]
@@ -158,7 +158,7 @@ def test_evaluate_command_needs_a_trained_bundle(volumes, capsys, tmp_path) -> N
 @pytest.mark.parametrize(
     "options, message",
     [
-        ([], "no labelled data: give --data DIR or --datalist FILE"),
+        ([], "no labeled data: give --data DIR or --datalist FILE"),
         (["--data", "nowhere"], "no such data: 'nowhere'"),
     ],
     ids=["no data", "missing data"],

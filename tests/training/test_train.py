@@ -19,7 +19,7 @@ from tests.conftest import texture
 
 
 @pytest.fixture
-def labelled(tmp_path: Path) -> Path:
+def labeled(tmp_path: Path) -> Path:
     """Ten pictures whose label is a threshold of the image."""
     root = tmp_path / "data"
     for folder in ("imagesTr", "labelsTr"):
@@ -34,13 +34,13 @@ def labelled(tmp_path: Path) -> Path:
 
 
 @pytest.mark.slow
-def test_train_width_trains_the_width_it_is_given(selection, labelled, tmp_path) -> None:
+def test_train_width_trains_the_width_it_is_given(selection, labeled, tmp_path) -> None:
     width = next(w for w in selection.table.widths[-3:] if w != selection.max_features)
     seen: list[int] = []
     training = train_width(
         selection,
         width,
-        data=labelled,
+        data=labeled,
         bundle_dir=tmp_path / "out" / "w_segmentation",
         epochs=20,
         val_interval=10,

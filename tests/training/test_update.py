@@ -75,7 +75,7 @@ def test_update_bundle_gives_what_an_export_of_the_width_gives(bundle, selection
         line for line in lines if "rests on images alone" in line
     ]
     assert [line for line in card if line not in lines and "Only training" not in line] == [
-        "Brief trainings on labelled cases then moved the choice from width 8 to width 16: "
+        "Brief trainings on labeled cases then moved the choice from width 8 to width 16: "
         "`verification.json` has them."
     ]
     assert [path.name for path in tmp_path.iterdir()].count("x_segmentation") == 1
@@ -156,7 +156,7 @@ def test_update_bundle_takes_measurements_off_the_card(bundle) -> None:
     update_bundle(bundle, MOVED)
     card = (bundle / "docs" / "README.md").read_text()
     assert "0.9870" not in card and "Not measured yet" in card
-    assert "at its initialisation until it is trained" in card
+    assert "at its initialization until it is trained" in card
     assert not (bundle / "docs" / "overlay.png").exists()
     headings = [line for line in untrained.splitlines() if line.startswith("#")]
     assert [line for line in card.splitlines() if line.startswith("#")] == headings
@@ -177,7 +177,7 @@ def test_update_bundle_there_and_back_is_where_it_was(bundle) -> None:
     after = contents(bundle)
     assert json.loads(after.pop("docs/verification.json"))["selected"] == 16
     card = after.pop("docs/README.md").decode()
-    assert card.count("Brief trainings on labelled cases then moved") == 1
+    assert card.count("Brief trainings on labeled cases then moved") == 1
     assert "from width 16 to width 8" in card
     before.pop("docs/README.md")
     assert after == before
@@ -191,7 +191,7 @@ def test_update_bundle_states_the_rules_confidence_in_the_new_width(tmp_path, se
     assert (found.method, found.max_features) == (selection.method, 16)
     assert found.confidence == 0.1 and found.votes == sure.votes
     card = (bundle / "docs" / "README.md").read_text()
-    assert "Of the rule's votes, 10 % were for this width: labelled cases decided." in card
+    assert "Of the rule's votes, 10 % were for this width: labeled cases decided." in card
     update_bundle(bundle, replace(MOVED, selected=16, recommended=8))
     card = (bundle / "docs" / "README.md").read_text()
     assert card.count("Of the rule's votes, ") == 1 and "votes, 90 % were" in card

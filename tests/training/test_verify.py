@@ -29,7 +29,7 @@ pytestmark = pytest.mark.search
 
 
 @pytest.fixture
-def labelled(tmp_path) -> Path:
+def labeled(tmp_path) -> Path:
     """Ten pictures whose label is a threshold of the image."""
     root = tmp_path / "data#1 $x"
     for folder in ("imagesTr", "labelsTr"):
@@ -103,18 +103,18 @@ def empty_bundles(monkeypatch) -> None:
 ALL = [(16, 0), (8, 0), (4, 0), (16, 1), (8, 1), (4, 1)]
 
 
-def test_verify_bundle_trains_the_width_and_its_neighbours_on_every_seed(
-    fake, empty_bundles, bundle, labelled
+def test_verify_bundle_trains_the_width_and_its_neighbors_on_every_seed(
+    fake, empty_bundles, bundle, labeled
 ) -> None:
     before = contents(bundle)
     seen = []
-    found = verify_bundle(bundle, data=labelled, progress=seen.append)
+    found = verify_bundle(bundle, data=labeled, progress=seen.append)
     assert fake.asked == ALL
     assert (found.widths, found.selected, found.recommended) == ((16, 8, 4), 8, 8)
     assert found.is_on_plateau and tuple(seen) == found.trainings
     assert contents(bundle) == before
     fake.asked.clear()
-    verify_bundle(bundle, data=labelled, num_seeds=3, seed=5)
+    verify_bundle(bundle, data=labeled, num_seeds=3, seed=5)
     assert [seed for _, seed in fake.asked] == [5] * 3 + [6] * 3 + [7] * 3
 
 
@@ -123,70 +123,70 @@ def test_neighborhood_ends_with_the_ladder(selection, width, expected) -> None:
     assert neighborhood(replace(selection, max_features=width)) == expected
 
 
-def test_verify_bundle_trains_by_the_bundles_own_recipe(fake, bundle, labelled) -> None:
+def test_verify_bundle_trains_by_the_bundles_own_recipe(fake, bundle, labeled) -> None:
     path = bundle / "configs" / "train.json"
     config = json.loads(path.read_text())
     path.write_text(json.dumps({**config, "learning_rate": 0.125}))
     fake.stop_at = (4, 0)
     with pytest.raises(KeyboardInterrupt):
-        verify_bundle(bundle, data=labelled)
+        verify_bundle(bundle, data=labeled)
     assert fake.config.pop("network_def") == config.pop("network_def")  # width 8 was the last
     assert fake.config == {**config, "learning_rate": 0.125}
     fake.stop_at = (8, 0)
     with pytest.raises(KeyboardInterrupt):
-        verify_bundle(bundle, data=labelled)
+        verify_bundle(bundle, data=labeled)
     assert fake.config["network_def"]["filters"] == [16] * 4
 
 
 def test_verify_bundle_makes_brief_trainings_of_as_many_updates_on_any_data(
-    fake, empty_bundles, bundle, labelled
+    fake, empty_bundles, bundle, labeled
 ) -> None:
-    found = verify_bundle(bundle, data=labelled)
+    found = verify_bundle(bundle, data=labeled)
     overrides = fake.options["overrides"]
     assert fake.options["epochs"] * overrides["train#trainer#epoch_length"] == found.num_updates
     assert overrides["val_interval"] > fake.options["epochs"]
-    found = verify_bundle(bundle, data=labelled, epochs=7, overrides={"batch_size": 3})
+    found = verify_bundle(bundle, data=labeled, epochs=7, overrides={"batch_size": 3})
     assert fake.options["epochs"] == 7 and found.num_updates == 7 * 3  # 8 cases in batches of 3
     assert "train#trainer#epoch_length" not in fake.options["overrides"]
     assert fake.options["overrides"]["batch_size"] == 3
 
 
 def test_verify_bundle_reads_no_more_cases_than_it_trains_on(
-    fake, empty_bundles, bundle, labelled
+    fake, empty_bundles, bundle, labeled
 ) -> None:
-    verify_bundle(bundle, data=labelled)
+    verify_bundle(bundle, data=labeled)
     assert fake.options["overrides"]["cache_rate"] == 1
     few = {"batch_size": 2 / verification.EPOCH_LENGTH / verification.NUM_EPOCHS}
-    verify_bundle(bundle, data=labelled, overrides=few)
+    verify_bundle(bundle, data=labeled, overrides=few)
     assert fake.options["overrides"]["cache_rate"] == 2 / 8
 
 
 def test_verify_bundle_goes_on_where_it_was_stopped(
-    fake, empty_bundles, bundle, labelled, tmp_path
+    fake, empty_bundles, bundle, labeled, tmp_path
 ) -> None:
     work = tmp_path / "work"
     fake.stop_at = (16, 1)
     with pytest.raises(KeyboardInterrupt):
-        verify_bundle(bundle, data=labelled, work_dir=work)
+        verify_bundle(bundle, data=labeled, work_dir=work)
     fake.stop_at, fake.asked = None, []
-    found = verify_bundle(bundle, data=labelled, work_dir=work)
+    found = verify_bundle(bundle, data=labeled, work_dir=work)
     assert fake.asked == ALL[3:]
     assert [(item.max_features, item.seed) for item in found.trainings] == ALL
     fake.asked = []
-    assert verify_bundle(bundle, data=labelled, work_dir=work) == found
+    assert verify_bundle(bundle, data=labeled, work_dir=work) == found
     assert fake.asked == []
-    verify_bundle(bundle, data=labelled, work_dir=work, num_seeds=3)
+    verify_bundle(bundle, data=labeled, work_dir=work, num_seeds=3)
     assert fake.asked == [(16, 2), (8, 2), (4, 2)]
     assert [path.name for path in work.iterdir()] == [verification.JOURNAL_FILE]
 
 
 def test_verify_bundle_leaves_trainings_of_others_in_its_journal_alone(
-    fake, empty_bundles, bundle, labelled, tmp_path
+    fake, empty_bundles, bundle, labeled, tmp_path
 ) -> None:
     journal = tmp_path / "work" / verification.JOURNAL_FILE
     journal.parent.mkdir()
     journal.write_text('{"max_features": 8, "seed": 0}\n')
-    verify_bundle(bundle, data=labelled, work_dir=journal.parent)
+    verify_bundle(bundle, data=labeled, work_dir=journal.parent)
     assert fake.asked == ALL
     assert journal.read_text().startswith('{"max_features": 8, "seed": 0}\n')
 
@@ -220,16 +220,16 @@ def other_recipe(bundle: Path, data: Path) -> dict:
     ids=lambda change: change.__name__,
 )
 def test_verify_bundle_repeats_trainings_of_anything_else(
-    fake, empty_bundles, bundle, labelled, tmp_path, change
+    fake, empty_bundles, bundle, labeled, tmp_path, change
 ) -> None:
-    verify_bundle(bundle, data=labelled, work_dir=tmp_path / "work")
+    verify_bundle(bundle, data=labeled, work_dir=tmp_path / "work")
     fake.asked = []
-    verify_bundle(bundle, data=labelled, work_dir=tmp_path / "work", **change(bundle, labelled))
+    verify_bundle(bundle, data=labeled, work_dir=tmp_path / "work", **change(bundle, labeled))
     assert fake.asked == ALL
 
 
 def test_verify_bundle_leaves_the_global_generators_as_they_were(
-    fake, empty_bundles, bundle, labelled
+    fake, empty_bundles, bundle, labeled
 ) -> None:
     def state() -> tuple:
         return (
@@ -240,11 +240,11 @@ def test_verify_bundle_leaves_the_global_generators_as_they_were(
         )
 
     before = state()
-    verify_bundle(bundle, data=labelled)
+    verify_bundle(bundle, data=labeled)
     assert state() == before
     fake.stop_at = (8, 1)
     with pytest.raises(KeyboardInterrupt):
-        verify_bundle(bundle, data=labelled)
+        verify_bundle(bundle, data=labeled)
     assert state() == before
 
 
@@ -274,11 +274,11 @@ def nothing(root: Path) -> None:
 @pytest.mark.parametrize(
     "spoil, options, message",
     [
-        (no_label, [], "1 problems with 9 labelled cases, which check lists: image"),
+        (no_label, [], "1 problems with 9 labeled cases, which check lists: image"),
         (unknown_class, [], "the label holds 7.0, and the classes are 0 to 1"),
-        (no_labels, [], "no labelled case in"),
-        (five_cases, [], "fold 0 holds out 1 of 5 labelled cases, and an interval needs 2"),
-        (nothing, ["--fold", "5"], "fold 5 holds out 0 of 10 labelled cases"),
+        (no_labels, [], "no labeled case in"),
+        (five_cases, [], "fold 0 holds out 1 of 5 labeled cases, and an interval needs 2"),
+        (nothing, ["--fold", "5"], "fold 5 holds out 0 of 10 labeled cases"),
         (nothing, ["--num_seeds", "1"], "num_seeds is 1: give at least 2"),
         (nothing, ["--epochs", "0"], "epochs is 0: give at least 1"),
         (nothing, ["--epochs", "few"], "--epochs is 'few': give a whole number"),
@@ -292,13 +292,13 @@ def nothing(root: Path) -> None:
     ),
 )
 def test_verify_command_refuses_bad_input_in_one_line(
-    capsys, monkeypatch, fake, bundle, labelled, tmp_path, spoil, options, message
+    capsys, monkeypatch, fake, bundle, labeled, tmp_path, spoil, options, message
 ) -> None:
     monkeypatch.chdir(tmp_path)
-    spoil(labelled)
+    spoil(labeled)
     before = contents(tmp_path)
     with pytest.raises(SystemExit) as stop:
-        main(["verify", str(bundle), "--data", str(labelled), *options])
+        main(["verify", str(bundle), "--data", str(labeled), *options])
     assert stop.value.code == 2
     printed = capsys.readouterr()
     assert message in printed.err and len(printed.err.strip().splitlines()) == 1
@@ -306,10 +306,10 @@ def test_verify_command_refuses_bad_input_in_one_line(
     assert contents(tmp_path) == before
 
 
-def test_verify_command_needs_a_bundle_and_data(capsys, fake, bundle, labelled) -> None:
+def test_verify_command_needs_a_bundle_and_data(capsys, fake, bundle, labeled) -> None:
     for options, message in (
-        ([str(bundle.parent), "--data", str(labelled)], "is no bundle"),
-        ([str(bundle)], "no labelled data: give --data DIR or --datalist FILE"),
+        ([str(bundle.parent), "--data", str(labeled)], "is no bundle"),
+        ([str(bundle)], "no labeled data: give --data DIR or --datalist FILE"),
     ):
         with pytest.raises(SystemExit) as stop:
             main(["verify", *options])
@@ -317,44 +317,44 @@ def test_verify_command_needs_a_bundle_and_data(capsys, fake, bundle, labelled) 
         assert message in capsys.readouterr().err
 
 
-def test_verify_command_moves_the_bundle_only_when_told(capsys, fake, bundle, labelled) -> None:
+def test_verify_command_moves_the_bundle_only_when_told(capsys, fake, bundle, labeled) -> None:
     fake.levels[16] = 0.9
     before = contents(bundle)
-    main(["verify", str(bundle), "--data", str(labelled)])
+    main(["verify", str(bundle), "--data", str(labeled)])
     out = capsys.readouterr().out
     assert "width 16, seed 1: Dice 0.9010" in out
     assert "width 8 is too narrow: width 16 gains +0.0986 Dice at least" in out
     assert "recommended: width 16" in out and "train it" not in out
     assert f"--update moves {bundle} to width 16" in out
     assert contents(bundle) == before
-    main(["verify", str(bundle), "--data", str(labelled), "--update"])
+    main(["verify", str(bundle), "--data", str(labeled), "--update"])
     out = capsys.readouterr().out
-    assert "width 16 now, at its initialisation: train it" in out and "--update" not in out
+    assert "width 16 now, at its initialization: train it" in out and "--update" not in out
     parser = ConfigParser()
     parser.read_config(str(bundle / "configs" / "train.json"))
     weights = torch.load(bundle / "models" / "model.pt", weights_only=True)
     parser.get_parsed_content("network_def").load_state_dict(weights)
     assert parser["network_def"]["filters"] == [16] * 4
-    assert check_bundle(bundle, data=labelled).problems == ()
+    assert check_bundle(bundle, data=labeled).problems == ()
     written = json.loads((bundle / "docs" / "verification.json").read_text())
     assert (written["selected"], written["recommended"], len(written["trainings"])) == (8, 16, 6)
     # Where it is now, the wider is no better.
     fake.levels[32], fake.asked = 0.9, []
-    main(["verify", str(bundle), "--data", str(labelled), "--update"])
+    main(["verify", str(bundle), "--data", str(labeled), "--update"])
     assert "recommended: width 16, as it is" in capsys.readouterr().out
     assert fake.asked[:3] == [(32, 0), (16, 0), (8, 0)]
 
 
-def test_verify_command_says_where_a_trained_bundle_went(capsys, fake, bundle, labelled) -> None:
+def test_verify_command_says_where_a_trained_bundle_went(capsys, fake, bundle, labeled) -> None:
     fake.levels[16] = 0.9
     (bundle / "configs" / "datalist.json").write_text('{"training": [], "validation": []}')
-    main(["verify", str(bundle), "--data", str(labelled), "--update"])
+    main(["verify", str(bundle), "--data", str(labeled), "--update"])
     out = capsys.readouterr().out
     assert f"what was trained at width 8 is in {bundle / 'former_width8'}" in out
 
 
-def test_write_verification_writes_every_case(fake, bundle, labelled) -> None:
-    found = verify_bundle(bundle, data=labelled)
+def test_write_verification_writes_every_case(fake, bundle, labeled) -> None:
+    found = verify_bundle(bundle, data=labeled)
     path = write_verification(Bundle.open(bundle), found)
     assert path == bundle / "docs" / "verification.json"
     content = json.loads(path.read_text())
@@ -363,9 +363,9 @@ def test_write_verification_writes_every_case(fake, bundle, labelled) -> None:
 
 
 @pytest.mark.slow
-def test_verify_bundle_measures_real_trainings(bundle, labelled, tmp_path) -> None:
+def test_verify_bundle_measures_real_trainings(bundle, labeled, tmp_path) -> None:
     before = contents(bundle)
-    options = {"data": labelled, "epochs": 2, "work_dir": tmp_path / "work"}
+    options = {"data": labeled, "epochs": 2, "work_dir": tmp_path / "work"}
     options["overrides"] = {"num_workers": 0}
     found = verify_bundle(bundle, **options)
     assert contents(bundle) == before
@@ -396,7 +396,7 @@ def test_verify_command_takes_volumes_and_a_datalist(capsys, tmp_path, dims) -> 
         write_nifti(root / "labelsTr" / f"v{index}.nii.gz", values=label)
     main(
         ["search", "--images", str(root), "--bundle", str(bundle), "--num_images", "2"]
-        + ["--label_names", "background,grey,white", "--spatial_dims", str(dims)]
+        + ["--label_names", "background,gray,white", "--spatial_dims", str(dims)]
         + ["--method", "paper"]
     )
     entries = [

@@ -41,15 +41,15 @@ _NAMED = 5
 
 
 @dataclass(frozen=True)
-class LabelledCases:
-    """The labelled cases of a data set, and what in its folders fits no case.
+class LabeledCases:
+    """The labeled cases of a data set, and what in its folders fits no case.
 
     Args:
         source: the folder or datalist, as the user gave it.
         cases: to be split into training and validation.
         validation: those that a datalist keeps for validation.
         unmatched: names of cases that have neither one image nor one per channel.
-        unlabelled: images of no case.
+        unlabeled: images of no case.
         duplicates: files with the name of another, but for the ending.
     """
 
@@ -57,7 +57,7 @@ class LabelledCases:
     cases: list[Case]
     validation: list[Case]
     unmatched: dict[str, Case]
-    unlabelled: list[str]
+    unlabeled: list[str]
     duplicates: list[str]
 
 
@@ -109,15 +109,15 @@ class ImageCases:
         return {"subject": names.get(file, file)}
 
 
-def find_labelled_cases(
+def find_labeled_cases(
     dataset_dir: PathLike,
     datalist: PathLike | None,
     data_root: PathLike,
     *,
     file_endings: Sequence[str],
     in_channels: int,
-) -> LabelledCases:
-    """Find labelled cases in nnU-Net's folders, or those that an MSD ``dataset.json`` lists.
+) -> LabeledCases:
+    """Find labeled cases in nnU-Net's folders, or those that an MSD ``dataset.json`` lists.
 
     Args:
         dataset_dir: holds ``imagesTr/CASE_0000`` (one file per channel, or ``CASE`` with all) and
@@ -139,14 +139,14 @@ def find_labelled_cases(
         for name, label in labels.items()
     }
     used = {file for case in cases.values() for file in case["image"]}
-    return LabelledCases(
+    return LabeledCases(
         source=str(dataset_dir),
         cases=list(cases.values()),
         validation=[],
         unmatched={
             name: case for name, case in cases.items() if len(case["image"]) not in (1, in_channels)
         },
-        unlabelled=sorted(set(images.values()) - used),
+        unlabeled=sorted(set(images.values()) - used),
         duplicates=twice_images + twice_labels,
     )
 
@@ -197,29 +197,27 @@ def find_images(
     return ImageCases(str(dataset_dir), cases, unclear, duplicates)
 
 
-def split_cases(
-    labelled: LabelledCases, *, fold: int, val_fraction: float, split_seed: int
-) -> Split:
+def split_cases(labeled: LabeledCases, *, fold: int, val_fraction: float, split_seed: int) -> Split:
     """Hold out a part of the cases, or what a datalist holds out.
 
     The cases are shuffled; fold 0 holds out the first part, fold 1 the next, so that ``1 /
     val_fraction`` folds hold out every case once.
 
     Args:
-        labelled: the cases.
+        labeled: the cases.
         fold: number of the part.
         val_fraction: of the cases that a part holds.
         split_seed: of the shuffling.
     """
-    cases = labelled.cases
+    cases = labeled.cases
     order = np.random.RandomState(split_seed).permutation(len(cases)).tolist()
-    share = 0 if labelled.validation else val_fraction * len(cases)
+    share = 0 if labeled.validation else val_fraction * len(cases)
     # Rounded, as 0.2 * 15 is more than 3.
     start = min(math.ceil(round(fold * share, 6)), len(cases))
     stop = min(math.ceil(round((fold + 1) * share, 6)), len(cases), start + len(cases) - 1)
     return Split(
         training=[cases[index] for index in order[:start] + order[stop:]],
-        validation=labelled.validation or [cases[index] for index in order[start:stop]],
+        validation=labeled.validation or [cases[index] for index in order[start:stop]],
     )
 
 
@@ -246,12 +244,12 @@ def write_split(split: Split, file: PathLike, data_root: PathLike) -> None:
 
 
 def check_cases(
-    labelled: LabelledCases, data: Sequence[Case], *, file_endings: Sequence[str], in_channels: int
+    labeled: LabeledCases, data: Sequence[Case], *, file_endings: Sequence[str], in_channels: int
 ) -> None:
     """Refuse labels without their images, and an empty data set.
 
     Args:
-        labelled: what was found.
+        labeled: what was found.
         data: what is to be trained on.
         file_endings: that were looked for.
         in_channels: channels of an image.
@@ -259,36 +257,34 @@ def check_cases(
     Raises:
         ValueError: with what to do.
     """
-    if labelled.unmatched:
-        counts = [len(case["image"]) for case in labelled.unmatched.values()]
+    if labeled.unmatched:
+        counts = [len(case["image"]) for case in labeled.unmatched.values()]
         raise ValueError(
-            f"the labels {_some(labelled.unmatched)} in {labelled.source}/labelsTr need "
-            f"imagesTr/CASE_0000 (one file a channel, {in_channels} channels, or one file with "
+            f"the labels {_some(labeled.unmatched)} in {labeled.source}/labelsTr need "
+            f"imagesTr/CASE_0000 (one file per channel, {in_channels} channels, or one file with "
             f"all); found {counts[:_NAMED]} files"
         )
     if not data:
         raise ValueError(
-            f"no labelled image in {labelled.source}: put imagesTr/CASE_0000 and labelsTr/CASE "
+            f"no labeled image in {labeled.source}: put imagesTr/CASE_0000 and labelsTr/CASE "
             f"there, as {' '.join(file_endings)}, or pass --dataset_dir FOLDER, or --datalist FILE "
             "for an MSD dataset.json"
         )
 
 
-def check_unused(labelled: LabelledCases) -> None:
+def check_unused(labeled: LabeledCases) -> None:
     """Refuse files that would be left out silently.
 
     Raises:
         ValueError: with what to do.
     """
-    if labelled.unlabelled:
+    if labeled.unlabeled:
         raise ValueError(
-            f"no label in labelsTr for the images {_some(labelled.unlabelled)}: add "
+            f"no label in labelsTr for the images {_some(labeled.unlabeled)}: add "
             "labelsTr/CASE, or move the images out of imagesTr"
         )
-    if labelled.duplicates:
-        raise ValueError(
-            f"two files are of one case: rename or remove {_some(labelled.duplicates)}"
-        )
+    if labeled.duplicates:
+        raise ValueError(f"two files are of one case: rename or remove {_some(labeled.duplicates)}")
 
 
 def check_fold(split: Split, *, fold: int, val_fraction: float) -> None:
@@ -306,20 +302,20 @@ def check_fold(split: Split, *, fold: int, val_fraction: float) -> None:
         )
 
 
-def check_evaluation(labelled: LabelledCases, data: Sequence[Case]) -> None:
+def check_evaluation(labeled: LabeledCases, data: Sequence[Case]) -> None:
     """Refuse to evaluate without cases, or with labels that lack their images.
 
     Raises:
         ValueError: with what to do.
     """
-    if labelled.unmatched:
+    if labeled.unmatched:
         raise ValueError(
-            f"no image, or not one for each channel, for the labels {_some(labelled.unmatched)} in "
-            f"{labelled.source}"
+            f"no image, or not one for each channel, for the labels {_some(labeled.unmatched)} in "
+            f"{labeled.source}"
         )
     if not data:
         raise ValueError(
-            f"no labelled image to evaluate in {labelled.source}: it takes imagesTr and labelsTr "
+            f"no labeled image to evaluate in {labeled.source}: it takes imagesTr and labelsTr "
             "with two cases or more and --val_fraction above 0; pass --dataset_dir FOLDER or "
             "--datalist FILE"
         )
@@ -328,11 +324,11 @@ def check_evaluation(labelled: LabelledCases, data: Sequence[Case]) -> None:
 def check_images(
     images: ImageCases, data: Sequence[Case], *, file_endings: Sequence[str], in_channels: int
 ) -> None:
-    """Refuse a folder that cannot be labelled case by case.
+    """Refuse a folder that cannot be labeled case by case.
 
     Args:
         images: what was found.
-        data: what is to be labelled.
+        data: what is to be labeled.
         file_endings: that were looked for.
         in_channels: channels of an image.
 
@@ -629,7 +625,7 @@ def _image_names(case: str, in_channels: int) -> list[str]:
     return [case, *(f"{case}_{channel:04d}" for channel in range(in_channels))]
 
 
-def _read_datalist(datalist: PathLike, data_root: PathLike) -> LabelledCases:
+def _read_datalist(datalist: PathLike, data_root: PathLike) -> LabeledCases:
     """The cases of an MSD ``dataset.json``."""
 
     def read(section: str) -> list[Case]:
@@ -637,7 +633,7 @@ def _read_datalist(datalist: PathLike, data_root: PathLike) -> LabelledCases:
 
     content = json.loads(Path(datalist).read_text(encoding="utf-8"))
     validation = read("validation") if content.get("validation") else []
-    return LabelledCases(str(datalist), read("training"), validation, {}, [], [])
+    return LabeledCases(str(datalist), read("training"), validation, {}, [], [])
 
 
 def _find_problem(

@@ -1,4 +1,4 @@
-"""Where the labelled data of a workflow are."""
+"""Where the labeled data of a workflow are."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from monai_xtiny.system.config_text import PlainPath
 def data_options(
     data: str | os.PathLike[str] | None, datalist: str | os.PathLike[str] | None
 ) -> dict[str, Any]:
-    """The configs' keys for labelled data, checked.
+    """The configs' keys for labeled data, checked.
 
     Args:
         data: nnU-Net data set root (``imagesTr``, ``labelsTr``).
@@ -25,6 +25,6 @@ def data_options(
         if path is not None and not Path(path).exists():
             raise FileNotFoundError(f"no such data: {os.fspath(path)!r}: check the path")
     if data is None and datalist is None:
-        raise FileNotFoundError("no labelled data: give --data DIR or --datalist FILE")
+        raise FileNotFoundError("no labeled data: give --data DIR or --datalist FILE")
     paths = {"dataset_dir": data, "datalist": datalist}
     return {key: PlainPath(os.fspath(path)) for key, path in paths.items() if path is not None}

@@ -5,7 +5,7 @@ import os
 import pytest
 
 from monai_xtiny.system.config_text import PlainPath
-from monai_xtiny.training.labelled import data_options
+from monai_xtiny.training.labeled import data_options
 
 
 def test_data_options_hands_paths_on_unread(tmp_path) -> None:
@@ -22,7 +22,7 @@ def test_data_options_hands_paths_on_unread(tmp_path) -> None:
 
 
 def test_data_options_needs_data_that_exist(tmp_path) -> None:
-    with pytest.raises(FileNotFoundError, match="no labelled data: give --data DIR"):
+    with pytest.raises(FileNotFoundError, match="no labeled data: give --data DIR"):
         data_options(None, None)
     with pytest.raises(FileNotFoundError, match="no such data: .*nowhere"):
         data_options(tmp_path / "nowhere", None)
