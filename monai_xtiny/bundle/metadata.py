@@ -33,16 +33,37 @@ def bundle_metadata(
         label_names: of the classes, background first, free of what MONAI's configs evaluate.
     """
     plan, images = selection.table.plan, selection.table.images
-    raster = is_raster(selection.table)
-    rgb = raster and plan.in_channels == 3
     suffix = Path(images[0]).suffix.lstrip(".").lower()
     foreground = ", ".join(label_names[1:])
     classes = {str(index): label for index, label in enumerate(label_names)}
-    channels = (
-        ("red", "green", "blue")
-        if rgb
-        else [f"image channel {index}" for index in range(plan.in_channels)]
-    )
+    numbered = ", ".join(f"{index} is {label}" for index, label in classes.items())
+    return {
+        "name": _display_name(name),
+        "monai_version": _plain_version("monai"),
+        "pytorch_version": _plain_version("torch"),
+        "numpy_version": _plain_version("numpy"),
+        "required_packages_version": {
+            package: _plain_version(package) for package in _REQUIRED_PACKAGES
+        },
+        "task": f"Segmentation of {foreground}",
+        "description": (
+            f"A {plan.spatial_dims}D U-Net of {selection.rung.num_parameters} parameters (width "
+            f"cap {selection.max_features}) that segments {foreground}"
+        ),
+        "data_type": suffix if is_raster(selection.table) else "nibabel",
+        "image_classes": f"{plan.in_channels} channel data, z-scored per image and channel",
+        "label_classes": f"single channel data of class indices: {numbered}",
+        "pred_classes": f"{plan.out_channels} channels of logits, one per class: {numbered}",
+        "network_data_format": _data_format(selection.table, classes),
+    }
+
+
+def _data_format(table: ScoreTable, classes: dict[str, str]) -> dict[str, Any]:
+    """What goes into the network, what comes out, and what is written."""
+    plan = table.plan
+    rgb = is_raster(table) and plan.in_channels == 3
+    numbered = [f"image channel {index}" for index in range(plan.in_channels)]
+    channels = ("red", "green", "blue") if rgb else numbered
     tensor = {"type": "image", "spatial_shape": list(plan.patch_size), "is_patch_data": True}
     image = {
         **tensor,
@@ -73,29 +94,10 @@ def bundle_metadata(
         "is_patch_data": False,
         "channel_def": {"0": "class index"},
     }
-    numbered = ", ".join(f"{index} is {label}" for index, label in classes.items())
     return {
-        "name": _display_name(name),
-        "monai_version": _plain_version("monai"),
-        "pytorch_version": _plain_version("torch"),
-        "numpy_version": _plain_version("numpy"),
-        "required_packages_version": {
-            package: _plain_version(package) for package in _REQUIRED_PACKAGES
-        },
-        "task": f"Segmentation of {foreground}",
-        "description": (
-            f"A {plan.spatial_dims}D U-Net of {selection.rung.num_parameters} parameters (width "
-            f"cap {selection.max_features}) that segments {foreground}"
-        ),
-        "data_type": suffix if raster else "nibabel",
-        "image_classes": f"{plan.in_channels} channel data, z-scored per image and channel",
-        "label_classes": f"single channel data of class indices: {numbered}",
-        "pred_classes": f"{plan.out_channels} channels of logits, one per class: {numbered}",
-        "network_data_format": {
-            "inputs": {"image": image},
-            "outputs": {"pred": logits},
-            "post_processed_outputs": {"pred": label},
-        },
+        "inputs": {"image": image},
+        "outputs": {"pred": logits},
+        "post_processed_outputs": {"pred": label},
     }
 
 

@@ -11,7 +11,7 @@ from monai.bundle import ConfigParser
 from monai.data.utils import affine_to_spacing
 from monai.transforms import Compose, Orientation
 
-from monai_xtiny.bundle.folder import WEIGHTS, Bundle
+from monai_xtiny.bundle.folder import SEARCH, TRAIN, WEIGHTS, Bundle
 from monai_xtiny.bundle.workflow import LabeledCases
 from monai_xtiny.system.config_text import check_config_text
 from monai_xtiny.system.errors import root_cause
@@ -54,11 +54,17 @@ def check_bundle(
 
     Raises:
         FileNotFoundError: there is no bundle, or no data.
-        ValueError: the data hold no labeled case.
+        ValueError: the data hold no labeled case, or an earlier version wrote the bundle.
     """
     bundle = Bundle.open(bundle_dir)
     options = data_options(data, datalist)
-    parser = ConfigParser(bundle.config("train"))
+    config = bundle.config("train")
+    if "labeled_cases" not in config:
+        raise ValueError(
+            f"{str(bundle.path(TRAIN))!r} was written by an earlier version: export the bundle of "
+            f"its {SEARCH} anew, and put your models/model.pt into it"
+        )
+    parser = ConfigParser(config)
     root = check_config_text(str(bundle.root), "bundle path")
     parser.update({"bundle_root": root, **options})
     # The bundle's own Python finds and checks the cases; this module's types are those it has.

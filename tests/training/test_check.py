@@ -150,6 +150,15 @@ def test_check_bundle_needs_labeled_cases(bundle, tmp_path) -> None:
         check_bundle(bundle, data=tmp_path / "empty")
 
 
+def test_check_bundle_names_a_bundle_of_an_earlier_version(bundle, labeled) -> None:
+    path = bundle / "configs" / "train.json"
+    content = json.loads(path.read_text())
+    del content["labeled_cases"]
+    path.write_text(json.dumps(content))
+    with pytest.raises(ValueError, match=r"train\.json' was written by an earlier version"):
+        check_bundle(bundle, data=labeled)
+
+
 def test_check_bundle_needs_a_bundle_and_data(bundle, tmp_path) -> None:
     with pytest.raises(FileNotFoundError, match="is no bundle"):
         check_bundle(tmp_path)
