@@ -5,8 +5,8 @@ from __future__ import annotations
 from monai_xtiny.system.lazy import lazy_names
 
 _FORMER = {
-    "export_bundle": "bundle.writer",
-    "read_search": "bundle.search_file",
-    "write_search": "bundle.search_file",
+    "export_bundle": ".bundle.writer",
+    "read_search": ".bundle.search_file",
+    "write_search": ".bundle.search_file",
 }
-__getattr__ = lazy_names("monai_xtiny", {}, deprecated=_FORMER)
+__getattr__ = lazy_names(__name__, {}, deprecated=_FORMER)

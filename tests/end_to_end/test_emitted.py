@@ -5,6 +5,7 @@ from __future__ import annotations
 import csv
 import json
 import os
+import re
 import shutil
 import subprocess
 import sys
@@ -109,18 +110,27 @@ def run_bundle(emitted: Emitted, config: str, *options: object, cwd: Path, statu
     return done.stdout + done.stderr
 
 
+# Configs that a new interpreter has run.
+_STARTED: set[str] = set()
+
+
 def run_monai_bundle(
     emitted: Emitted, *command: object, cwd: Path
 ) -> subprocess.CompletedProcess[str]:
-    """Run ``python -m monai.bundle``: of flat images in a new interpreter, else in a forked one."""
+    """Run ``python -m monai.bundle``: of flat images each config once in a new interpreter.
+
+    All else is run in forked ones, which do not import MONAI anew.
+    """
     # Where monai_xtiny cannot be imported.
     without = emitted.bundle.parent / "without"
     without.mkdir(exist_ok=True)
     (without / "monai_xtiny.py").write_text("raise ImportError('monai_xtiny is not here')")
     environment = {**os.environ, "OMP_NUM_THREADS": "1", "PYTHONWARNINGS": "ignore"}
     environment["PYTHONPATH"] = str(without)
-    if emitted.kind != "flat":
+    configs = re.findall(r"\w+\.json", " ".join(map(str, command)))
+    if emitted.kind != "flat" or str(configs) in _STARTED:
         return run_module("monai.bundle", *command, cwd=cwd, env=environment)
+    _STARTED.add(str(configs))
     start = [sys.executable, "-m", "monai.bundle", *map(str, command)]
     return subprocess.run(
         start, cwd=cwd, env=environment, capture_output=True, text=True, check=False

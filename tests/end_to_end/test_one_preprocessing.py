@@ -14,6 +14,7 @@ from monai.bundle import ConfigParser
 from monai.transforms import Compose, NormalizeIntensityd
 from PIL import Image
 
+from monai_xtiny.bundle.folder import Bundle
 from monai_xtiny.bundle.templates import configs_dir
 from monai_xtiny.bundle.writer import export_bundle
 from monai_xtiny.deploy.onnx_model import input_format
@@ -162,7 +163,7 @@ def test_every_reader_makes_the_tensor_of_the_search(
 
 
 def test_segmenter_makes_the_tensor_of_inference(dataset) -> None:
-    segmenter = Segmenter(lambda images: images, input_format(dataset.bundle))
+    segmenter = Segmenter(lambda images: images, input_format(Bundle.open(dataset.bundle)))
     expected = seen_by_inference(dataset)
     for name, files in config(dataset, "inference").get_parsed_content("images").cases.items():
         if dataset.kind in ("volumes", "slices"):

@@ -17,7 +17,6 @@ from monai_xtiny.bundle.folder import Bundle
 from monai_xtiny.bundle.results import Evaluation
 from monai_xtiny.bundle.writer import export_bundle
 from monai_xtiny.cli.commands import main
-from monai_xtiny.selection.choice import Selection
 from monai_xtiny.training import verify as verification
 from monai_xtiny.training.check import check_bundle
 from monai_xtiny.training.train import Training
@@ -68,13 +67,14 @@ class FakeTrainings:
         self.config: dict = {}
         self.stop_at: tuple[int, int] | None = None
 
-    def __call__(self, bundle, max_features, *, epochs, fold, seed, **options) -> Training:
+    def __call__(self, bundle: Bundle, *, epochs, fold, seed, **options) -> Training:
+        max_features = bundle.selection.max_features
         if (max_features, seed) == self.stop_at:
             raise KeyboardInterrupt
         self.asked.append((max_features, seed))
         self.options = {"epochs": epochs, "fold": fold, **options}
-        if (Path(bundle) / "configs").is_dir():
-            self.config = json.loads((Path(bundle) / "configs" / "train.json").read_text())
+        if bundle.path("configs").is_dir():
+            self.config = bundle.config("train")
         random.random(), np.random.random(), torch.rand(1)
         level = self.levels[max_features] + 0.001 * seed
         evaluation = Evaluation(("a", "b"), ((level,), (level,)), ((1.0,), (1.0,)))
@@ -93,9 +93,10 @@ def fake(monkeypatch) -> FakeTrainings:
 def empty_bundles(monkeypatch) -> None:
     """Nothing is exported for the trainings: most tests of theirs need no files."""
 
-    def write(bundle: Path, selection: Selection, width: int, copy: Path) -> Path:
+    def write(bundle: Bundle, width: int, copy: Path) -> Bundle:
         copy.mkdir(exist_ok=True)
-        return copy
+        selection = replace(bundle.selection, max_features=width)
+        return Bundle(copy, selection, bundle.label_names)
 
     monkeypatch.setattr(verification, "_write_width", write)
 
