@@ -1,8 +1,8 @@
-"""Tensor mathematics of representations at initialization: what a narrow network keeps of an image.
+"""Tensor mathematics of the alignment: what a narrow network at initialization keeps of an image.
 
-Kornblith et al. 2019, *Similarity of Neural Network Representations Revisited*, arXiv:1905.00414,
-for linear CKA and the share of variance that a linear regression explains. Features are
-matrices of samples (voxels) by channels, (N, C); arithmetic is float64. No engine, no files.
+The share of variance that a linear regression explains: Kornblith et al. 2019, *Similarity of
+Neural Network Representations Revisited*, arXiv:1905.00414, section 3. Features are matrices of
+samples (voxels) by channels, (N, C); arithmetic is float64. No engine, no files.
 """
 
 from __future__ import annotations
@@ -85,30 +85,6 @@ def sampled_features(
     ]
 
 
-def linear_cka(features: torch.Tensor, others: torch.Tensor) -> torch.Tensor:
-    r"""Linear centered kernel alignment (CKA) of two sets of features of the same voxels.
-
-    .. math:: \mathrm{CKA}(X, Y) = \frac{\|X^T Y\|_F^2}{\|X^T X\|_F \, \|Y^T Y\|_F}
-
-    with columns centered over the voxels (Kornblith et al. 2019, arXiv:1905.00414). It is 1 for
-    features that agree up to rotation and scale, and near 0 for unrelated ones.
-
-    Args:
-        features: ``X``, shape (N, P).
-        others: ``Y``, shape (N, Q); those of several networks side by side, for example.
-
-    Returns:
-        A scalar in [0, 1], float64; 0 where a set of features is constant.
-
-    >>> x = torch.eye(4)
-    >>> round(float(linear_cka(3 * x.flip(1) + 1, x)), 6)
-    1.0
-    """
-    x, y = _centered(features), _centered(others)
-    norms = torch.linalg.matrix_norm(x.mT @ x) * torch.linalg.matrix_norm(y.mT @ y)
-    return (x.mT @ y).square().sum() / norms.clamp_min(_TINY)
-
-
 def explained_variance(
     features: torch.Tensor, targets: torch.Tensor, *, ridge: float = 1e-3
 ) -> torch.Tensor:
@@ -137,26 +113,6 @@ def explained_variance(
         weights = torch.linalg.solve(gram + penalty * eye, cross)
         explained = 2 * (weights * cross).sum() - (weights * (gram @ weights)).sum()
         return explained / y.square().sum().clamp_min(_TINY)
-
-
-def effective_rank(features: torch.Tensor) -> torch.Tensor:
-    r"""Number of directions that features use: the participation ratio of their covariance.
-
-    .. math:: \frac{(\sum_i \lambda_i)^2}{\sum_i \lambda_i^2}
-
-    Args:
-        features: shape (N, P).
-
-    Returns:
-        A scalar from 1 to P; 0 where the features are constant.
-
-    >>> x = torch.tensor([[1.0, 0.0], [-1.0, 0.0], [0.0, 1.0], [0.0, -1.0]])
-    >>> round(float(effective_rank(x)), 6)
-    2.0
-    """
-    x = _centered(features)
-    gram = x.mT @ x
-    return gram.trace() ** 2 / gram.square().sum().clamp_min(_TINY)
 
 
 @contextmanager

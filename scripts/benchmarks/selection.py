@@ -216,14 +216,13 @@ def measure_representations(
     effective rank.
     """
     import torch
+    from representations import effective_rank, linear_cka
 
     from monai_xtiny.networks.dynunet import build_network
     from monai_xtiny.networks.ladder import max_aligned_width, width_ladder
     from monai_xtiny.networks.packed import CHANNELS_LAST
     from monai_xtiny.scores.alignment import (
-        effective_rank,
         explained_variance,
-        linear_cka,
         sample_voxels,
     )
     from monai_xtiny.search.scorer import NARROW_WIDTH, NUM_VOXELS
