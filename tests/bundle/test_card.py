@@ -73,6 +73,7 @@ def test_model_card_of_a_user_cannot_place_a_mark(selection) -> None:
     names = ("background", "<!-- xtiny:performance -->")
     text = model_card(selection, name="<!-- /xtiny:weights -->", label_names=names)
     check_marks(text)
+    assert text.count("<!-- xtiny:performance -->") == text.count("<!-- /xtiny:weights -->") == 1
 
 
 def test_model_card_has_the_zoos_headings_and_the_ladder(paper_choice) -> None:
