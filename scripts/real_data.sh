@@ -37,17 +37,24 @@ one_set() { # NAME BUNDLE SEARCH_OPTIONS...
     fi
     echo "== $set"
     python -m monai_xtiny search --images "$data/$set" --bundle "$bundle" --method paper --overwrite "$@"
-    run_bundle train "$bundle" --dataset_dir "$data/$set" --epochs 1 --val_interval 1
+    # A tenth of the cases is enough to show that every step works.
+    local cases=$output/$set
+    rm -rf "$cases" "$bundle/labels"
+    mkdir -p "$cases/imagesTr" "$cases/labelsTr" "$cases/some"
+    find "$data/$set/labelsTr" -type f | sort | awk 'NR % 10 == 1' | while read -r label; do
+        local case
+        case=$(basename "$label")
+        case=${case%%.*}
+        ln -s "$label" "$cases/labelsTr/"
+        ln -s "$data/$set/imagesTr/${case}"_0*.* "$cases/imagesTr/"
+    done
+    find "$cases/imagesTr" -name '*_0000.*' | sort | head -n 4 |
+        while read -r file; do ln -s "$file" "$cases/some/"; done
+    run_bundle train "$bundle" --dataset_dir "$cases" --epochs 1 --val_interval 1
     grep -o 'val_mean_dice: [0-9.]*' "$output/train.log" | tail -n 1
-    # A few images are enough to show that every step works.
-    local images=$output/$set
-    rm -rf "$images" "$bundle/labels"
-    mkdir -p "$images"
-    find "$data/$set/imagesTr" -name '*0_0000.*' | sort | head -n 4 |
-        while read -r file; do ln -s "$file" "$images/"; done
-    run_bundle inference "$bundle" --dataset_dir "$images" --output_dir "$bundle/labels"
+    run_bundle inference "$bundle" --dataset_dir "$cases/some" --output_dir "$bundle/labels"
     ls "$bundle/labels"
-    python -m monai_xtiny evaluate --bundle "$bundle" --data "$data/$set"
+    python -m monai_xtiny evaluate --bundle "$bundle" --data "$cases"
     echo "overlay: $bundle/docs/overlay.png"
     echo "$set: $((SECONDS - started)) s"
 }
