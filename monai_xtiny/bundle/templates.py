@@ -11,8 +11,8 @@ from jinja2 import Environment, FileSystemLoader, StrictUndefined
 from monai_xtiny import __version__
 from monai_xtiny.system.files import read_json
 
-# The Python of a bundle, in its folder scripts/.
-WORKFLOW_FILE = "workflow.py"
+# Modules that travel in a bundle, in its folder scripts/.
+SCRIPTS = ("data/gate.py", "bundle/workflow.py")
 
 # Sections of a config that an overlay changes in part; its other keys it replaces.
 _MERGED_SECTIONS = ("train", "validate")
@@ -56,7 +56,11 @@ def merged_template(workflow: str, kind: str, templates: Path) -> dict[str, Any]
     return config
 
 
-def workflow_source() -> str:
-    """The Python that an emitted bundle carries: the module next to this one, and who wrote it."""
+def script_sources() -> dict[str, str]:
+    """The Python of an emitted bundle by name: modules of this package, and who wrote it."""
     header = f"# Written by monai_xtiny {__version__}, which need not be installed.\n"
-    return header + Path(__file__).with_name(WORKFLOW_FILE).read_text(encoding="utf-8")
+    package = Path(__file__).parent.parent
+    return {
+        Path(module).name: header + (package / module).read_text(encoding="utf-8")
+        for module in SCRIPTS
+    }

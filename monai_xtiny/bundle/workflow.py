@@ -1,8 +1,8 @@
 """What a bundle does beyond MONAI's components: find, check and split cases; save and resume.
 
-This file travels in the bundle as ``scripts/workflow.py``, and imports PyTorch, MONAI and ignite
-alone. The configs load it by its path, so that it takes no name in ``sys.modules``: one process may
-hold several bundles, as MONAI Label does. Axis order is MONAI's: C, *spatial.
+This file travels in the bundle as ``scripts/workflow.py``, and imports PyTorch, MONAI, ignite and
+nibabel alone. The configs load it by its path, so that it takes no name in ``sys.modules``: one
+process may hold several bundles, as MONAI Label does. Axis order is MONAI's: C, *spatial.
 """
 
 from __future__ import annotations
@@ -11,32 +11,38 @@ import json
 import math
 import os
 import re
+import tempfile
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, TypeAlias, cast
 
 import ignite.distributed as idist
+import nibabel
 import numpy as np
 import torch
 from ignite.engine import Engine, Events
-from monai.data import MetaTensor, load_decathlon_datalist
-from monai.engines import Evaluator, Trainer
+from monai.data import NibabelWriter, list_data_collate, load_decathlon_datalist
+from monai.engines import Evaluator, SupervisedEvaluator, Trainer
 from monai.engines.utils import IterationEvents
 from monai.handlers import CheckpointLoader, StatsHandler, TensorBoardStatsHandler
 from monai.utils import set_determinism
 from torch import nn
 from torch.optim import Optimizer
 from torch.optim.lr_scheduler import LambdaLR
+from torch.utils.data import Dataset
 
 # What MONAI's datasets take: "image", one file or one per channel, and "label", a file.
 Case: TypeAlias = dict[str, Any]
 PathLike: TypeAlias = "str | os.PathLike[str]"
 
-# A label further from its image than this, in voxels, is of another grid.
-_MAX_MISPLACEMENT = 0.1
 # Cases that a message names.
 _NAMED = 5
+# What a NIfTI header says of where its voxels lie, besides pixdim.
+_GEOMETRY = (
+    "qform_code", "sform_code", "quatern_b", "quatern_c", "quatern_d", "qoffset_x", "qoffset_y",
+    "qoffset_z", "srow_x", "srow_y", "srow_z", "xyzt_units",
+)  # fmt: skip
 
 
 @dataclass(frozen=True)
@@ -91,8 +97,8 @@ class ImageCases:
 
     @property
     def data(self) -> list[Case]:
-        """The cases as MONAI's datasets take them."""
-        return [{"image": files} for files in self.cases.values()]
+        """The cases that are clear, as MONAI's datasets take them."""
+        return [{"image": files} for case, files in self.cases.items() if case not in self.unclear]
 
     @property
     def output_ext(self) -> str:
@@ -320,16 +326,13 @@ def check_evaluation(labeled: LabeledCases, data: Sequence[Case]) -> None:
         )
 
 
-def check_images(
-    images: ImageCases, data: Sequence[Case], *, file_endings: Sequence[str], in_channels: int
-) -> None:
+def check_images(images: ImageCases, data: Sequence[Case], *, file_endings: Sequence[str]) -> None:
     """Refuse a folder that cannot be labeled case by case.
 
     Args:
         images: what was found.
         data: what is to be labeled.
         file_endings: that were looked for.
-        in_channels: channels of an image.
 
     Raises:
         ValueError: with what to do.
@@ -338,11 +341,6 @@ def check_images(
         raise ValueError(
             f"no image in {images.folder} or its imagesTr (looked for {' '.join(file_endings)}): "
             "pass --dataset_dir FOLDER"
-        )
-    if images.unclear:
-        raise ValueError(
-            f"expected 1 file or one for each of {in_channels} channels for the case "
-            f"{_some(images.unclear)} in {images.folder}"
         )
     if images.duplicates:
         raise ValueError(f"two images would give one label file: rename {_some(images.duplicates)}")
@@ -364,30 +362,6 @@ def check_weights(file: str, network: nn.Module) -> None:
             f"the weights in {file} are of another network than network_def: use models/model.pt "
             "of this bundle, or emit the bundle again"
         )
-
-
-def check_case(
-    data: dict[str, Any], *, in_channels: int, num_classes: int, spatial_dims: int
-) -> dict[str, Any]:
-    """Refuse a case that would spoil the training; a transform of the dictionary that was read.
-
-    Args:
-        data: ``image`` (C, *spatial) and ``label`` (1, *spatial), on the grid of their files.
-        in_channels: channels of an image.
-        num_classes: labels are 0 to ``num_classes - 1``.
-        spatial_dims: axes of an image.
-
-    Returns:
-        The same dictionary.
-
-    Raises:
-        ValueError: what is wrong with which case.
-    """
-    problem = _find_problem(data["image"], data["label"], in_channels, num_classes, spatial_dims)
-    if problem is not None:
-        name = os.path.basename(str(data["label"].meta.get("filename_or_obj", "label")))
-        raise ValueError(f"case {name}: {problem}")
-    return data
 
 
 def check_loss(trainer: Engine) -> None:
@@ -420,6 +394,108 @@ def handlers_of_rank(handlers: Sequence[Any]) -> list[Any]:
     """All handlers on rank 0; elsewhere those that write no log."""
     logs = (StatsHandler, TensorBoardStatsHandler)
     return [item for item in handlers if idist.get_rank() == 0 or not isinstance(item, logs)]
+
+
+class CaseByCase:
+    """Label each case apart: one that cannot be labeled is named at the end, after the others.
+
+    It is the ``iteration_update`` of an evaluator whose loader has the dataset of :meth:`guard` and
+    the ``collate_fn`` of :meth:`collate`.
+
+    Args:
+        images: the cases of the folder.
+        in_channels: channels of an image.
+    """
+
+    def __init__(self, images: ImageCases, in_channels: int) -> None:
+        self.num_labeled = 0
+        self.problems = [
+            f"{case}: {len(images.cases[case])} files, not 1 or one for each of {in_channels} "
+            "channels (CASE_0000, CASE_0001, ...): add what is missing"
+            for case in images.unclear
+        ]
+
+    def guard(self, dataset: Dataset) -> Dataset:
+        """A dataset whose items say what is wrong, where they would raise."""
+        return _Guarded(dataset)
+
+    @staticmethod
+    def collate(items: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
+        """A batch of the items that could be read, and the problems of the others."""
+        problems = [item["problem"] for item in items if "problem" in item]
+        read = [item for item in items if "problem" not in item]
+        batch = cast(dict[str, Any], list_data_collate(read)) if read else {}
+        return {"problems": problems, "batch": batch} if problems else batch
+
+    def __call__(self, engine: SupervisedEvaluator, batch: dict[str, Any]) -> dict[str, Any]:
+        """One iteration of the evaluator, post-processing included."""
+        if "problems" in batch:
+            self.problems += batch["problems"]
+            batch = batch["batch"]
+            engine.state.batch = batch
+        if not batch:
+            return {}
+        try:
+            output = engine._iteration(engine, batch)
+        except Exception as error:
+            self.problems.append(_problem_of(batch["image"].meta["filename_or_obj"], error))
+            return {}
+        self.num_labeled += len(batch["image"])
+        return output
+
+    def finish(self) -> None:
+        """Name the cases that have no label, at the end of all output.
+
+        Raises:
+            SystemExit: there are some; MONAI would wrap another error into its own.
+        """
+        if self.problems:
+            count = len(self.problems)
+            lines = "\n".join(self.problems)
+            raise SystemExit(f"{count} of {count + self.num_labeled} not labeled:\n{lines}")
+
+
+class LabelWriter(NibabelWriter):
+    """MONAI's writer of NIfTI files, for labels that lie where their images lie.
+
+    The label file gets its image's header: sform and qform with their codes, spacing and units.
+    MONAI writes one affine for both, and viewers differ in which they take. The file is written
+    whole or not at all.
+    """
+
+    def set_metadata(
+        self, meta_dict: Mapping[str, Any] | None, resample: bool = True, **options: Any
+    ) -> None:
+        """Take the metadata of the image, whose file has the header."""
+        super().set_metadata(meta_dict, resample, **options)
+        self.image_file = str((meta_dict or {}).get("filename_or_obj", ""))
+
+    def write(self, filename: PathLike, verbose: bool = False, **options: Any) -> None:
+        """Write the label.
+
+        Raises:
+            ValueError: it is not on the grid of its image.
+        """
+        if not self.image_file.lower().endswith((".nii", ".nii.gz")):
+            super().write(filename, verbose, **options)
+            return
+        image: Any = nibabel.load(self.image_file)
+        label = np.asarray(self.data_obj).astype(self.output_dtype)
+        shape = image.shape[:3]
+        if label.size != math.prod(shape):
+            raise ValueError(f"{self.image_file!r} has shape {shape}, its label {label.shape}")
+        name = Path(filename)
+        handle, part = tempfile.mkstemp(".nii.gz", f".{name.name}.", name.parent)
+        os.close(handle)
+        try:
+            written = type(image)(label.reshape(shape), None, dtype=label.dtype)
+            _copy_geometry(image.header, written.header)
+            nibabel.save(written, part)
+            os.chmod(part, 0o666 & ~_umask())
+            os.replace(part, name)
+        except BaseException:
+            os.unlink(part)
+            raise
 
 
 class GradientClipping:
@@ -602,6 +678,48 @@ class TrainingState:
         _save_whole(content, self.file)
 
 
+class _Guarded(Dataset):
+    """A dataset whose items say what is wrong, where they would raise."""
+
+    def __init__(self, dataset: Dataset) -> None:
+        self.dataset = dataset
+
+    def __len__(self) -> int:
+        return len(self.dataset)  # type: ignore[arg-type]
+
+    def __getitem__(self, index: int) -> Any:
+        try:
+            return self.dataset[index]
+        except Exception as error:
+            data = getattr(self.dataset, "data", None)
+            files = data[index]["image"] if data else f"image {index}"
+            return {"problem": _problem_of(files, error)}
+
+
+def _problem_of(files: Any, error: BaseException) -> str:
+    """What is wrong with a case, in a line that names its file."""
+    while error.__cause__ is not None:
+        error = error.__cause__
+    file = str(files if isinstance(files, (str, os.PathLike)) else files[0])
+    # SaveImage puts a traceback into its message, the error last.
+    text = (str(error).strip() or type(error).__name__).splitlines()[-1]
+    return text if os.path.basename(file) in text else f"{file!r}: {text}"
+
+
+def _copy_geometry(source: Any, target: Any) -> None:
+    """Let a header say where its voxels lie as another one does."""
+    for name in _GEOMETRY:
+        target[name] = source[name]
+    target["pixdim"][:4] = source["pixdim"][:4]
+
+
+def _umask() -> int:
+    """Of this process."""
+    mask = os.umask(0)
+    os.umask(mask)
+    return mask
+
+
 @idist.one_rank_only()
 def _save_whole(content: Any, file: str) -> None:
     """Write by way of a temporary sibling, so that a kill leaves the former file."""
@@ -633,63 +751,6 @@ def _read_datalist(datalist: PathLike, data_root: PathLike) -> LabeledCases:
     content = json.loads(Path(datalist).read_text(encoding="utf-8"))
     validation = read("validation") if content.get("validation") else []
     return LabeledCases(str(datalist), read("training"), validation, {}, [], [])
-
-
-def _find_problem(
-    image: MetaTensor, label: MetaTensor, in_channels: int, num_classes: int, spatial_dims: int
-) -> str | None:
-    """The first thing that is wrong with a case, and what to do."""
-    if len(image) != in_channels:
-        return (
-            f"the image has {len(image)} channels, and the network takes {in_channels}: convert "
-            "the image"
-        )
-    if len(label) != 1:
-        return f"the label has {len(label)} channels: save class indices as one"
-    if image.ndim - 1 != spatial_dims:
-        return (
-            f"the image has {image.ndim - 1} dimensions, and the bundle reads images of "
-            f"{spatial_dims}: leave it out"
-        )
-    if image.shape[1:] != label.shape[1:]:
-        return (
-            f"the image has shape {tuple(image.shape[1:])}, the label {tuple(label.shape[1:])}: "
-            "resample the label to the grid of its image"
-        )
-    distance = _misplacement(image, label)
-    if not distance < _MAX_MISPLACEMENT:
-        return (
-            f"the label lies {round(distance, 1)} voxels away from its image (their affines "
-            "differ): resample the label to the grid of its image"
-        )
-    unknown = sorted({float(value) for value in label.unique()} - set(range(num_classes)))
-    if unknown:
-        return (
-            f"the label holds {_some(map(str, unknown))}, and the classes are 0 to "
-            f"{num_classes - 1}: renumber the label"
-        )
-    if not torch.isfinite(image).all():
-        return "the image holds voxels that are not finite: repair or leave it out"
-    return None
-
-
-def _misplacement(image: MetaTensor, label: MetaTensor) -> float:
-    """The largest shift of a corner along an axis, in voxels; 0 unless both files are NIfTI.
-
-    Only NIfTI says where an image lies.
-    """
-    files = [os.path.basename(str(item.meta.get("filename_or_obj"))) for item in (image, label)]
-    if not all(".nii" in file.lower() for file in files):
-        return 0.0
-    voxel = np.linalg.norm(image.affine.numpy()[:3, :3], axis=0)
-    return float(abs(_corners(image) - _corners(label)).max()) / float(min(voxel))
-
-
-def _corners(image: MetaTensor) -> np.ndarray:
-    """The 8 corners of an image in mm, (3, 8); missing axes have one voxel."""
-    affine = image.affine.numpy()
-    edges = [[0, size - 1] for size in [*image.shape[1:], 1, 1][:3]]
-    return affine[:3, :3].dot(np.array(np.meshgrid(*edges)).reshape(3, -1)) + affine[:3, 3:]
 
 
 def _shapes(state: Mapping[str, torch.Tensor]) -> dict[str, tuple[int, ...]]:

@@ -18,12 +18,7 @@ from monai_xtiny.bundle.large_files import write_large_files
 from monai_xtiny.bundle.metadata import bundle_metadata, is_raster
 from monai_xtiny.bundle.replace import replaced_whole, restore_interrupted
 from monai_xtiny.bundle.search_file import read_search, write_search
-from monai_xtiny.bundle.templates import (
-    WORKFLOW_FILE,
-    merged_template,
-    templates_dir,
-    workflow_source,
-)
+from monai_xtiny.bundle.templates import merged_template, script_sources, templates_dir
 from monai_xtiny.bundle.torchscript import write_torchscript
 from monai_xtiny.bundle.unit_test import render_unit_test
 from monai_xtiny.networks.dynunet import build_network, network_definition
@@ -204,7 +199,8 @@ def _write_bundle(
     shutil.copyfile(templates / "logging.conf", configs / "logging.conf")
     shutil.copyfile(templates / "LICENSE", folder / "LICENSE")
     shutil.copyfile(templates / "data_license.txt", docs / "data_license.txt")
-    (scripts / WORKFLOW_FILE).write_text(workflow_source(), encoding="utf-8")
+    for file, source in script_sources().items():
+        (scripts / file).write_text(source, encoding="utf-8")
     network = build_network(plan, selection.max_features, seed=table.seeds[0])
     torch.save(network.state_dict(), models / "model.pt")
     write_search(selection, docs / "search.json")

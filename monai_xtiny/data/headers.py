@@ -19,6 +19,7 @@ from PIL import Image
 
 from monai_xtiny.data.case import Case, Header
 from monai_xtiny.data.cases import is_dicom
+from monai_xtiny.data.gate import check_grids, find_file_problem
 from monai_xtiny.system.errors import root_cause
 
 
@@ -50,6 +51,9 @@ def _read_header(case: Case) -> Header:
     reader = {"nifti": _nifti_header, "raster": _raster_header, "dicom": _dicom_header}[case.kind]
     headers = []
     for path in case.images:
+        problem = find_file_problem(path)
+        if problem is not None:
+            raise ValueError(f"case {case.name!r}: {problem} ({path})")
         try:
             headers.append(reader(path))
         except Exception as error:
@@ -62,6 +66,7 @@ def _read_header(case: Case) -> Header:
                 f"case {case.name!r}: the channels differ in shape, {headers[0].shape} and "
                 f"{header.shape} ({path}): resample them to one grid"
             )
+    check_grids(case.images)
     return Header(headers[0].shape, headers[0].spacing, sum(h.in_channels for h in headers))
 
 
@@ -77,8 +82,6 @@ def _nifti_header(path: str) -> Header:
             f"a {len(shape)}D volume of shape {shape}; split it into 3D volumes, one per channel "
             "(CASE_0000, CASE_0001, ...) or time point"
         )
-    if image.get_data_dtype().fields:
-        raise ValueError(f"voxels of type {image.get_data_dtype()}: save the channels apart")
     # float32 in the file: 0.9 mm must not become 0.8999999762.
     spacing = tuple(round(float(size), 5) for size in voxel_sizes(image.affine)[: len(shape)])
     return _in_ras_order(shape, spacing, image.affine)
@@ -87,10 +90,6 @@ def _nifti_header(path: str) -> Header:
 def _raster_header(path: str) -> Header:
     """Header of a PNG, JPG, TIFF or BMP file: (width, height)."""
     with Image.open(path) as image:
-        if getattr(image, "n_frames", 1) > 1:
-            raise ValueError(f"a stack of {image.n_frames} pages; save each as an image")
-        if image.mode in ("P", "PA"):
-            raise ValueError("the colors are indices into a palette; save it as gray or RGB")
         return Header((image.width, image.height), (1.0, 1.0), len(image.getbands()))
 
 
@@ -137,8 +136,6 @@ def _in_ras_order(shape: tuple[int, ...], spacing: tuple[float, ...], affine: np
     """Permute the axes of a one-channel image as MONAI's ``Orientation("RAS")`` will."""
     if len(shape) == 2:
         return Header(shape, spacing, 1)
-    if min(spacing) <= 0 or not np.isfinite(affine).all():
-        raise ValueError(f"spacing {spacing} mm or affine without meaning; repair the header")
     order = np.argsort(io_orientation(affine)[:, 0])
     return Header(tuple(shape[axis] for axis in order), tuple(spacing[axis] for axis in order), 1)
 

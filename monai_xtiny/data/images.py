@@ -8,11 +8,13 @@ from typing import Any
 
 import torch
 from monai.config import KeysCollection
-from monai.transforms import Compose, LoadImaged, MapTransform, Orientationd
+from monai.data import ImageReader
+from monai.transforms import CenterSpatialCrop, LoadImaged, MapTransform, Orientation
 from monai.transforms.utils import generate_spatial_bounding_box
 from tqdm import tqdm
 
 from monai_xtiny.data.case import Case, Sample
+from monai_xtiny.data.gate import ChannelReader, check_image
 from monai_xtiny.data.loading import LoadOnced
 from monai_xtiny.system.errors import root_cause
 
@@ -50,6 +52,11 @@ def load_sample(
     return Sample(names, tuple(images), time.perf_counter() - start)
 
 
+def image_reader(case: Case) -> type[ImageReader] | str:
+    """What ``LoadImaged`` reads the files of a case with: a class, or a name that MONAI knows."""
+    return ChannelReader if case.kind == "nifti" else case.reader
+
+
 def measure_nonzero(
     cases: Sequence[Case],
     *,
@@ -71,16 +78,16 @@ def measure_nonzero(
         ValueError: a case cannot be read, or holds non-finite or constant values.
     """
     if not isinstance(loading, LoadOnced):
-        loading = LoadOnced(LoadImaged("image", reader=cases[0].reader, ensure_channel_first=True))
-    steps: list[Callable[..., Any]] = [loading.peek]
-    if cases[0].kind != "raster":
-        steps.append(Orientationd("image", axcodes="RAS", labels=None))
-    transform = Compose(steps)
+        reader = image_reader(cases[0])
+        loading = LoadOnced(LoadImaged("image", reader=reader, ensure_channel_first=True))
+    to_ras = Orientation("RAS", labels=None)
     shapes = []
     for case in tqdm(
         cases, desc="planning", unit="image", disable=None if progress else True, leave=False
     ):
-        image = _load_case(case, transform)
+        image = _load_case(case, loading.peek)
+        if image.ndim > 3:  # a 2D image is left as it lies in its file
+            image = to_ras(image)
         start, end = generate_spatial_bounding_box(image, select_fn=lambda values: values != 0)
         shapes.append(tuple(int(high - low) for low, high in zip(start, end, strict=True)))
     return tuple(shapes)
@@ -97,32 +104,6 @@ def _load_case(case: Case, transform: Callable[[Mapping[Hashable, Any]], Any]) -
         ) from error
     check_image(image, f"case {case.name!r}")
     return image
-
-
-def check_image(image: torch.Tensor, name: str) -> None:
-    """Refuse an image whose voxels are not finite, or that is constant in a channel.
-
-    Args:
-        image: tensor of shape (C, *spatial).
-        name: the case or file, for the message.
-
-    Raises:
-        ValueError: NaN or infinite voxels, or a channel with one value only.
-
-    >>> check_image(torch.zeros(1, 4, 4), "blank.png")
-    Traceback (most recent call last):
-    ...
-    ValueError: blank.png: channel 0 is constant (0.0 everywhere): leave the image out
-    """
-    num_bad = int(torch.logical_not(torch.isfinite(image)).sum())
-    if num_bad:
-        raise ValueError(f"{name}: {num_bad} voxels are NaN or infinite: repair or leave it out")
-    for index, channel in enumerate(image):
-        low, high = float(channel.min()), float(channel.max())
-        if low == high:
-            raise ValueError(
-                f"{name}: channel {index} is constant ({low} everywhere): leave the image out"
-            )
 
 
 class CheckImaged(MapTransform):
@@ -162,3 +143,50 @@ class CheckImaged(MapTransform):
                 )
             check_image(image, "the image")
         return dict(data)
+
+
+class MiddleSliced(MapTransform):
+    """Dictionary transform: take one slice of a volume, the middle one if anything is to be seen.
+
+    Of the slices it takes the one nearest to the middle whose patch is constant in no channel; the
+    middle one where there is none.
+
+    Args:
+        keys: keys of the images, tensors of shape (C, x, y, z), which become (C, *spatial).
+        axis: across which the slices lie, 0 to 2.
+        patch_size: voxels along the two other axes, of the patch in the middle that is looked at.
+        allow_missing_keys: pass over a missing key.
+    """
+
+    def __init__(
+        self,
+        keys: KeysCollection,
+        axis: int,
+        patch_size: Sequence[int],
+        allow_missing_keys: bool = False,
+    ) -> None:
+        super().__init__(keys, allow_missing_keys)
+        self.axis = axis
+        self.crop = CenterSpatialCrop(patch_size)
+
+    def __call__(self, data: Mapping[Hashable, Any]) -> dict[Hashable, Any]:
+        """Return the dictionary with a slice in the place of each volume."""
+        changed = dict(data)
+        for key in self.key_iterator(changed):
+            volume = changed[key].as_subclass(torch.Tensor)
+            num_slices = volume.shape[self.axis + 1]
+            middle = num_slices // 2
+            slices = (
+                volume.select(self.axis + 1, index)
+                for index in sorted(range(num_slices), key=lambda index: abs(index - middle))
+            )
+            changed[key] = next(
+                (item for item in slices if self._has_content(item)),
+                volume.select(self.axis + 1, middle),
+            )
+        return changed
+
+    def _has_content(self, image: torch.Tensor) -> bool:
+        """Whether something is to be seen in every channel of the patch in the middle."""
+        low, high = self.crop(image).flatten(1).aminmax(dim=1)
+        return bool((low < high).all())

@@ -11,6 +11,8 @@ from __future__ import annotations
 
 import json
 import os
+import stat
+import struct
 import sys
 from collections.abc import Callable, Mapping, Sequence
 from contextlib import redirect_stdout
@@ -22,11 +24,22 @@ from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
+from PIL import Image
 
 # What the emitted inference.json gives its SlidingWindowInferer, and what that has by itself.
 _OVERLAP, _WINDOWS_AT_ONCE = 0.5, 4
 _SIGMA_SCALE, _SMALLEST_WEIGHT = 0.125, 1e-3
 CUDA_PROVIDER = "CUDAExecutionProvider"
+
+# What follows, and the functions at the end, stands in monai_xtiny/data/gate.py too, which this one
+# file cannot import; a test holds them equal.
+# Pillow's modes whose pixels are read as they are in the file: gray, and three colors of 8 bits.
+_GRAY_MODES = ("1", "L", "I", "I;16", "I;16L", "I;16B", "I;16N", "F")
+_MODES = (*_GRAY_MODES, "RGB")
+# EXIF's number for the turns and flips that viewers apply and Pillow does not.
+_ORIENTATION = 274
+_BITS, _SAMPLES, _SAMPLE_FORMAT = 258, 277, 339  # TIFF's numbers
+_UNSIGNED, _SIGNED, _FLOAT = 1, 2, 3
 
 
 @dataclass(frozen=True)
@@ -124,10 +137,9 @@ class Segmenter:
             Intensities as they are in the file, (C, width, height).
 
         Raises:
-            ValueError: the network is one of volumes or slices, or the file has other channels.
+            ValueError: the network is one of volumes or slices, or ``inference.json`` would refuse
+                the file, too.
         """
-        from PIL import Image
-
         if self.form.kind != "images":
             raise ValueError(
                 f"the network is one of {self.form.kind}, which inference.json reads and resamples"
@@ -135,6 +147,9 @@ class Segmenter:
         files = [images] if isinstance(images, (str, os.PathLike)) else list(images)
         channels = []
         for file in files:
+            problem = _find_problem(os.fspath(file))
+            if problem is not None:
+                raise ValueError(f"{os.fspath(file)!r}: {problem}")
             with Image.open(file) as opened:
                 pixels = np.asarray(opened)
             channels.append(np.atleast_3d(pixels).transpose(2, 1, 0))
@@ -144,6 +159,7 @@ class Segmenter:
                 f"{os.fspath(files[0])!r} has {len(image)} channels, the network takes "
                 f"{self.form.in_channels}: convert it"
             )
+        _check_values(image, repr(os.fspath(files[0])))
         return image
 
     def segment(self, image: NDArray[Any]) -> NDArray[np.uint8]:
@@ -156,11 +172,17 @@ class Segmenter:
             Class indices, (*spatial).
 
         Raises:
-            ValueError: the network is one of slices, whose volume has to be normalized as a whole.
+            ValueError: the network is one of slices, whose volume has to be normalized as a whole;
+                or the image is constant in a channel, or not finite.
         """
         if self.form.kind == "slices":
             raise ValueError("a slice alone cannot be normalized: z-score the volume, use logits()")
-        return _argmax(self.logits(_z_score(image)))
+        _check_values(image, "the image")
+        labels = np.zeros(image.shape[1:], np.uint8)
+        box = _content(image)
+        in_box = (slice(None), *box)
+        labels[box] = _argmax(self.logits(_z_score(image[in_box])))
+        return labels
 
     def logits(self, image: NDArray[np.float32]) -> NDArray[np.float32]:
         """Logits of a normalized image.
@@ -318,6 +340,24 @@ def _pad(
     return padded, inside
 
 
+def _content(image: NDArray[Any]) -> tuple[slice, ...]:
+    """The box of the voxels that are not 0 in every channel, as ``CropForegroundd`` finds it."""
+    content = image.any(axis=0).nonzero()
+    return tuple(slice(int(found.min()), int(found.max()) + 1) for found in content)
+
+
+def _check_values(image: NDArray[Any], name: str) -> None:
+    """Refuse an image whose voxels are not finite, or that is constant in a channel."""
+    for index, channel in enumerate(image):
+        low, high = float(channel.min()), float(channel.max())
+        if not np.isfinite([low, high]).all():
+            raise ValueError(f"{name}: voxels are NaN or infinite: repair or leave it out")
+        if low == high:
+            raise ValueError(
+                f"{name}: channel {index} is constant ({low} everywhere): leave the image out"
+            )
+
+
 def _z_score(image: NDArray[Any]) -> NDArray[np.float32]:
     """Every channel at mean 0 and standard deviation 1, as ``NormalizeIntensityd`` does."""
     values = image.astype(np.float32, order="C")
@@ -332,3 +372,82 @@ def _argmax(logits: NDArray[np.float32]) -> NDArray[np.uint8]:
     if len(logits) == 2:
         return (logits[1] > logits[0]).astype(np.uint8)
     return logits.argmax(axis=0).astype(np.uint8)
+
+
+def _find_problem(path: str) -> str | None:
+    """What keeps an image file from being read safely."""
+    try:
+        if not stat.S_ISREG(os.stat(path).st_mode):
+            return "it is no regular file: leave it out"
+    except OSError as error:
+        return f"it cannot be read ({error.strerror}): check the path"
+    try:
+        return _find_raster_problem(path, is_label=False)
+    except Exception as error:
+        text = " ".join(str(error).split())
+        return f"it cannot be read ({text or type(error).__name__}): repair it or leave it out"
+
+
+def _find_raster_problem(path: str, is_label: bool) -> str | None:
+    """As :func:`find_file_problem`, of a PNG, JPG, TIFF or BMP file."""
+    with Image.open(path) as image:
+        pages = getattr(image, "n_frames", 1)
+        if pages > 1:
+            return f"it is a stack of {pages} pages: save each as an image"
+        turned = image.getexif().get(_ORIENTATION, 1)
+        if turned in range(2, 9):
+            return (
+                f"its EXIF orientation ({turned}) turns or flips it in some programs and not in "
+                "others: save it upright"
+            )
+        if image.mode == "P" and is_label:
+            return None
+        if image.mode in ("P", "PA"):
+            return "its colors are indices into a palette: save it as gray or RGB"
+        if image.mode not in _MODES:
+            return f"its pixels are {image.mode}: save it as gray or RGB"
+        if image.format == "PNG":
+            return _find_png_problem(path)
+        return _find_tiff_problem(image) if image.format == "TIFF" else None
+
+
+def _find_png_problem(path: str) -> str | None:
+    """Pillow reads colors of 16 bits as 8."""
+    with open(path, "rb") as file:
+        head = file.read(26)
+    depth, color_type = struct.unpack("BB", head[24:26])
+    if depth == 16 and color_type != 0:
+        return "its colors have 16 bits: save each channel as a gray file, or colors of 8 bits"
+    return None
+
+
+def _find_tiff_problem(image: Image.Image) -> str | None:
+    """Pillow leaves channels out, and wraps or cuts some numbers."""
+    tags = image.tag_v2  # type: ignore[attr-defined]
+    samples = int(tags.get(_SAMPLES, 1))
+    bits = set(_values(tags.get(_BITS, 1)))
+    kinds = set(_values(tags.get(_SAMPLE_FORMAT, _UNSIGNED)))
+    if samples != len(image.getbands()):
+        return (
+            f"its pixels have {samples} samples, of which {len(image.getbands())} would be read: "
+            "save each channel as a gray file"
+        )
+    if samples > 1 and bits != {8}:
+        return "its colors have more than 8 bits: save each channel as a gray file"
+    is_safe = (
+        kinds == {_FLOAT}
+        or (kinds == {_SIGNED} and bits <= {16, 32})
+        or (kinds == {_UNSIGNED} and max(bits) <= 16)
+    )
+    if not is_safe:
+        kind = {_UNSIGNED: "unsigned", _SIGNED: "signed"}.get(min(kinds), "unknown")
+        return (
+            f"its pixels are {kind} numbers of {max(bits)} bits, which are not read as they are: "
+            "save them as unsigned 8 or 16 bits, or as float"
+        )
+    return None
+
+
+def _values(value: Any) -> tuple[int, ...]:
+    """A TIFF tag of one number or several."""
+    return tuple(value) if isinstance(value, tuple) else (value,)

@@ -14,13 +14,15 @@ def preprocessing_fragment(
 ) -> list[dict[str, Any]]:
     """The deterministic transforms between reading a file and cropping it, as MONAI config text.
 
-    Volumes, and volumes cut into slices, are turned to RAS and resampled to ``pixdim``; then every
-    channel is normalized over the whole image. Images without a physical size are normalized only.
+    Every image is cropped to the box of its voxels that are not 0, as nnU-Net does. Volumes, and
+    volumes cut into slices, are turned to RAS before and resampled to ``pixdim`` after. Then every
+    channel is normalized over the whole crop. 2D images have no physical size, and are not turned.
 
     Args:
         kind: ``volumes``, ``slices`` or ``images``.
         keys: ``"image"``, or ``["image", "label"]``; or the id of such a list in the config, with
-            its ``@``, images first. Labels are resampled to the nearest voxel, and not normalized.
+            its ``@``, images first. Labels are resampled to the nearest voxel, and not
+            normalized.
         pixdim: mm along each axis, -1 to leave the axis alone; or the id of it in the config.
 
     Returns:
@@ -30,16 +32,26 @@ def preprocessing_fragment(
         ValueError: another kind, or a key that is neither ``image`` nor ``label``.
 
     >>> [step["_target_"] for step in preprocessing_fragment("images")]
-    ['NormalizeIntensityd']
+    ['CropForegroundd', 'NormalizeIntensityd']
     """
     if kind not in DATA_KINDS:
         raise ValueError(f"kind is {kind!r}: give one of {', '.join(DATA_KINDS)}")
     normalization = {"_target_": "NormalizeIntensityd", "keys": "image", "channel_wise": True}
+    crop = {
+        "_target_": "CropForegroundd",
+        "keys": _plain(keys),
+        "source_key": "image",
+        "select_fn": "$lambda image: image != 0",
+        "allow_smaller": True,
+        "start_coord_key": None,
+        "end_coord_key": None,
+    }
     if kind == "images":
-        return [normalization]
+        return [crop, normalization]
     return [
         # labels are named because MONAI warns that their default has changed.
         {"_target_": "Orientationd", "keys": _plain(keys), "axcodes": "RAS", "labels": None},
+        crop,
         # MONAI Label puts a string under image_path, which Spacingd of monai 1.6 takes for a
         # dictionary of metadata: out of its sight, and back.
         _copy("image_path", "source_path"),

@@ -551,7 +551,7 @@ def process_of_rank(rank: int, folder: Path) -> int:
 def test_a_rank_that_dies_ends_the_run_and_the_same_command_goes_on(tmp_path) -> None:
     folder = tmp_path / "images"
     for index in range(4):
-        write_png(folder / f"case{index}.png", (256, 256), seed=index)
+        write_png(folder / f"case{index}.png", (192, 192), seed=index)
     contents = []
     for name in ("whole", "resumed"):
         bundle = tmp_path / name / "x_segmentation"

@@ -8,7 +8,8 @@ import torch
 from monai.transforms import Compose, LoadImaged
 
 from monai_xtiny.data.cases import find_cases
-from monai_xtiny.data.images import CheckImaged, check_image, load_sample
+from monai_xtiny.data.gate import check_image
+from monai_xtiny.data.images import CheckImaged, load_sample
 from tests.conftest import write_nifti, write_png
 
 
