@@ -19,6 +19,7 @@ from monai.bundle import ConfigParser
 
 import monai_xtiny
 from monai_xtiny.cli.commands import main
+from monai_xtiny.data import gate
 from monai_xtiny.plan.preprocessing import preprocessing_fragment
 from tests.conftest import DATA, write_dicom_series, write_nifti, write_png
 
@@ -79,6 +80,7 @@ def opened(monkeypatch) -> Counter[str]:
         return read_and_count
 
     monkeypatch.setattr(nibabel, "load", counted(nibabel.load))
+    monkeypatch.setattr(gate, "ImageOpener", counted(gate.ImageOpener))
     monkeypatch.setattr(PIL.Image, "open", counted(PIL.Image.open))
     monkeypatch.setattr(pydicom, "dcmread", counted(pydicom.dcmread))
     return counts

@@ -8,18 +8,16 @@ from __future__ import annotations
 import os
 from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor
-from typing import cast
+from typing import Any
 
-import nibabel
 import numpy as np
 from monai.data.utils import correct_nifti_header_if_necessary
 from nibabel.affines import voxel_sizes
 from nibabel.orientations import io_orientation
-from PIL import Image
 
 from monai_xtiny.data.case import Case, Header
 from monai_xtiny.data.cases import is_dicom
-from monai_xtiny.data.gate import check_grids, find_file_problem
+from monai_xtiny.data.gate import check_grids, inspect_file
 from monai_xtiny.system.errors import root_cause
 
 
@@ -48,14 +46,14 @@ def check_headers(cases: Sequence[Case], headers: Sequence[Header]) -> None:
 
 def _read_header(case: Case) -> Header:
     """Read shape, spacing and channels of one case."""
-    reader = {"nifti": _nifti_header, "raster": _raster_header, "dicom": _dicom_header}[case.kind]
-    headers = []
+    headers, opened = [], []
     for path in case.images:
-        problem = find_file_problem(path)
-        if problem is not None:
-            raise ValueError(f"case {case.name!r}: {problem} ({path})")
         try:
-            headers.append(reader(path))
+            opened.append(inspect_file(path))
+        except ValueError as error:
+            raise ValueError(f"case {case.name!r}: {error} ({path})") from error
+        try:
+            headers.append(_header_of(case.kind, path, opened[-1]))
         except Exception as error:
             raise ValueError(
                 f"case {case.name!r}: {root_cause(error)} ({path}): repair or leave it out"
@@ -66,14 +64,23 @@ def _read_header(case: Case) -> Header:
                 f"case {case.name!r}: the channels differ in shape, {headers[0].shape} and "
                 f"{header.shape} ({path}): resample them to one grid"
             )
-    check_grids(case.images)
+    check_grids(case.images, opened)
     return Header(headers[0].shape, headers[0].spacing, sum(h.in_channels for h in headers))
 
 
-def _nifti_header(path: str) -> Header:
+def _header_of(kind: str, path: str, opened: Any) -> Header:
+    """Header of one file, or of a DICOM folder."""
+    if kind == "nifti":
+        return _nifti_header(opened)
+    if kind == "dicom":
+        return _dicom_header(path)
+    return Header((opened.width, opened.height), (1.0, 1.0), len(opened.getbands()))
+
+
+def _nifti_header(opened: Any) -> Header:
     """Header of a NIfTI file, axes brought to RAS order."""
     # The grid that MONAI's reader will see: where pixdim and affine disagree, it corrects one.
-    image = correct_nifti_header_if_necessary(cast(nibabel.Nifti1Image, nibabel.load(path)))
+    image = correct_nifti_header_if_necessary(opened)
     shape = tuple(int(size) for size in image.shape)
     while len(shape) > 3 and shape[-1] == 1:
         shape = shape[:-1]
@@ -85,12 +92,6 @@ def _nifti_header(path: str) -> Header:
     # float32 in the file: 0.9 mm must not become 0.8999999762.
     spacing = tuple(round(float(size), 5) for size in voxel_sizes(image.affine)[: len(shape)])
     return _in_ras_order(shape, spacing, image.affine)
-
-
-def _raster_header(path: str) -> Header:
-    """Header of a PNG, JPG, TIFF or BMP file: (width, height)."""
-    with Image.open(path) as image:
-        return Header((image.width, image.height), (1.0, 1.0), len(image.getbands()))
 
 
 def _dicom_header(folder: str) -> Header:

@@ -11,7 +11,6 @@ from __future__ import annotations
 
 import json
 import os
-import stat
 import struct
 import sys
 from collections.abc import Callable, Mapping, Sequence
@@ -147,12 +146,7 @@ class Segmenter:
         files = [images] if isinstance(images, (str, os.PathLike)) else list(images)
         channels = []
         for file in files:
-            problem = _find_problem(os.fspath(file))
-            if problem is not None:
-                raise ValueError(f"{os.fspath(file)!r}: {problem}")
-            with Image.open(file) as opened:
-                pixels = np.asarray(opened)
-            channels.append(np.atleast_3d(pixels).transpose(2, 1, 0))
+            channels.append(_read_pixels(os.fspath(file)))
         image = np.concatenate(channels).astype(np.float32, order="C")
         if len(image) != self.form.in_channels:
             raise ValueError(
@@ -374,59 +368,72 @@ def _argmax(logits: NDArray[np.float32]) -> NDArray[np.uint8]:
     return logits.argmax(axis=0).astype(np.uint8)
 
 
-def _find_problem(path: str) -> str | None:
-    """What keeps an image file from being read safely."""
+def _read_pixels(file: str) -> NDArray[Any]:
+    """Pixels of a file, (C, width, height), unless Pillow would read them wrongly."""
+    if not os.path.isfile(file):
+        raise FileNotFoundError(f"{file!r} is not there, or no regular file: check the path")
     try:
-        if not stat.S_ISREG(os.stat(path).st_mode):
-            return "it is no regular file: leave it out"
-    except OSError as error:
-        return f"it cannot be read ({error.strerror}): check the path"
-    try:
-        return _find_raster_problem(path, is_label=False)
+        with Image.open(file) as image:
+            problem = _find_pixel_problem(image, is_label=False)
+            pixels = np.asarray(image) if problem is None else np.empty(0)
     except Exception as error:
-        text = " ".join(str(error).split())
-        return f"it cannot be read ({text or type(error).__name__}): repair it or leave it out"
+        text = " ".join(str(error).split()) or type(error).__name__
+        raise ValueError(
+            f"{file!r}: it cannot be read ({text}): repair it or leave it out"
+        ) from error
+    if problem is not None:
+        raise ValueError(f"{file!r}: {problem}")
+    return np.atleast_3d(pixels).transpose(2, 1, 0)
 
 
-def _find_raster_problem(path: str, is_label: bool) -> str | None:
-    """As :func:`find_file_problem`, of a PNG, JPG, TIFF or BMP file."""
-    with Image.open(path) as image:
-        pages = getattr(image, "n_frames", 1)
-        if pages > 1:
-            return f"it is a stack of {pages} pages: save each as an image"
-        turned = image.getexif().get(_ORIENTATION, 1)
-        if turned in range(2, 9):
-            return (
-                f"its EXIF orientation ({turned}) turns or flips it in some programs and not in "
-                "others: save it upright"
-            )
-        if image.mode == "P" and is_label:
-            return None
-        if image.mode in ("P", "PA"):
-            return "its colors are indices into a palette: save it as gray or RGB"
-        if image.mode not in _MODES:
-            return f"its pixels are {image.mode}: save it as gray or RGB"
-        if image.format == "PNG":
-            return _find_png_problem(path)
-        return _find_tiff_problem(image) if image.format == "TIFF" else None
+def _find_pixel_problem(image: Image.Image, *, is_label: bool) -> str | None:
+    """What keeps a PNG, JPG, TIFF or BMP file from being read safely."""
+    pages = getattr(image, "n_frames", 1)
+    if pages > 1:
+        return f"it is a stack of {pages} pages: save each as an image"
+    turned = _find_turn(image)
+    if turned in range(2, 9):
+        return (
+            f"its EXIF orientation ({turned}) turns or flips it in some programs and not in "
+            "others: save it upright"
+        )
+    if image.mode == "P" and is_label:
+        return None
+    if image.mode in ("P", "PA"):
+        return "its colors are indices into a palette: save it as gray or RGB"
+    if image.mode not in _MODES:
+        return f"its pixels are {image.mode}: save it as gray or RGB"
+    if image.format == "PNG":
+        return _find_png_fault(image)
+    return _find_tiff_fault(image) if image.format == "TIFF" else None
 
 
-def _find_png_problem(path: str) -> str | None:
+def _find_turn(image: Any) -> int:
+    """EXIF's number, 1 for upright; Pillow's own ``getexif`` would read all pixels of a PNG."""
+    if image.format == "TIFF":
+        return int(image.tag_v2.get(_ORIENTATION, 1))
+    exif = Image.Exif()
+    exif.load(image.info.get("exif", b""))
+    return int(exif.get(_ORIENTATION, 1))
+
+
+def _find_png_fault(image: Any) -> str | None:
     """Pillow reads colors of 16 bits as 8."""
-    with open(path, "rb") as file:
-        head = file.read(26)
-    depth, color_type = struct.unpack("BB", head[24:26])
+    position = image.fp.tell()
+    image.fp.seek(24)
+    depth, color_type = struct.unpack("BB", image.fp.read(2))
+    image.fp.seek(position)
     if depth == 16 and color_type != 0:
         return "its colors have 16 bits: save each channel as a gray file, or colors of 8 bits"
     return None
 
 
-def _find_tiff_problem(image: Image.Image) -> str | None:
+def _find_tiff_fault(image: Any) -> str | None:
     """Pillow leaves channels out, and wraps or cuts some numbers."""
-    tags = image.tag_v2  # type: ignore[attr-defined]
+    tags = image.tag_v2
     samples = int(tags.get(_SAMPLES, 1))
-    bits = set(_values(tags.get(_BITS, 1)))
-    kinds = set(_values(tags.get(_SAMPLE_FORMAT, _UNSIGNED)))
+    bits = set(_tag_values(tags.get(_BITS, 1)))
+    kinds = set(_tag_values(tags.get(_SAMPLE_FORMAT, _UNSIGNED)))
     if samples != len(image.getbands()):
         return (
             f"its pixels have {samples} samples, of which {len(image.getbands())} would be read: "
@@ -448,6 +455,6 @@ def _find_tiff_problem(image: Image.Image) -> str | None:
     return None
 
 
-def _values(value: Any) -> tuple[int, ...]:
+def _tag_values(value: Any) -> tuple[int, ...]:
     """A TIFF tag of one number or several."""
     return tuple(value) if isinstance(value, tuple) else (value,)

@@ -111,10 +111,10 @@ def write_odd_volume(path: Path, rng: np.random.Generator) -> None:
     header["vox_offset"] = header.sizeof_hdr + 4
     content = header.binaryblock + bytes(4) + values.tobytes(order="F")
     if rng.random() < 0.1:
-        content = content[: rng.integers(len(content))]
+        content = content[: rng.integers(1, len(content))]
     if rng.random() < 0.1:
         spoilt = bytearray(content)
-        spoilt[rng.integers(300)] = rng.integers(256)
+        spoilt[rng.integers(min(300, len(content)))] = rng.integers(256)
         content = bytes(spoilt)
     path.write_bytes(gzip.compress(content) if path.suffix == ".gz" else content)
 
@@ -149,7 +149,7 @@ def write_odd_image(path: Path, rng: np.random.Generator) -> None:
         (image if mode == "I;16" else image.convert(mode)).save(path, **options)
     content = path.read_bytes()
     if rng.random() < 0.1:
-        content = content[: rng.integers(len(content))]
+        content = content[: rng.integers(1, len(content))]
     if rng.random() < 0.1:
         spoilt = bytearray(content)
         spoilt[rng.integers(min(300, len(content)))] = rng.integers(256)
