@@ -45,34 +45,43 @@ def is_nifti(path: object) -> bool:
     return str(path).lower().endswith(_NIFTI)
 
 
-def find_file_problem(path: str | os.PathLike[str], *, is_label: bool = False) -> str | None:
-    """What keeps a file from being read safely, judged by its header; no voxel is read.
+def inspect_file(path: str | os.PathLike[str], *, is_label: bool = False) -> Any:
+    """Open a file once and refuse it if it cannot be read safely; no voxel is read.
 
     Args:
         path: NIfTI, PNG, JPG, TIFF or BMP by its ending; of other files only their kind is judged.
         is_label: the file holds class indices, which may be those of a palette.
 
     Returns:
-        The problem and what to do about it; ``None`` if there is none.
+        nibabel's image, whose voxels are not the file's, or Pillow's, closed; ``None`` for others.
+
+    Raises:
+        ValueError: what is wrong, and what to do; the message does not name the file.
     """
     name = os.fspath(path)
     try:
         mode = os.stat(name).st_mode
     except OSError as error:
-        return f"it cannot be read ({error.strerror}): check the path"
-    if stat.S_ISDIR(mode):
-        return None  # a DICOM series
-    if not stat.S_ISREG(mode):
-        return "it is no regular file: leave it out"
+        raise ValueError(f"it cannot be read ({error.strerror}): check the path") from error
+    if not stat.S_ISREG(mode) and not stat.S_ISDIR(mode):  # a folder is a DICOM series
+        raise ValueError("it is no regular file: leave it out")
     lower = name.lower()
+    found, problem = None, None
     try:
         if lower.endswith(_NIFTI):
-            return _find_nifti_problem(name)
-        return _find_raster_problem(name, is_label) if lower.endswith(_RASTER) else None
+            header = _read_nifti_header(name)
+            problem = _find_nifti_problem(header)
+            found = _as_image(header) if problem is None else None
+        elif lower.endswith(_RASTER):
+            with Image.open(name) as found:
+                problem = _find_raster_problem(found, is_label=is_label)
     except Exception as error:
         # Readers have errors of their own for damaged files.
-        text = " ".join(str(error).split())
-        return f"it cannot be read ({text or type(error).__name__}): repair it or leave it out"
+        text = " ".join(str(error).split()) or type(error).__name__
+        raise ValueError(f"it cannot be read ({text}): repair it or leave it out") from error
+    if problem is not None:
+        raise ValueError(problem)
+    return found
 
 
 def check_files(data: dict[Hashable, Any]) -> dict[Hashable, Any]:
@@ -88,26 +97,29 @@ def check_files(data: dict[Hashable, Any]) -> dict[Hashable, Any]:
         ValueError: what is wrong with which file.
     """
     for key in ("image", "label"):
-        for path in _files(data.get(key)):
-            problem = find_file_problem(path, is_label=key == "label")
-            if problem is not None:
-                raise ValueError(f"{os.fspath(path)!r}: {problem}")
-    check_grids(_files(data.get("image")))
+        paths = _paths(data.get(key))
+        opened = []
+        for path in paths:
+            try:
+                opened.append(inspect_file(path, is_label=key == "label"))
+            except ValueError as error:
+                raise ValueError(f"{os.fspath(path)!r}: {error}") from error
+        check_grids(paths, opened)
     return data
 
 
-def check_grids(paths: Sequence[str | os.PathLike[str]]) -> None:
+def check_grids(paths: Sequence[str | os.PathLike[str]], images: Sequence[Any]) -> None:
     """Refuse channels of a case that do not lie on one grid.
 
     Args:
         paths: one file per channel.
+        images: what :func:`inspect_file` gave of each.
 
     Raises:
         ValueError: one has another shape, or lies 0.1 voxel or more away from the first.
     """
     if len(paths) < 2 or not all(map(is_nifti, paths)):
         return
-    images: list[Any] = [nibabel.load(os.fspath(path)) for path in paths]
     first, *others = images
     for path, other in zip(paths[1:], others, strict=True):
         if first.shape != other.shape:
@@ -286,20 +298,43 @@ def _moved(image: Any, first: Any) -> Any:
     return type(image)(image.dataobj, first.affine, image.header)
 
 
-def _files(value: Any) -> list[Any]:
+def _paths(value: Any) -> list[Any]:
     """Files under a key of a case."""
     if value is None:
         return []
     return [value] if isinstance(value, (str, os.PathLike)) else list(value)
 
 
-def _find_nifti_problem(path: str) -> str | None:
-    """As :func:`find_file_problem`, of a NIfTI file."""
-    image: Any = nibabel.load(path)
-    voxels = image.get_data_dtype()
+def _read_nifti_header(path: str) -> Any:
+    """The header of a NIfTI file as it stands; nibabel would mend it, and make 0 mm 1 mm."""
+    with ImageOpener(path) as file:
+        content = file.read(nibabel.Nifti2Header.sizeof_hdr)
+    sizes = {struct.unpack(order + "i", content[:4])[0] for order in "<>"}
+    kind: Any = nibabel.Nifti1Header
+    if nibabel.Nifti2Header.sizeof_hdr in sizes:
+        kind = nibabel.Nifti2Header
+    elif kind.sizeof_hdr not in sizes:
+        raise ValueError("not a NIfTI file")
+    header = kind(content[: kind.sizeof_hdr], check=False)
+    if header["magic"].item().rstrip(b"\0\r\n\x1a") != header.single_magic.rstrip(b"\0\r\n\x1a"):
+        raise ValueError("not a NIfTI file with its voxels")
+    return header
+
+
+def _as_image(header: Any) -> Any:
+    """An image with a header; its voxels are none."""
+    is_second = isinstance(header, nibabel.Nifti2Header)
+    kind = nibabel.Nifti2Image if is_second else nibabel.Nifti1Image
+    voxels = np.broadcast_to(np.uint8(0), header.get_data_shape())
+    return kind(voxels, header.get_best_affine(), header)
+
+
+def _find_nifti_problem(header: Any) -> str | None:
+    """What keeps a NIfTI file from being read safely."""
+    voxels = header.get_data_dtype()
     if voxels.fields or voxels.kind not in "biuf" or voxels.itemsize > 8:
         return f"its voxels are of type {voxels}: save real numbers of 64 bits at most"
-    shape = tuple(int(size) for size in image.shape)
+    shape = tuple(int(size) for size in header.get_data_shape())
     if not all(shape):
         return f"its shape {shape} has an axis of no voxels: leave it out"
     if len(shape) not in (2, 3, 4):
@@ -307,54 +342,61 @@ def _find_nifti_problem(path: str) -> str | None:
             f"it has {len(shape)} axes, {shape}: save a volume for each channel (CASE_0000, "
             "CASE_0001, ...) or time point"
         )
-    with ImageOpener(path) as file:  # as it stands: nibabel makes 0 mm 1 mm
-        header = type(image.header).from_fileobj(file, check=False)
     spacing = header["pixdim"][1 : 1 + min(len(shape), 3)]
     if not (np.isfinite(spacing).all() and min(spacing) > 0):
         sizes = ", ".join(f"{size:g}" for size in spacing)
         return f"its voxels measure {sizes} mm (pixdim): repair the header"
-    affine = image.affine
+    affine = header.get_best_affine()
     if not np.isfinite(affine).all() or abs(np.linalg.det(affine[:3, :3])) < 1e-12:
         return "its affine says not where it lies (sform or qform): repair the header"
     return None
 
 
-def _find_raster_problem(path: str, is_label: bool) -> str | None:
-    """As :func:`find_file_problem`, of a PNG, JPG, TIFF or BMP file."""
-    with Image.open(path) as image:
-        pages = getattr(image, "n_frames", 1)
-        if pages > 1:
-            return f"it is a stack of {pages} pages: save each as an image"
-        turned = image.getexif().get(_ORIENTATION, 1)
-        if turned in range(2, 9):
-            return (
-                f"its EXIF orientation ({turned}) turns or flips it in some programs and not in "
-                "others: save it upright"
-            )
-        if image.mode == "P" and is_label:
-            return None
-        if image.mode in ("P", "PA"):
-            return "its colors are indices into a palette: save it as gray or RGB"
-        if image.mode not in _MODES:
-            return f"its pixels are {image.mode}: save it as gray or RGB"
-        if image.format == "PNG":
-            return _find_png_problem(path)
-        return _find_tiff_problem(image) if image.format == "TIFF" else None
+def _find_raster_problem(image: Image.Image, *, is_label: bool) -> str | None:
+    """What keeps a PNG, JPG, TIFF or BMP file from being read safely."""
+    pages = getattr(image, "n_frames", 1)
+    if pages > 1:
+        return f"it is a stack of {pages} pages: save each as an image"
+    turned = _find_orientation(image)
+    if turned in range(2, 9):
+        return (
+            f"its EXIF orientation ({turned}) turns or flips it in some programs and not in "
+            "others: save it upright"
+        )
+    if image.mode == "P" and is_label:
+        return None
+    if image.mode in ("P", "PA"):
+        return "its colors are indices into a palette: save it as gray or RGB"
+    if image.mode not in _MODES:
+        return f"its pixels are {image.mode}: save it as gray or RGB"
+    if image.format == "PNG":
+        return _find_png_problem(image)
+    return _find_tiff_problem(image) if image.format == "TIFF" else None
 
 
-def _find_png_problem(path: str) -> str | None:
+def _find_orientation(image: Any) -> int:
+    """EXIF's number, 1 for upright; Pillow's own ``getexif`` would read all pixels of a PNG."""
+    if image.format == "TIFF":
+        return int(image.tag_v2.get(_ORIENTATION, 1))
+    exif = Image.Exif()
+    exif.load(image.info.get("exif", b""))
+    return int(exif.get(_ORIENTATION, 1))
+
+
+def _find_png_problem(image: Any) -> str | None:
     """Pillow reads colors of 16 bits as 8."""
-    with open(path, "rb") as file:
-        head = file.read(26)
-    depth, color_type = struct.unpack("BB", head[24:26])
+    position = image.fp.tell()
+    image.fp.seek(24)
+    depth, color_type = struct.unpack("BB", image.fp.read(2))
+    image.fp.seek(position)
     if depth == 16 and color_type != 0:
         return "its colors have 16 bits: save each channel as a gray file, or colors of 8 bits"
     return None
 
 
-def _find_tiff_problem(image: Image.Image) -> str | None:
+def _find_tiff_problem(image: Any) -> str | None:
     """Pillow leaves channels out, and wraps or cuts some numbers."""
-    tags = image.tag_v2  # type: ignore[attr-defined]
+    tags = image.tag_v2
     samples = int(tags.get(_SAMPLES, 1))
     bits = set(_values(tags.get(_BITS, 1)))
     kinds = set(_values(tags.get(_SAMPLE_FORMAT, _UNSIGNED)))
