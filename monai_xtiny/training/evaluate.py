@@ -20,6 +20,7 @@ from monai_xtiny.bundle.card import check_marks
 from monai_xtiny.bundle.figures import Plane
 from monai_xtiny.bundle.folder import CARD, SPLIT, Bundle
 from monai_xtiny.bundle.results import Evaluation
+from monai_xtiny.data.gate import ChannelReader
 from monai_xtiny.system.config_text import PlainPath
 from monai_xtiny.system.files import read_json
 from monai_xtiny.training.labeled import data_options
@@ -154,10 +155,10 @@ def draw_plane(case: Mapping[str, Any], label: MetaTensor, prediction: MetaTenso
     """The slice across the last axis that holds most label, as people look at it."""
     files = case["image"] if isinstance(case["image"], list) else [case["image"]]
     is_nifti = ".nii" in os.path.basename(files[0]).lower()
-    reader = "NibabelReader" if is_nifti else "PILReader"
+    reader = ChannelReader if is_nifti else "PILReader"
     image = LoadImage(reader=reader, image_only=True, ensure_channel_first=True)(files)
     layers = [image, *(item.cpu().argmax(dim=0, keepdim=True) for item in (label, prediction))]
-    if is_nifti:
+    if is_nifti and image.ndim > 3:  # a 2D image is shown as it lies in its file
         to_ras = Orientation("RAS", labels=None)
         layers = [to_ras(MetaTensor(layer, affine=image.affine)) for layer in layers]
     arrays = [np.asarray(layer) for layer in layers]
