@@ -55,7 +55,7 @@ def _labels_of_dataset(path: Path) -> list[str]:
     if found is None:
         return ["background", "foreground"]
     try:
-        labels = json.loads(found.read_text(encoding="utf-8")).get("labels", {})
+        labels = json.loads(found.read_text(encoding="utf-8-sig")).get("labels", {})
         # nnU-Net writes {name: value}, MSD {value: name}.
         values = {
             int(value): str(name)

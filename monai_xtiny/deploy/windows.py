@@ -15,6 +15,7 @@ from numpy.typing import NDArray
 from monai_xtiny.bundle.folder import Bundle
 from monai_xtiny.data.cases import find_cases, sample_cases
 from monai_xtiny.data.images import check_image
+from monai_xtiny.data.walk import check_regular
 from monai_xtiny.system.errors import root_cause
 
 
@@ -52,6 +53,8 @@ def sample_windows(
     windows: list[NDArray[np.float32]] = []
     for case in cases:
         try:
+            for path in case.images:
+                check_regular(path)
             image = preprocess({"image": list(case.images)})["image"].as_subclass(torch.Tensor)
             if len(image) != num_channels:
                 raise ValueError(f"{len(image)} channels, the network takes {num_channels}")
