@@ -117,7 +117,7 @@ class ImageCases:
     def output_ext(self) -> str:
         """Ending of label files: NIfTI's where there is a NIfTI image, else PNG."""
         files = [file for files in self.cases.values() for file in files]
-        return ".nii.gz" if any(map(is_nifti, files)) else ".png"
+        return ".nii.gz" if any(map(_is_nifti, files)) else ".png"
 
     def name_output(self, meta: Mapping[str, Any], _saver: object) -> dict[str, Any]:
         """``output_name_formatter`` of ``SaveImaged``: a label is called as its case."""
@@ -125,15 +125,6 @@ class ImageCases:
         names = {files[0]: case + ".nii" for case, files in self.cases.items()}
         file = meta["filename_or_obj"]
         return {"subject": names.get(file, file)}
-
-
-def is_nifti(file: PathLike) -> bool:
-    """Whether a file is called as NIfTI; ``scan.nii.png`` is not.
-
-    >>> is_nifti("a.NII.gz"), is_nifti("a.nii.png")
-    (True, False)
-    """
-    return str(file).lower().endswith((".nii", ".nii.gz"))
 
 
 def find_labeled_cases(
@@ -170,7 +161,7 @@ def find_labeled_cases(
         }
         for name, label in labels.items()
     }
-    _refuse_masks(images.values())
+    _refuse_mask_files(images.values())
     used = {file for case in cases.values() for file in case["image"]}
     return LabeledCases(
         source=str(dataset_dir),
@@ -350,6 +341,8 @@ def check_evaluation(labeled: LabeledCases, data: Sequence[Case]) -> None:
             f"no image, or not one for each channel, for the labels {_some(labeled.unmatched)} in "
             f"{labeled.source}"
         )
+    if labeled.duplicates:
+        raise ValueError(f"two files are of one case: rename or remove {_some(labeled.duplicates)}")
     if not data:
         raise ValueError(
             f"no labeled image to evaluate in {labeled.source}: it takes imagesTr and labelsTr "
@@ -378,7 +371,7 @@ def check_images(
             "pass --dataset_dir FOLDER"
         )
     if images.masks:
-        _refuse_masks(file for files in images.cases.values() for file in files)
+        _refuse_mask_files(file for files in images.cases.values() for file in files)
     if images.unclear:
         raise ValueError(
             f"expected 1 file or one for each of {in_channels} channels for the case "
@@ -674,6 +667,11 @@ def _image_names(case: str, in_channels: int) -> list[str]:
     return [case, *(f"{case}_{channel:04d}" for channel in range(in_channels))]
 
 
+def _is_nifti(file: PathLike) -> bool:
+    """Whether a file is called as NIfTI; ``scan.nii.png`` is not."""
+    return str(file).lower().endswith((".nii", ".nii.gz"))
+
+
 def _check_file(file: PathLike) -> None:
     """Refuse what may never end to be read, and a name that no text file could hold."""
     name = os.path.basename(file)
@@ -687,7 +685,7 @@ def _check_file(file: PathLike) -> None:
             raise ValueError(f"{file} is a pipe, socket or device, no file: remove it")
 
 
-def _refuse_masks(files: Iterable[str]) -> None:
+def _refuse_mask_files(files: Iterable[str]) -> None:
     """Refuse images that are called as masks of others."""
     masks = _masks_among(files)
     if masks:
@@ -777,7 +775,9 @@ def _read_datalist(datalist: PathLike, data_root: PathLike) -> LabeledCases:
             paths = {key: entry[key] for key in ("image", "label") if entry.get(key)}
             cases.append({**entry, **{key: _listed(paths[key], data_root, where) for key in paths}})
     _refuse_shared(sections, str(datalist))
-    _refuse_masks(file for cases in sections.values() for case in cases for file in _images(case))
+    _refuse_mask_files(
+        file for cases in sections.values() for case in cases for file in _images(case)
+    )
     return LabeledCases(str(datalist), sections["training"], sections["validation"], {}, [], [])
 
 
@@ -862,7 +862,7 @@ def _misplacement(image: MetaTensor, label: MetaTensor) -> float:
 
     Only NIfTI says where an image lies.
     """
-    if not all(is_nifti(str(item.meta.get("filename_or_obj"))) for item in (image, label)):
+    if not all(_is_nifti(str(item.meta.get("filename_or_obj"))) for item in (image, label)):
         return 0.0
     voxel = np.linalg.norm(image.affine.numpy()[:3, :3], axis=0)
     return float(abs(_corners(image) - _corners(label)).max()) / float(min(voxel))

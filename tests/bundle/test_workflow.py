@@ -400,6 +400,10 @@ def test_check_evaluation_needs_cases_with_images(tmp_path) -> None:
     workflow.check_evaluation(found, found.cases)
     with pytest.raises(ValueError, match="no labeled image to evaluate in"):
         workflow.check_evaluation(found, [])
+    touch(tmp_path, "imagesTr/a.bmp")
+    with pytest.raises(ValueError, match=r"two files are of one case: rename or remove .*a\.bmp"):
+        workflow.check_evaluation(find(tmp_path, PNG), found.cases)
+    (tmp_path / "imagesTr/a.bmp").unlink()
     found = find(touch(tmp_path, "labelsTr/b.png"), PNG)
     with pytest.raises(ValueError, match="no image, or not one for each channel, for the labels b"):
         workflow.check_evaluation(found, found.cases)
