@@ -264,7 +264,8 @@ def _dicom_cases(folder: Path) -> tuple[Case, ...]:
 def _dicom_folders(folder: Path) -> Iterator[str]:
     """Folders that hold a DICOM image; other DICOM objects alone make no case."""
     for parent, names in walk_once(folder):
-        if any(_is_dicom_image(os.path.join(parent, name)) for name in names):
+        others = [name for name in names if _kind_of(name) is None]
+        if any(_is_dicom_image(os.path.join(parent, name)) for name in others):
             yield parent
 
 

@@ -130,7 +130,13 @@ def _dicom_slices(folder: str) -> list[Any]:
     paths = [os.path.join(folder, name) for name in sorted(os.listdir(folder)) if name[0] != "."]
     for path in paths:
         check_regular(path)
+        if os.path.isdir(path):
+            raise ValueError(
+                f"a folder, {os.path.basename(path)!r}, beside the slices; move it out"
+            )
     files = [path for path in paths if is_dicom(path) or has_dicom_magic(path)]
+    if not files:
+        raise ValueError("a folder without a DICOM file")
     slices = [pydicom.dcmread(path, stop_before_pixels=True) for path in files]
     for path, item in zip(files, slices, strict=True):
         if "Rows" not in item or "SegmentSequence" in item:

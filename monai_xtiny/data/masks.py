@@ -12,7 +12,11 @@ from pathlib import PurePosixPath
 
 _MASK_WORD = re.compile(
     "(?:masks?|seg(?:s|mentations?|mented)?|labels?|labelmaps?|lbls?|gts?|(?:ground)?truths?"
-    r"|annotations?|rois?|contours?|manual)\d{0,2}"
+    r"|annotations?|annos?|preds?|predictions?|overlays?|rois?|contours?|manual)\d{0,2}"
+)
+# What every such word holds.
+_MAYBE = re.compile(
+    "mask|seg|label|lbl|gt|truth|anno|pred|overlay|roi|contour|manual", re.IGNORECASE
 )
 _PART = re.compile("train|training|test|testing|val|valid|validation|[0-9]+")
 
@@ -32,6 +36,9 @@ def find_masks(names: Iterable[str]) -> dict[str, str]:
     >>> find_masks(["a.png", "a_mask.png", "p1/image.png", "p1/seg.png"])
     {'a_mask.png': 'a.png', 'p1/seg.png': 'p1/image.png'}
     """
+    names = list(names)
+    if not any(map(_MAYBE.search, names)):  # a second for 100,000 names otherwise
+        return {}
     stems: dict[str, dict[str, str]] = defaultdict(dict)
     in_mask_folders: list[str] = []
     elsewhere: str | None = None

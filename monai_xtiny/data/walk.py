@@ -35,7 +35,7 @@ def walk_once(folder: str | os.PathLike[str]) -> Iterator[tuple[str, list[str]]]
 
 def expand_glob(pattern: str) -> list[str]:
     """What a glob matches, sorted; ``**`` enters each folder once, though links lead in circles."""
-    parts = pattern.split("/")
+    parts = pattern.replace(os.sep, "/").split("/")
     if "**" not in parts:
         return sorted(glob.glob(pattern))
     place = parts.index("**")

@@ -8,6 +8,7 @@ import pytest
 from monai.transforms import LoadImaged
 from PIL import Image
 
+from monai_xtiny.data.case import Case
 from monai_xtiny.data.cases import find_cases
 from monai_xtiny.data.headers import read_headers
 from monai_xtiny.data.images import load_sample
@@ -137,6 +138,20 @@ def test_dicom_headers_refuse_numbers_longer_than_dicoms(tmp_path, tag, values) 
         item.save_as(path)
     with pytest.raises(ValueError, match=f"{tag} {values[0]} has more than DICOM's 16 characters"):
         read_headers(find_cases(tmp_path))
+
+
+def test_dicom_headers_refuse_what_monais_reader_would_stumble_over(tmp_path) -> None:
+    folder = write_dicom_series(tmp_path / "ct")
+    (folder / "more").mkdir()
+    with pytest.raises(ValueError, match="a folder, 'more', beside the slices; move it out"):
+        read_headers(find_cases(tmp_path))
+    (folder / "more").rmdir()
+    (folder / "._slice1.dcm").write_bytes(b"of a Mac")  # which it passes over
+    (folder / "notes.txt").write_text("no DICOM")
+    assert read_headers(find_cases(tmp_path))[0].shape == (16, 12, 5)
+    with pytest.raises(ValueError, match="a folder without a DICOM file"):
+        (tmp_path / "empty").mkdir()
+        read_headers([Case("ct", (str(tmp_path / "empty"),), "dicom")])
 
 
 @pytest.mark.parametrize("number", [None, 2])

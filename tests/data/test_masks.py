@@ -9,7 +9,10 @@ from monai_xtiny.data.masks import find_masks, pair_masks, suggest_glob
 
 PAIRS = [
     *(("x", f"x_{word}") for word in ("mask", "seg", "label", "gt", "labels", "segmentation")),
-    *(("x", f"x_{word}") for word in ("Mask", "GT", "masks", "roi", "ground_truth", "manual1")),
+    *(
+        ("x", f"x_{word}")
+        for word in ("Mask", "GT", "masks", "roi", "ground_truth", "manual1", "pred")
+    ),
     ("x", "x-label"),
     ("x", "x.seg"),
     ("x 1", "x 1 mask"),
@@ -29,6 +32,7 @@ PAIRS = [
 @pytest.mark.parametrize("image, mask", PAIRS, ids=" ".join)
 def test_pair_masks_knows_a_mask_by_its_name(image, mask) -> None:
     assert pair_masks([image, mask, "other"]) == {mask: image}
+    assert find_masks([f"{name}.png" for name in (image, mask)]) == {f"{mask}.png": f"{image}.png"}
 
 
 @pytest.mark.parametrize(

@@ -43,7 +43,7 @@ _NAMED = 5
 # Words that name a mask, in lower case.
 _MASK = re.compile(
     "(?:masks?|seg(?:s|mentations?|mented)?|labels?|labelmaps?|lbls?|gts?|(?:ground)?truths?"
-    r"|annotations?|rois?|contours?|manual)\d{0,2}"
+    r"|annotations?|annos?|preds?|predictions?|overlays?|rois?|contours?|manual)\d{0,2}"
 )
 # No text file holds these: control characters, and bytes that are not UTF-8.
 _UNSAFE = re.compile("[\x00-\x1f\x7f-\x9f\u2028\u2029\ud800-\udfff]")
