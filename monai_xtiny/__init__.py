@@ -29,6 +29,7 @@ _HOMES = {
     "read_label_names": "data.labels",
     "sample_cases": "data.cases",
     "UNetPlan": "plan.unet_plan",
+    "describe_data_set": "plan.data_set",
     "load_nnunet_plan": "plan.nnunet",
     "plan_data_set": "plan.data_set",
     "plan_images": "plan.planner",

@@ -183,7 +183,7 @@ def write_data(output: Path) -> None:
 
 def load(path: Path) -> tuple[np.ndarray, np.ndarray | None]:
     """Voxels as they are stored, and the affine of a NIfTI."""
-    if ".nii" in path.name:
+    if path.name.endswith((".nii", ".nii.gz")):
         image = nibabel.load(path)
         return np.asarray(image.dataobj), image.affine
     return np.asarray(Image.open(path)), None

@@ -176,6 +176,18 @@ def test_search_takes_another_reader_from_a_changed_copy(tmp_path) -> None:
         assert torch.equal(image.flip(1, 2), other)
 
 
+def test_search_first_says_what_it_found(tmp_path, capsys) -> None:
+    for channel in range(4):
+        write_png(tmp_path / "imagesTr" / f"patA_{channel:04d}.png", (32, 40), seed=channel)
+    parser = config_parser(tmp_path, method="paper")
+    for key in ("initialize_scores", "initialize"):
+        assert parser[key][-1].startswith("$print(monai_xtiny.describe_data_set(")
+    parser.get_parsed_content("initialize_scores")
+    found, patch = capsys.readouterr().out.splitlines()
+    assert found.startswith("found 1 case with 4 channels (patA_0000.png, patA_0001.png, ...), 2D")
+    assert patch.startswith("patch 40 x 32 pixels, ")
+
+
 @pytest.mark.parametrize("name", DATA_IDS)
 def test_every_id_of_the_data_can_be_evaluated_alone(png_folder, name) -> None:
     assert config_parser(png_folder).get_parsed_content(name) is not None or name == "slice_axis"

@@ -13,7 +13,7 @@ class Evaluation:
     """What ``models/model.pt`` is worth on the cases held out, each on its image's own grid.
 
     Args:
-        cases: file names of the labels.
+        cases: names of the labels: their paths relative to the folder that holds all of them.
         dice: one row per case, one value per foreground class; ``None`` where the label lacks the
             class.
         hd95: 95th percentile of the symmetric surface distance, likewise, in mm (pixels where

@@ -11,9 +11,11 @@ import json
 import math
 import os
 import re
+import stat
 import tempfile
-from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from collections import defaultdict
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, TypeAlias, cast
 
@@ -22,7 +24,7 @@ import nibabel
 import numpy as np
 import torch
 from ignite.engine import Engine, Events
-from monai.data import NibabelWriter, list_data_collate, load_decathlon_datalist
+from monai.data import NibabelWriter, list_data_collate
 from monai.engines import Evaluator, SupervisedEvaluator, Trainer
 from monai.engines.utils import IterationEvents
 from monai.handlers import CheckpointLoader, StatsHandler, TensorBoardStatsHandler
@@ -43,6 +45,13 @@ _GEOMETRY = (
     "qform_code", "sform_code", "quatern_b", "quatern_c", "quatern_d", "qoffset_x", "qoffset_y",
     "qoffset_z", "srow_x", "srow_y", "srow_z", "xyzt_units",
 )  # fmt: skip
+# Words that name a mask, in lower case.
+_MASK = re.compile(
+    "(?:masks?|seg(?:s|mentations?|mented)?|labels?|labelmaps?|lbls?|gts?|(?:ground)?truths?"
+    r"|annotations?|annos?|preds?|predictions?|overlays?|rois?|contours?|manual)\d{0,2}"
+)
+# No text file holds these: control characters, and bytes that are not UTF-8.
+_UNSAFE = re.compile("[\x00-\x1f\x7f-\x9f\u2028\u2029\ud800-\udfff]")
 
 
 @dataclass(frozen=True)
@@ -74,9 +83,17 @@ class Split:
     validation: list[Case]
 
     def label_names(self) -> list[list[str]]:
-        """File names of the labels of both parts: what a resumed training must agree on."""
-        parts = (self.training, self.validation)
-        return [[os.path.basename(str(case.get("label"))) for case in part] for part in parts]
+        """Names of the labels of both parts: what a resumed training must agree on.
+
+        They are paths relative to the folder that holds all labels, wherever that lies.
+        """
+        parts = [
+            [os.path.abspath(str(case.get("label"))) for case in part]
+            for part in (self.training, self.validation)
+        ]
+        folders = {os.path.dirname(label) for part in parts for label in part}
+        root = os.path.commonpath(folders) if folders else ""
+        return [[os.path.relpath(label, root) for label in part] for part in parts]
 
 
 @dataclass(frozen=True)
@@ -88,12 +105,14 @@ class ImageCases:
         cases: files by the name of the case, one or one per channel.
         unclear: names of cases that have neither one file nor one per channel.
         duplicates: files with the name of another, but for the ending.
+        masks: files that are called as the mask of another.
     """
 
     folder: str
     cases: dict[str, list[str]]
     unclear: list[str]
     duplicates: list[str]
+    masks: list[str] = field(default_factory=list)
 
     @property
     def data(self) -> list[Case]:
@@ -103,8 +122,8 @@ class ImageCases:
     @property
     def output_ext(self) -> str:
         """Ending of label files: NIfTI's where there is a NIfTI image, else PNG."""
-        files = [os.path.basename(file) for files in self.cases.values() for file in files]
-        return ".nii.gz" if any(".nii" in file.lower() for file in files) else ".png"
+        files = [file for files in self.cases.values() for file in files]
+        return ".nii.gz" if any(map(_is_nifti, files)) else ".png"
 
     def name_output(self, meta: Mapping[str, Any], _saver: object) -> dict[str, Any]:
         """``output_name_formatter`` of ``SaveImaged``: a label is called as its case."""
@@ -131,6 +150,11 @@ def find_labeled_cases(
         data_root: what the datalist's paths are relative to.
         file_endings: of images and labels, without the dot, in any case.
         in_channels: channels of an image.
+
+    Raises:
+        FileNotFoundError: there is no such datalist.
+        ValueError: the datalist cannot be read, or holds out what it trains on; masks lie among the
+            images; a file is a pipe or a device, or has a name that no text file could hold.
     """
     if datalist:
         return _read_datalist(datalist, data_root)
@@ -143,6 +167,7 @@ def find_labeled_cases(
         }
         for name, label in labels.items()
     }
+    _refuse_mask_files(images.values())
     used = {file for case in cases.values() for file in case["image"]}
     return LabeledCases(
         source=str(dataset_dir),
@@ -177,6 +202,9 @@ def find_images(
         dataset_dir: the folder.
         file_endings: without the dot, in any case.
         in_channels: channels of an image.
+
+    Raises:
+        ValueError: a file is a pipe or a device, or has a name that no text file could hold.
     """
     images, duplicates = _files_by_name(Path(dataset_dir), file_endings)
     if not images:
@@ -199,7 +227,8 @@ def find_images(
         for case, files in cases.items()
         if len(files) not in (1, in_channels) or case in channels
     ]
-    return ImageCases(str(dataset_dir), cases, unclear, duplicates)
+    masks = list(_masks_among(images.values()))
+    return ImageCases(str(dataset_dir), cases, unclear, duplicates, masks)
 
 
 def split_cases(labeled: LabeledCases, *, fold: int, val_fraction: float, split_seed: int) -> Split:
@@ -318,6 +347,8 @@ def check_evaluation(labeled: LabeledCases, data: Sequence[Case]) -> None:
             f"no image, or not one for each channel, for the labels {_some(labeled.unmatched)} in "
             f"{labeled.source}"
         )
+    if labeled.duplicates:
+        raise ValueError(f"two files are of one case: rename or remove {_some(labeled.duplicates)}")
     if not data:
         raise ValueError(
             f"no labeled image to evaluate in {labeled.source}: it takes imagesTr and labelsTr "
@@ -342,8 +373,18 @@ def check_images(images: ImageCases, data: Sequence[Case], *, file_endings: Sequ
             f"no image in {images.folder} or its imagesTr (looked for {' '.join(file_endings)}): "
             "pass --dataset_dir FOLDER"
         )
+    if images.masks:
+        _refuse_mask_files(file for files in images.cases.values() for file in files)
     if images.duplicates:
         raise ValueError(f"two images would give one label file: rename {_some(images.duplicates)}")
+    outputs: dict[str, str] = {}
+    for item in getattr(data, "data", data):  # of a dataset, before it reads
+        file = item["image"] if isinstance(item["image"], str) else item["image"][0]
+        subject = images.name_output({"filename_or_obj": file}, None)["subject"]
+        name = os.path.basename(subject).removesuffix(".gz").rpartition(".")[0]
+        other = outputs.setdefault(name, file)
+        if other != file:
+            raise ValueError(f"the labels of {other} and {file} would be one file: rename an image")
 
 
 def check_weights(file: str, network: nn.Module) -> None:
@@ -730,9 +771,11 @@ def _save_whole(content: Any, file: str) -> None:
 def _files_by_name(folder: Path, endings: Sequence[str]) -> tuple[dict[str, str], list[str]]:
     """Files by their name without the ending, and those whose name a later one has too."""
     alternatives = "|".join(map(re.escape, endings))
-    pattern = re.compile(f"([^.].*)[.](?:{alternatives})", re.IGNORECASE)
+    pattern = re.compile(f"([^.].*)[.](?:{alternatives})", re.IGNORECASE | re.DOTALL)
     matches = [(pattern.fullmatch(file.name), str(file)) for file in sorted(folder.glob("*"))]
     named = [(match[1], file) for match, file in matches if match is not None]
+    for _, file in named:
+        _check_file(file)
     files = dict(named)
     return files, [file for name, file in named if files[name] != file]
 
@@ -742,15 +785,156 @@ def _image_names(case: str, in_channels: int) -> list[str]:
     return [case, *(f"{case}_{channel:04d}" for channel in range(in_channels))]
 
 
+def _is_nifti(file: PathLike) -> bool:
+    """Whether a file is called as NIfTI; ``scan.nii.png`` is not."""
+    return str(file).lower().endswith((".nii", ".nii.gz"))
+
+
+def _check_file(file: PathLike) -> None:
+    """Refuse what may never end to be read, and a name that no text file could hold."""
+    name = os.path.basename(file)
+    if _UNSAFE.search(name):
+        raise ValueError(
+            f"the file name {ascii(name)} holds a control character or is not UTF-8: rename it"
+        )
+    if os.path.exists(file):
+        mode = os.stat(file).st_mode
+        if not (stat.S_ISREG(mode) or stat.S_ISDIR(mode)):
+            raise ValueError(f"{file} is a pipe, socket or device, no file: remove it")
+
+
+def _refuse_mask_files(files: Iterable[str]) -> None:
+    """Refuse images that are called as masks of others."""
+    masks = _masks_among(files)
+    if masks:
+        mask, image = next(iter(masks.items()))
+        more = f" (and {len(masks) - 1} more likewise)" if len(masks) > 1 else ""
+        raise ValueError(
+            f"{mask} looks like a mask beside the image {os.path.basename(image)}{more}: move the "
+            "masks into a folder of their own"
+        )
+
+
+def _masks_among(files: Iterable[str]) -> dict[str, str]:
+    """Files that are called as the mask of another in their folder, and that one."""
+    folders: dict[str, dict[str, str]] = defaultdict(dict)
+    for file in files:
+        folder, name = os.path.split(file)
+        stem = name[:-7] if name.lower().endswith(".nii.gz") else os.path.splitext(name)[0]
+        folders[folder][stem] = file
+    return {
+        stems[mask]: stems[image]
+        for stems in folders.values()
+        for mask, image in _pair_names(stems).items()
+    }
+
+
+def _pair_names(stems: Iterable[str]) -> dict[str, str]:
+    """Names without endings that are those of an image with a word such as mask or seg."""
+    words = {stem: _split_name(stem) for stem in stems}
+    places = {
+        stem: next((i for i, word in enumerate(split) if _MASK.fullmatch(word)), None)
+        for stem, split in words.items()
+    }
+    if not any(place is not None for place in places.values()):
+        return {}
+    known: dict[tuple[str, tuple[str, ...]], str] = {}
+    for stem, split in words.items():
+        # x_0000 is a channel of x.
+        is_channel = re.fullmatch("[0-9]{4}", split[-1])
+        for form in [split, split[:-1]] if is_channel else [split]:
+            if places[stem] is None:
+                known.setdefault(("all", form), stem)
+                for cut in range(len(form) + 1):
+                    known.setdefault(("start", form[:cut]), stem)
+                    known.setdefault(("end", form[cut:]), stem)
+    found = {}
+    for stem, place in places.items():
+        if place is None:
+            continue
+        before, after = words[stem][:place], words[stem][place + 1 :]
+        keys = [("all", before)]
+        if after and not before:
+            keys.append(("end", after))
+        elif all(re.fullmatch("[0-9]{1,4}", word) for word in after):
+            keys.append(("start", before))
+        image = next((known[key] for key in keys if key in known), None)
+        if image is not None:
+            found[stem] = image
+    return found
+
+
+def _split_name(stem: str) -> tuple[str, ...]:
+    """A name cut into its words, in lower case."""
+    joined = re.sub("ground[_. -]+truth", "groundtruth", stem.lower())
+    return tuple(re.split("[_. -]+", joined))
+
+
 def _read_datalist(datalist: PathLike, data_root: PathLike) -> LabeledCases:
     """The cases of an MSD ``dataset.json``."""
+    if not os.path.isfile(datalist):
+        raise FileNotFoundError(f"no such file: {datalist}: check --datalist")
+    try:
+        # Windows writes a byte order mark.
+        content = json.loads(Path(datalist).read_text(encoding="utf-8-sig"))
+    except (ValueError, RecursionError) as error:
+        raise ValueError(f"{datalist} is not JSON ({error}): give an MSD dataset.json") from error
+    sections: dict[str, list[Case]] = {"training": [], "validation": []}
+    if not isinstance(content, dict) or not any(content.get(name) for name in sections):
+        raise ValueError(
+            f"{datalist} lists no cases: it needs a 'training' list as MSD has; for nnU-Net's "
+            "folders pass --dataset_dir FOLDER alone"
+        )
+    for name, cases in sections.items():
+        for index, entry in enumerate(content.get(name) or []):
+            where = f"{datalist}: {name}[{index}]"
+            if not isinstance(entry, dict) or not entry.get("image"):
+                raise ValueError(f"{where} names no 'image': give the path of a file")
+            paths = {key: entry[key] for key in ("image", "label") if entry.get(key)}
+            cases.append({**entry, **{key: _listed(paths[key], data_root, where) for key in paths}})
+    _refuse_shared(sections, str(datalist))
+    _refuse_mask_files(
+        file for cases in sections.values() for case in cases for file in _images(case)
+    )
+    return LabeledCases(str(datalist), sections["training"], sections["validation"], {}, [], [])
 
-    def read(section: str) -> list[Case]:
-        return load_decathlon_datalist(datalist, data_list_key=section, base_dir=data_root)
 
-    content = json.loads(Path(datalist).read_text(encoding="utf-8"))
-    validation = read("validation") if content.get("validation") else []
-    return LabeledCases(str(datalist), read("training"), validation, {}, [], [])
+def _listed(paths: Any, data_root: PathLike, where: str) -> Any:
+    """One path of a datalist, or several, as they are here."""
+    if isinstance(paths, list) and paths:
+        return [_listed(path, data_root, where) for path in paths]
+    if not isinstance(paths, str):
+        raise ValueError(f"{where} has {paths!r} where the path of a file should be: give one")
+    file = os.path.normpath(os.path.join(data_root, paths))
+    if "\\" in paths and not os.path.lexists(file):  # written under Windows
+        file = os.path.normpath(os.path.join(data_root, paths.replace("\\", "/")))
+    _check_file(file)
+    return file
+
+
+def _refuse_shared(sections: Mapping[str, Sequence[Case]], datalist: str) -> None:
+    """Refuse an image that is listed twice, and a label of both sections."""
+    seen: dict[str, str] = {}
+    for section, cases in sections.items():
+        for index, case in enumerate(cases):
+            here = f"{section}[{index}]"
+            files = {os.path.realpath(file) for file in _images(case)}
+            labels = {f"{os.path.realpath(str(case.get('label')))}"} if case.get("label") else set()
+            if files & labels:
+                raise ValueError(f"{datalist}: {here} has its image as label: give the label")
+            for file in files | labels:
+                other = seen.setdefault(file, here)
+                is_label_twice = file in labels and other.startswith(section)
+                if other != here and not is_label_twice:
+                    raise ValueError(
+                        f"{datalist}: {other} and {here} share {os.path.basename(file)}, so that a "
+                        "case could be trained on and held out: list each case once"
+                    )
+
+
+def _images(case: Case) -> list[str]:
+    """The image files of a case."""
+    return [case["image"]] if isinstance(case["image"], str) else list(case["image"])
 
 
 def _shapes(state: Mapping[str, torch.Tensor]) -> dict[str, tuple[int, ...]]:

@@ -23,6 +23,7 @@ def check(
         from monai_xtiny.training.check import check_bundle
 
         found = check_bundle(bundle, data=data, datalist=datalist)
+        print(found.summary)
         for problem in found.problems:
             print(problem)
         if found.problems:

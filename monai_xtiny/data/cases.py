@@ -1,4 +1,4 @@
-"""Unlabeled cases, found by name. No image is opened, and no folder of labels entered."""
+"""Unlabeled cases, found by name. No image is read, and no folder of labels entered."""
 
 from __future__ import annotations
 
@@ -7,21 +7,31 @@ import json
 import os
 import random
 import re
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from pathlib import Path
 
 from monai_xtiny.data.case import Case
+from monai_xtiny.data.masks import find_masks, suggest_glob
+from monai_xtiny.data.walk import check_file_name, check_regular, expand_glob, walk_once
 
 NIFTI_SUFFIXES = (".nii", ".nii.gz")
 RASTER_SUFFIXES = (".png", ".jpg", ".jpeg", ".tif", ".tiff", ".bmp")
 DICOM_SUFFIXES = (".dcm", ".ima")
 _CHANNEL_SUFFIX = re.compile(r"^(?P<case>.+)_(?P<channel>\d{4})$")
+# DICOM objects that are no image, by their SOP class: directories, raw data, registrations,
+# segmentations, reports, presentation states, documents, waveforms, and those of radiotherapy but
+# its images.
+_NO_IMAGE = re.compile(
+    rb"1\.2\.840\.10008\.(?:1\.3\.10"
+    rb"|5\.1\.4\.1\.1\.(?:(?:66|67|88|11|104|9)(?:\..+)?|481\.(?!1$).+))"
+)
 
 
 def find_cases(images: str | os.PathLike[str]) -> tuple[Case, ...]:
     """Find the cases of a folder, an nnU-Net data set, an MSD datalist, a DICOM tree or a glob.
 
-    Only names are looked at: no image is opened, and no folder of labels is entered.
+    Only names are looked at: no image is read, and no folder of labels is entered. Of DICOM trees
+    the first 2 KB of files are read, to leave out objects that are no images.
 
     Args:
         images: a folder of images, an nnU-Net data set root (``imagesTr`` with ``_0000`` channel
@@ -33,7 +43,8 @@ def find_cases(images: str | os.PathLike[str]) -> tuple[Case, ...]:
 
     Raises:
         FileNotFoundError: nothing is there, or nothing there is an image.
-        ValueError: the names contradict each other (channels missing, formats mixed, bad JSON).
+        ValueError: the names contradict each other (channels missing, formats mixed, a case in two
+            files, masks beside images, bad JSON), or a text file could not hold them.
     """
     text = os.fspath(images)
     path = Path(text)
@@ -48,7 +59,7 @@ def find_cases(images: str | os.PathLike[str]) -> tuple[Case, ...]:
     if glob.has_magic(text):
         fixed = re.split(r"[*?\[]", text, maxsplit=1)[0]
         root = Path(os.path.dirname(fixed) or os.curdir)
-        files = [name for name in glob.glob(text, recursive=True) if _kind_of(name) is not None]
+        files = [name for name in expand_glob(text) if _kind_of(name) is not None]
         if not files:
             raise FileNotFoundError(f"no image matches the pattern {text!r}: check it")
         return _group_files(files, root, channel_suffixes=None)
@@ -90,10 +101,12 @@ def _cases_in_folder(folder: Path) -> tuple[Case, ...]:
         files = _image_files(training)
         if not files:
             raise FileNotFoundError(f"no images in {str(training)!r}: expected {_formats()}")
+        _refuse_dicom_beside(files[0], training)
         suffixed = (_CHANNEL_SUFFIX.match(_stem(os.path.basename(name))) for name in files)
         return _group_files(files, folder, channel_suffixes=all(suffixed))
     files = _image_files(folder)
     if files:
+        _refuse_dicom_beside(files[0], folder)
         return _group_files(files, folder, channel_suffixes=None)
     cases = _dicom_cases(folder)
     if cases:
@@ -107,7 +120,7 @@ def _cases_in_folder(folder: Path) -> tuple[Case, ...]:
 def _cases_of_datalist(path: Path) -> tuple[Case, ...]:
     """Cases of an MSD dataset.json; an nnU-Net dataset.json stands for its folder."""
     try:
-        content = json.loads(path.read_text(encoding="utf-8"))
+        content = json.loads(path.read_text(encoding="utf-8-sig"))
     except (UnicodeDecodeError, json.JSONDecodeError, RecursionError) as error:
         raise ValueError(
             f"{str(path)!r} is not JSON ({error}): give an MSD dataset.json"
@@ -123,12 +136,20 @@ def _cases_of_datalist(path: Path) -> tuple[Case, ...]:
         names = [image] if isinstance(image, str) else image or None
         if not isinstance(names, list) or not all(isinstance(name, str) for name in names):
             raise ValueError(f"{str(path)!r}: training[{index}] has no 'image' path")
-        files = [os.path.normpath(path.parent / name) for name in names]
+        files = [_listed_path(path.parent, name) for name in names]
         kind = _kind_of(files[0]) or ("dicom" if os.path.isdir(files[0]) else None)
         if kind is None:
             raise ValueError(f"{str(path)!r}: {names[0]!r} is no image: expected {_formats()}")
         cases.append(Case(_relative(files[0], path.parent), tuple(files), kind))
-    return _checked(list(dict.fromkeys(cases)))
+    return _checked(list(dict.fromkeys(cases)), path.parent)
+
+
+def _listed_path(root: Path, name: str) -> str:
+    """Path of a datalist's entry, which may have been written under Windows."""
+    path = os.path.normpath(root / name)
+    if "\\" in name and not os.path.lexists(path):
+        return os.path.normpath(root / name.replace("\\", "/"))
+    return path
 
 
 def _group_files(
@@ -140,7 +161,7 @@ def _group_files(
         channel_suffixes = _numbers_channels(files)
     if not channel_suffixes:
         return _checked(
-            [Case(_relative(name, root), (name,), _kind_of(name) or "") for name in files]
+            [Case(_relative(name, root), (name,), _kind_of(name) or "") for name in files], root
         )
     groups: dict[str, list[str]] = {}
     for name in files:
@@ -160,7 +181,8 @@ def _group_files(
         [
             Case(_relative(names[0], root), tuple(names), _kind_of(names[0]) or "")
             for names in groups.values()
-        ]
+        ],
+        root,
     )
 
 
@@ -173,10 +195,12 @@ def _numbers_channels(files: Sequence[str]) -> bool:
     return all(matches) and cases == starts and (len(cases) > 1 or len(files) == 1)
 
 
-def _checked(cases: list[Case]) -> tuple[Case, ...]:
-    """Sort cases; refuse mixed formats and differing channel files."""
+def _checked(cases: list[Case], root: Path) -> tuple[Case, ...]:
+    """Sort cases; refuse mixed formats, differing channel files, masks and a case found twice."""
     first = cases[0]
+    stems: dict[str, str] = {}
     for case in cases:
+        check_file_name(case.name)
         if case.kind != first.kind:
             raise ValueError(
                 f"{first.name!r} and {case.name!r} are of different formats: give a glob for one"
@@ -186,7 +210,34 @@ def _checked(cases: list[Case]) -> tuple[Case, ...]:
                 f"case {case.name!r} has {len(case.images)} channel files, {first.name!r} has "
                 f"{len(first.images)}: every case needs the same channels"
             )
+        for file in case.images if case.kind != "dicom" else ():
+            other = stems.setdefault(_stem(file), file)
+            if other != file:
+                raise ValueError(
+                    f"{other!r} and {file!r} would be one case: remove or rename one of them"
+                )
+    if first.kind != "dicom":
+        _refuse_masks([case.name for case in cases], root)
     return tuple(sorted(cases, key=lambda case: case.name))
+
+
+def _refuse_masks(names: list[str], root: Path) -> None:
+    """Refuse images that are called as masks of others: labels are never read."""
+    masks = find_masks(names)
+    if not masks:
+        return
+    mask, image = next(iter(masks.items()))
+    others = f" (and {len(masks) - 1} more likewise)" if len(masks) > 1 else ""
+    pattern = suggest_glob(str(root), [name for name in names if name not in masks], list(masks))
+    advice = (
+        "move the masks into a folder of their own"
+        if pattern is None
+        else f"give a glob for the images alone, {pattern!r}"
+    )
+    raise ValueError(
+        f"{mask!r} looks like a mask beside the image {image!r}{others}, and labels are never "
+        f"read: {advice}"
+    )
 
 
 def _image_files(folder: Path) -> list[str]:
@@ -200,15 +251,34 @@ def _image_files(folder: Path) -> list[str]:
 
 
 def _dicom_cases(folder: Path) -> tuple[Case, ...]:
-    """One case per folder that holds DICOM files."""
+    """One case per folder that holds a DICOM image."""
     cases = []
-    for parent, folders, names in os.walk(folder):
-        folders.sort()
-        visible = sorted(name for name in names if not name.startswith("."))
-        if any(is_dicom(os.path.join(parent, name)) for name in visible):
-            name = _relative(parent, folder)
-            cases.append(Case(name if name != "." else folder.name, (parent,), "dicom"))
-    return _checked(cases) if cases else ()
+    for parent in _dicom_folders(folder):
+        for name in os.listdir(parent):
+            check_regular(os.path.join(parent, name))
+        name = _relative(parent, folder)
+        cases.append(Case(name if name != "." else folder.name, (parent,), "dicom"))
+    return _checked(cases, folder) if cases else ()
+
+
+def _dicom_folders(folder: Path) -> Iterator[str]:
+    """Folders that hold a DICOM image; other DICOM objects alone make no case."""
+    for parent, names in walk_once(folder):
+        others = [name for name in names if _kind_of(name) is None]
+        if any(_is_dicom_image(os.path.join(parent, name)) for name in others):
+            yield parent
+
+
+def _refuse_dicom_beside(file: str, folder: Path) -> None:
+    """Refuse a folder that holds both images and DICOM series: which are the data?"""
+    series = next(_dicom_folders(folder), None)
+    if series is not None:
+        ending = file[len(_stem(file)) :]
+        pattern = os.path.join(glob.escape(str(folder)), f"*{ending}")
+        raise ValueError(
+            f"{file!r} lies beside DICOM images, in {series!r}: give a glob for the one, "
+            f"{pattern!r}, or move the other out"
+        )
 
 
 def is_dicom(path: str) -> bool:
@@ -218,11 +288,33 @@ def is_dicom(path: str) -> bool:
         return True
     if suffix and not suffix[1:].isdigit():  # UIDs as names end in .123
         return False
-    try:
-        with open(path, "rb") as file:
-            return file.read(132)[128:] == b"DICM"
-    except OSError:
+    return has_dicom_magic(path)
+
+
+def has_dicom_magic(path: str) -> bool:
+    """Whether a file begins as DICOM does, whatever its name."""
+    return _first_bytes(path, 132)[128:] == b"DICM"
+
+
+def _is_dicom_image(path: str) -> bool:
+    """Whether a file is DICOM, and no directory, structure set, report or the like."""
+    if not is_dicom(path):
         return False
+    # (0002,0002) of the file's meta information, which is always written in this one way.
+    _, tag, value = _first_bytes(path, 2048).partition(b"\x02\x00\x02\x00UI")
+    length = int.from_bytes(value[:2], "little")
+    return not (tag and _NO_IMAGE.fullmatch(value[2 : 2 + length].rstrip(b"\0 ")))
+
+
+def _first_bytes(path: str, count: int) -> bytes:
+    """The beginning of a file; nothing of what is no file or cannot be read."""
+    try:
+        if not os.path.isfile(path):  # a pipe would be waited for
+            return b""
+        with open(path, "rb") as file:
+            return file.read(count)
+    except OSError:
+        return b""
 
 
 def _kind_of(name: str) -> str | None:

@@ -13,7 +13,7 @@ from monai.transforms import CenterSpatialCrop, LoadImaged, MapTransform, Orient
 from monai.transforms.utils import generate_spatial_bounding_box
 from tqdm import tqdm
 
-from monai_xtiny.data.case import Case, Sample
+from monai_xtiny.data.case import Case, Header, Sample
 from monai_xtiny.data.gate import ChannelReader, check_image
 from monai_xtiny.data.loading import LoadOnced
 from monai_xtiny.system.errors import root_cause
@@ -60,6 +60,7 @@ def image_reader(case: Case) -> type[ImageReader] | str:
 def measure_nonzero(
     cases: Sequence[Case],
     *,
+    headers: Sequence[Header] = (),
     loading: Callable[..., Any] | None = None,
     progress: bool = True,
 ) -> tuple[tuple[int, ...], ...]:
@@ -67,6 +68,7 @@ def measure_nonzero(
 
     Args:
         cases: read in full, one after the other.
+        headers: what the headers of the cases said, to compare with what is read.
         loading: first step of the preprocessing; a :class:`LoadOnced` reads the images, and may
             keep them for the preprocessing. Otherwise MONAI's reader does, and nothing is kept.
         progress: show a bar on stderr.
@@ -75,22 +77,34 @@ def measure_nonzero(
         Voxels along each axis, (x, y[, z]) after RAS, one tuple per case.
 
     Raises:
-        ValueError: a case cannot be read, or holds non-finite or constant values.
+        ValueError: a case cannot be read, holds non-finite or constant values, or is not as its
+            header says.
     """
     if not isinstance(loading, LoadOnced):
         reader = image_reader(cases[0])
         loading = LoadOnced(LoadImaged("image", reader=reader, ensure_channel_first=True))
     to_ras = Orientation("RAS", labels=None)
-    shapes = []
+    shapes: list[tuple[int, ...]] = []
     for case in tqdm(
         cases, desc="planning", unit="image", disable=None if progress else True, leave=False
     ):
         image = _load_case(case, loading.peek)
         if image.ndim > 3:  # a 2D image is left as it lies in its file
             image = to_ras(image)
+        _check_shape(image, case, headers[len(shapes)] if headers else None)
         start, end = generate_spatial_bounding_box(image, select_fn=lambda values: values != 0)
         shapes.append(tuple(int(high - low) for low, high in zip(start, end, strict=True)))
     return tuple(shapes)
+
+
+def _check_shape(image: torch.Tensor, case: Case, header: Header | None) -> None:
+    """Refuse an image that its reader turns otherwise than its header says."""
+    shape = tuple(image.shape[1:])
+    if header is not None and shape != header.shape:
+        raise ValueError(
+            f"case {case.name!r} is read as {shape} voxels, and its header says {header.shape}: "
+            "convert it to NIfTI"
+        )
 
 
 def _load_case(case: Case, transform: Callable[[Mapping[Hashable, Any]], Any]) -> torch.Tensor:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 import os
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 
 from monai_xtiny.system.config_text import check_config_text
@@ -55,7 +55,10 @@ def _labels_of_dataset(path: Path) -> list[str]:
     if found is None:
         return ["background", "foreground"]
     try:
-        labels = json.loads(found.read_text(encoding="utf-8")).get("labels", {})
+        labels = json.loads(found.read_text(encoding="utf-8-sig")).get("labels", {})
+        special = find_special_labels(labels)
+        if special is not None:
+            raise ValueError(f"it has {special}, which is not supported: relabel")
         # nnU-Net writes {name: value}, MSD {value: name}.
         values = {
             int(value): str(name)
@@ -72,13 +75,8 @@ def _labels_of_dataset(path: Path) -> list[str]:
         ValueError,
     ) as error:
         raise ValueError(
-            f"{str(found)!r} has no plain labels ({error}): give --label_names"
+            f"{str(found)!r} has no plain labels ({error}): give --label_names, one per value"
         ) from error
-    if "ignore" in values.values():
-        raise ValueError(
-            f"{str(found)!r} has nnU-Net's ignore label, which training here cannot mask: "
-            "relabel, and give --label_names"
-        )
     if not values:
         return ["background", "foreground"]
     if sorted(values) != list(range(len(values))):
@@ -87,3 +85,20 @@ def _labels_of_dataset(path: Path) -> list[str]:
             "renumber them or give --label_names"
         )
     return [values[value] for value in range(len(values))]
+
+
+def find_special_labels(labels: Mapping[str, object]) -> str | None:
+    """Say which of nnU-Net's labels are no plain classes, if any.
+
+    Args:
+        labels: of a ``dataset.json``.
+
+    >>> find_special_labels({"background": 0, "whole tumor": [1, 2]})
+    "nnU-Net's region 'whole tumor' of several values"
+    """
+    for name, value in labels.items():
+        if "ignore" in (name, value):
+            return "nnU-Net's ignore label"
+        if isinstance(value, list):
+            return f"nnU-Net's region {name!r} of several values"
+    return None

@@ -14,6 +14,7 @@ from numpy.typing import NDArray
 
 from monai_xtiny.bundle.folder import Bundle
 from monai_xtiny.data.cases import find_cases, sample_cases
+from monai_xtiny.data.headers import read_headers
 from monai_xtiny.data.images import check_image
 from monai_xtiny.system.errors import root_cause
 
@@ -43,6 +44,7 @@ def sample_windows(
         ValueError: a case cannot be read, or does not fit the network.
     """
     cases = sample_cases(find_cases(images), num_images, seed=seed)
+    read_headers(cases)  # refuses what the search refuses
     parser = ConfigParser({**bundle.config("inference"), "bundle_root": str(bundle.root)})
     parser["preprocessing#transforms#0#reader"] = cases[0].reader
     preprocess = parser.get_parsed_content("preprocessing")

@@ -1,10 +1,12 @@
-"""The plan of a data set: nnU-Net's own, where its file is given, or made from the images."""
+"""The plan of a data set, nnU-Net's own or made from the images, and what was found in words."""
 
 from __future__ import annotations
 
 import os
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from typing import Any
+
+import numpy as np
 
 from monai_xtiny.data.case import Case, Header
 from monai_xtiny.plan import nnunet, planner
@@ -63,3 +65,42 @@ def plan_data_set(
         loading=loading,
         progress=progress,
     )
+
+
+def describe_data_set(cases: Sequence[Case], headers: Iterable[Header], plan: UNetPlan) -> str:
+    """Say what was found before it is worked on, in two lines: a glance shows a wrong guess.
+
+    Args:
+        cases: all cases.
+        headers: of some of them, at least one.
+        plan: of the network.
+
+    >>> steps = ((1, 1), (2, 2), (2, 2))
+    >>> plan = UNetPlan(2, 4, 2, (1, 1), (64, 64), ((3, 3),) * 3, steps, (8,) * 3)
+    >>> case = Case("patA", tuple(f"patA_{channel:04d}.png" for channel in range(4)), "raster")
+    >>> print(describe_data_set([case], [Header((70, 60), (1, 1), 4)], plan))
+    found 1 case with 4 channels (patA_0000.png, patA_0001.png, ...), 2D, median size 70 x 60 pixels
+    patch 64 x 64 pixels, 3 stages, at most 8 features
+    """
+    known = list(headers)
+    files = next((list(map(os.path.basename, case.images)) for case in cases if case.images), [])
+    shown = ", ".join(files[:2]) + (", ..." if len(files) > 2 else "")
+    channels = known[0].in_channels
+    size = np.median([header.shape for header in known], axis=0)
+    is_volume = len(size) == 3
+    spacing = np.median([header.spacing for header in known], axis=0)
+    cut = "" if plan.slice_axis is None else f" of slices across {'xyz'[plan.slice_axis]}"
+    # A spacing without unit is no spacing.
+    resampled = f" of {_by(plan.spacing)} mm" if is_volume else ""
+    return (
+        f"found {len(cases)} case{'s' * (len(cases) > 1)} with {channels} "
+        f"channel{'s' * (channels > 1)} ({shown}), {len(size)}D, median size {_by(size)} "
+        + (f"voxels of {_by(spacing)} mm" if is_volume else "pixels")
+        + f"\npatch {_by(plan.patch_size)} {'voxels' if is_volume else 'pixels'}{resampled}{cut}, "
+        f"{len(plan.strides)} stages, at most {max(plan.features_per_stage)} features"
+    )
+
+
+def _by(sizes: Iterable[float]) -> str:
+    """Sizes along the axes, for reading."""
+    return " x ".join(f"{size:.4g}" if size < 1000 else f"{size:.0f}" for size in sizes)

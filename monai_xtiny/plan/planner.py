@@ -134,7 +134,9 @@ def extract_fingerprint(
     known.update(zip(unread, read_headers(unread), strict=True))
     in_order = [known[case] for case in looked_at]
     check_headers(looked_at, in_order)
-    boxes = measure_nonzero(in_full, loading=loading, progress=progress)
+    boxes = measure_nonzero(
+        in_full, headers=in_order[: len(in_full)], loading=loading, progress=progress
+    )
     full_shapes = [header.shape for header in in_order]
     kept = np.median(np.divide(boxes, full_shapes[: len(boxes)]), axis=0)
     rest = [

@@ -64,7 +64,7 @@ def read_json(path: str | os.PathLike[str]) -> dict[str, Any]:
     if not file.is_file():
         raise FileNotFoundError(f"no such file: {str(file)!r}: check the path")
     try:
-        content = json.loads(file.read_text(encoding="utf-8"))
+        content = json.loads(file.read_text(encoding="utf-8-sig"))  # Windows writes a BOM
     except (UnicodeDecodeError, json.JSONDecodeError, RecursionError) as error:
         raise ValueError(f"{str(file)!r} is not JSON: {error}") from error
     if not isinstance(content, dict):

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -13,6 +13,9 @@ from monai.transforms import Compose, Orientation
 
 from monai_xtiny.bundle.folder import SEARCH, TRAIN, WEIGHTS, Bundle
 from monai_xtiny.bundle.workflow import LabeledCases
+from monai_xtiny.data.case import Case, Header
+from monai_xtiny.plan.data_set import describe_data_set
+from monai_xtiny.plan.unet_plan import UNetPlan
 from monai_xtiny.system.config_text import check_config_text
 from monai_xtiny.system.errors import root_cause
 from monai_xtiny.training.labeled import data_options
@@ -26,11 +29,13 @@ class DataCheck:
         num_cases: labeled cases that training and validation would use.
         problems: one line per case that does not fit, each with what to do.
         num_padded: cases smaller than the patch along some axis, which are padded with zeros.
+        summary: what was found, in words.
     """
 
     num_cases: int
     problems: tuple[str, ...]
     num_padded: int = 0
+    summary: str = ""
 
 
 def check_bundle(
@@ -89,7 +94,7 @@ def check_bundle(
         for name in labeled.duplicates
     ]
     without_image = list(labeled.unmatched.values())
-    read = Compose(parser.get_parsed_content("reading_transforms"))
+    read = _NotingReader(Compose(parser.get_parsed_content("reading_transforms")), bundle.plan)
     num_padded = 0
     for case in cases:
         if case.get("label") is None:
@@ -98,7 +103,38 @@ def check_bundle(
             problem, share = _check_case(case, read, parser)
             problems += [] if problem is None else [problem]
             num_padded += problem is None and share < 1
-    return DataCheck(len(cases), tuple(problems), num_padded)
+    return DataCheck(len(cases), tuple(problems), num_padded, summary=read.describe(cases))
+
+
+class _NotingReader:
+    """Reads cases, and notes what their headers say.
+
+    Args:
+        read: MONAI dictionary transform.
+        plan: of the bundle.
+    """
+
+    def __init__(self, read: Compose, plan: UNetPlan) -> None:
+        self._read, self._plan = read, plan
+        self._headers: list[Header] = []
+
+    def __call__(self, case: dict[str, Any]) -> Any:
+        content = self._read(case)
+        image = content["image"]
+        if image.ndim == 4:
+            image = Orientation("RAS", labels=None)(image)
+        spacing = affine_to_spacing(image.affine).tolist()[: image.ndim - 1]
+        self._headers.append(Header(tuple(image.shape[1:]), tuple(spacing), len(image)))
+        return content
+
+    def describe(self, cases: Sequence[Mapping[str, Any]]) -> str:
+        """What was found, in words."""
+        if not self._headers:
+            return f"found {len(cases)} labeled cases, none of which can be read"
+        images = [case["image"] for case in cases]
+        files = [[image] if isinstance(image, str) else image for image in images]
+        found = [Case(str(paths), tuple(paths), "") for paths in files]
+        return describe_data_set(found, self._headers, self._plan)
 
 
 def _weight_problems(bundle: Bundle, parser: ConfigParser) -> list[str]:
@@ -117,7 +153,7 @@ def _weight_problems(bundle: Bundle, parser: ConfigParser) -> list[str]:
 
 
 def _check_case(
-    case: Mapping[str, Any], read: Compose, parser: ConfigParser
+    case: Mapping[str, Any], read: Callable[..., Any], parser: ConfigParser
 ) -> tuple[str | None, float]:
     """What is wrong with one labeled case, and its smallest share of the patch."""
     name = os.path.basename(case["image"][0] if isinstance(case["image"], list) else case["image"])

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import os
 import tempfile
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any, cast
 
 import numpy as np
@@ -20,6 +20,8 @@ from monai_xtiny.bundle.card import check_marks
 from monai_xtiny.bundle.figures import Plane
 from monai_xtiny.bundle.folder import CARD, SPLIT, Bundle
 from monai_xtiny.bundle.results import Evaluation
+from monai_xtiny.bundle.workflow import Split
+from monai_xtiny.data.cases import NIFTI_SUFFIXES
 from monai_xtiny.data.gate import ChannelReader
 from monai_xtiny.system.config_text import PlainPath
 from monai_xtiny.system.files import read_json
@@ -71,6 +73,9 @@ def evaluate_held_out(
         raise ValueError(
             f"{os.fspath(datalist)!r} has no validation section: add one with the cases to evaluate"
         )
+    else:
+        root = os.path.dirname(os.path.abspath(datalist)) if data is None else os.fspath(data)
+        _refuse_trained(split.get("training", []), datalist, root)
     if predict is None:
         check_marks(bundle.path(CARD).read_text(encoding="utf-8"))
     planes: list[Plane] = []
@@ -83,14 +88,40 @@ def evaluate_held_out(
             ),
             predict=predict,
         )
-    trained = {os.path.basename(case["label"]) for case in split.get("training", [])}
-    both = [case for case in evaluation.cases if case in trained]
-    if both:
-        raise ValueError(
-            f"the network was trained on {', '.join(both[:5])}: leave them out of the validation "
-            f"section of {str(datalist or split_file)!r}"
-        )
     return evaluation, tuple(planes)
+
+
+def _refuse_trained(
+    trained: Sequence[Mapping[str, Any]], datalist: str | os.PathLike[str], root: str
+) -> None:
+    """Refuse a datalist that holds out what the network was trained on.
+
+    Labels are compared by their paths relative to the data, of which one may be shorter: two data
+    lists may lie at different depths of one folder.
+
+    Args:
+        trained: cases, with labels relative to the data that were trained on.
+        datalist: whose validation section is evaluated.
+        root: what its paths are relative to.
+    """
+
+    def parts(label: str) -> tuple[str, ...]:
+        path = os.path.relpath(os.path.join(root, label.replace("\\", "/")), root)
+        return tuple(part for part in path.split(os.sep) if part != os.pardir)
+
+    known = {parts(str(case["label"])) for case in trained}
+    ends = {label[start:] for label in known for start in range(len(label))}
+    both = [
+        label
+        for label in (parts(str(case.get("label"))) for case in read_json(datalist)["validation"])
+        if label in ends or any(label[start:] in known for start in range(len(label)))
+    ]
+    if both:
+        names = ", ".join(f"{label[-1]} ({'/'.join(label)})" for label in both[:5])
+        raise ValueError(
+            f"the network was trained on {names}: leave such cases out of the validation section "
+            f"of {os.fspath(datalist)!r}"
+        )
 
 
 def evaluate_bundle(
@@ -135,7 +166,7 @@ def evaluate_bundle(
     workflow.run()
     workflow.finalize()
     return Evaluation(
-        tuple(os.path.basename(str(case["label"])) for case in cases),
+        tuple(Split([], cases).label_names()[1]),
         tuple(_finite(row) for row in evaluator.state.metric_details["val_mean_dice"]),
         tuple(distances),
     )
@@ -154,7 +185,7 @@ class _OtherPredictor(Inferer):
 def draw_plane(case: Mapping[str, Any], label: MetaTensor, prediction: MetaTensor) -> Plane:
     """The slice across the last axis that holds most label, as people look at it."""
     files = case["image"] if isinstance(case["image"], list) else [case["image"]]
-    is_nifti = ".nii" in os.path.basename(files[0]).lower()
+    is_nifti = files[0].lower().endswith(NIFTI_SUFFIXES)
     reader = ChannelReader if is_nifti else "PILReader"
     image = LoadImage(reader=reader, image_only=True, ensure_channel_first=True)(files)
     layers = [image, *(item.cpu().argmax(dim=0, keepdim=True) for item in (label, prediction))]

@@ -5,6 +5,7 @@ from __future__ import annotations
 import ast
 import json
 import os
+import re
 import runpy
 import sys
 from pathlib import Path
@@ -14,7 +15,7 @@ import pytest
 import torch
 from ignite.engine import Events
 from monai.bundle import ConfigParser
-from monai.data import DataLoader
+from monai.data import DataLoader, Dataset
 from monai.engines import SupervisedEvaluator, SupervisedTrainer
 from monai.handlers import CheckpointLoader, MeanDice, StatsHandler, from_engine
 from torch import nn
@@ -23,6 +24,7 @@ from monai_xtiny import __version__
 from monai_xtiny.bundle import workflow
 from monai_xtiny.bundle.templates import SCRIPTS, script_sources
 from monai_xtiny.bundle.writer import export_bundle
+from tests.data.test_masks import PAIRS
 
 NIFTI = {"file_endings": ["nii.gz", "nii"], "in_channels": 2}
 FUTURE = "from __future__ import annotations\n"
@@ -83,6 +85,131 @@ def test_find_labeled_cases_reads_both_sections_of_a_datalist(tmp_path) -> None:
     assert (len(found.cases), found.validation) == (3, [])
 
 
+def refused_datalist(tmp_path: Path, content: object, **write: str) -> str:
+    """What is said of a datalist."""
+    datalist = tmp_path / "list.json"
+    text = content if isinstance(content, str) else json.dumps(content)
+    datalist.write_text(text, **write)
+    with pytest.raises((ValueError, FileNotFoundError)) as caught:
+        workflow.find_labeled_cases(tmp_path / "none", datalist, tmp_path, **NIFTI)
+    assert str(datalist) in str(caught.value) or "mask" in str(caught.value)
+    return str(caught.value)
+
+
+def entry(image: object, label: str) -> dict:
+    return {"image": image, "label": label}
+
+
+def test_find_labeled_cases_reads_datalists_of_windows(tmp_path) -> None:
+    touch(tmp_path, "i/a.nii", "i/b.nii", "l/a.nii", "l/b.nii", "i/c\\d.nii", "l/c.nii")
+    cases = [entry(".\\i\\a.nii", "l\\a.nii"), entry(["i\\b.nii"], "l\\b.nii")]
+    datalist = tmp_path / "list.json"
+    cases.append(entry("i/c\\d.nii", "l/c.nii"))  # a name that is there as it is
+    datalist.write_text(json.dumps({"training": cases, "fold": 3}), encoding="utf-8-sig")
+    found = workflow.find_labeled_cases(tmp_path / "none", datalist, tmp_path, **NIFTI)
+    assert found.cases == [
+        entry(f"{tmp_path}/i/a.nii", f"{tmp_path}/l/a.nii"),
+        entry([f"{tmp_path}/i/b.nii"], f"{tmp_path}/l/b.nii"),
+        entry(f"{tmp_path}/i/c\\d.nii", f"{tmp_path}/l/c.nii"),
+    ]
+
+
+@pytest.mark.parametrize(
+    "training, validation, message",
+    [
+        ([entry("a.nii", "la.nii")], [entry("./a.nii", "la.nii")],
+         r"training\[0\] and validation\[0\] share .* trained on and held out: list each"),
+        ([entry("a.nii", "la.nii")], [entry(["a0.nii", "a.nii"], "lb.nii")], "share a.nii"),
+        ([entry("a.nii", "la.nii")], [entry("b.nii", "la.nii")], "share la.nii"),
+        ([entry("a.nii", "la.nii"), entry("a.nii", "lb.nii")], [], r"and training\[1\] share"),
+        ([entry("link.nii", "la.nii")], [entry("a.nii", "lb.nii")], "share a.nii"),
+        ([entry("a.nii", "a.nii")], [], r"training\[0\] has its image as label"),
+        ([entry("a.nii", "l.nii"), entry("a_seg.nii", "m.nii")], [], "a_seg.nii looks like a mask"),
+        ([{"label": "a.nii"}], [], r"training\[0\] names no 'image'"),
+        ([entry(3, "a.nii")], [], r"training\[0\] has 3 where the path of a file should be"),
+        (["a.nii"], [], r"training\[0\] names no 'image'"),
+        ([], [], "lists no cases: it needs a 'training' list"),
+    ],
+    ids=["case", "channel", "label", "twice", "link", "image as label", "mask", "no image",
+         "number", "text", "empty"],
+)  # fmt: skip
+def test_find_labeled_cases_refuses_a_datalist(tmp_path, training, validation, message) -> None:
+    (tmp_path / "link.nii").symlink_to(tmp_path / "a.nii")
+    content = {"training": training, "validation": validation}
+    assert re.search(message, refused_datalist(tmp_path, content))
+
+
+def test_find_labeled_cases_takes_one_label_of_two_images_to_train_on(tmp_path) -> None:
+    cases = [entry("a.nii", "l.nii"), entry("b.nii", "l.nii")]
+    (tmp_path / "list.json").write_text(json.dumps({"training": cases}))
+    found = workflow.find_labeled_cases("", tmp_path / "list.json", tmp_path, **NIFTI)
+    assert len(found.cases) == 2
+
+
+def test_find_labeled_cases_needs_a_datalist_that_can_be_read(tmp_path) -> None:
+    assert "is not JSON" in refused_datalist(tmp_path, "{")
+    (tmp_path / "list.json").unlink()
+    os.mkfifo(tmp_path / "list.json")
+    with pytest.raises(FileNotFoundError, match="no such file: .*list.json: check --datalist"):
+        workflow.find_labeled_cases("", tmp_path / "list.json", tmp_path, **NIFTI)
+
+
+@pytest.mark.parametrize("folder", ["imagesTr", "labelsTr"])
+def test_no_pipe_is_opened_and_no_name_is_passed_over(tmp_path, folder) -> None:
+    root = touch(tmp_path, "imagesTr/a_0000.png", "labelsTr/a.png")
+
+    def refuse(message: str) -> None:
+        with pytest.raises(ValueError, match=message):
+            find(root, PNG)
+        if folder == "imagesTr":
+            with pytest.raises(ValueError, match=message):
+                workflow.find_images(root, **PNG)
+
+    os.mkfifo(root / folder / "b.png")
+    refuse("b.png is a pipe, socket or device, no file: remove it")
+    (root / folder / "b.png").unlink()
+    (root / folder / "c.png").symlink_to("/dev/zero")
+    refuse("c.png is a pipe, socket or device, no file: remove it")
+    (root / folder / "c.png").unlink()
+    for name in ("b\nc.png", "\udce9.png"):
+        touch(root, f"{folder}/{name}")
+        refuse("holds a control character or is not UTF-8: rename it")
+        (root / folder / name).unlink()
+    find(root, PNG)
+
+
+def test_a_datalist_may_name_no_pipe(tmp_path) -> None:
+    os.mkfifo(tmp_path / "a.nii")
+    (tmp_path / "list.json").write_text(json.dumps({"training": [entry("a.nii", "l.nii")]}))
+    with pytest.raises(ValueError, match="a.nii is a pipe, socket or device"):
+        workflow.find_labeled_cases("", tmp_path / "list.json", tmp_path, **NIFTI)
+
+
+@pytest.mark.parametrize("image, mask", PAIRS, ids=" ".join)
+def test_masks_beside_images_are_refused(tmp_path, image, mask) -> None:
+    root = touch(tmp_path, f"imagesTr/{image}.png", f"imagesTr/{mask}.png", "imagesTr/other.png")
+    message = re.escape(f"{mask}.png looks like a mask beside the image {image}.png: move the")
+    with pytest.raises(ValueError, match=message):
+        find(root, PNG)
+    found = workflow.find_images(root, **PNG)
+    with pytest.raises(ValueError, match=message):
+        workflow.check_images(found, found.data, file_endings=["png"])
+    (root / "imagesTr" / f"{mask}.png").unlink()
+    found = workflow.find_images(root, **PNG)
+    workflow.check_images(found, found.data, file_endings=["png"])
+
+
+def test_check_images_refuses_data_of_anothers_whose_labels_would_be_one_file(tmp_path) -> None:
+    found = workflow.find_images(touch(tmp_path, "a.png"), **PNG)
+    for second in ("p2/a.png", "p2/a.nii.gz"):
+        data = [{"image": "p1/a.png"}, {"image": [second]}]
+        with pytest.raises(ValueError, match=f"the labels of p1/a.png and {second} would be one"):
+            workflow.check_images(found, Dataset(data), file_endings=["png"])
+    workflow.check_images(
+        found, Dataset([{"image": "p1/a.png"}, {"image": "p1/b.png"}]), file_endings=["png"]
+    )
+
+
 def test_find_data_root_is_the_datalists_folder_unless_another_is_given(tmp_path) -> None:
     datalist, default = tmp_path / "list.json", "bundle/dataset"
     assert workflow.find_data_root(default, datalist, default) == str(tmp_path)
@@ -124,7 +251,14 @@ def test_find_images_says_what_is_unclear(tmp_path) -> None:
 
 @pytest.mark.parametrize(
     "names, ending",
-    [(["a.png"], ".png"), (["a.nii"], ".nii.gz"), (["a.NII.GZ", "b.png"], ".nii.gz"), ([], ".png")],
+    [
+        (["a.png"], ".png"),
+        (["a.nii"], ".nii.gz"),
+        (["a.NII.GZ", "b.png"], ".nii.gz"),
+        ([], ".png"),
+        (["scan.nii.png"], ".png"),
+        (["x.nii.d/a.png"], ".png"),
+    ],
     ids=str,
 )
 def test_image_cases_write_nifti_where_there_is_nifti(tmp_path, names, ending) -> None:
@@ -182,6 +316,22 @@ def test_split_cases_holds_out_what_the_datalist_does() -> None:
     assert sorted(numbers(split.training)) == [0, 1, 2, 3]
     assert numbers(split.validation) == [4, 5]
     assert split.label_names()[1] == ["c4.png", "c5.png"]
+
+
+@pytest.mark.parametrize(
+    "labels, names",
+    [
+        (["d/labelsTr/a.png", "d/labelsTr/b.png"], ["a.png", "b.png"]),  # as those of earlier files
+        (["d/p1/seg.png", "d/p2/seg.png"], ["p1/seg.png", "p2/seg.png"]),
+        (["d/p1/seg.png"], ["seg.png"]),
+    ],
+    ids=["one folder", "folders", "one"],
+)
+def test_label_names_tell_equal_names_in_folders_apart_wherever_the_data_lie(labels, names) -> None:
+    for root in ("", "/elsewhere/"):
+        cases = [{"image": "x", "label": root + label} for label in labels]
+        assert workflow.Split(cases[:1], cases[1:]).label_names() == [names[:1], names[1:]]
+        assert workflow.Split([], []).label_names() == [[], []]
 
 
 def test_write_split_is_a_datalist_relative_to_the_data(tmp_path) -> None:
@@ -255,6 +405,10 @@ def test_check_evaluation_needs_cases_with_images(tmp_path) -> None:
     workflow.check_evaluation(found, found.cases)
     with pytest.raises(ValueError, match="no labeled image to evaluate in"):
         workflow.check_evaluation(found, [])
+    touch(tmp_path, "imagesTr/a.bmp")
+    with pytest.raises(ValueError, match=r"two files are of one case: rename or remove .*a\.bmp"):
+        workflow.check_evaluation(find(tmp_path, PNG), found.cases)
+    (tmp_path / "imagesTr/a.bmp").unlink()
     found = find(touch(tmp_path, "labelsTr/b.png"), PNG)
     with pytest.raises(ValueError, match="no image, or not one for each channel, for the labels b"):
         workflow.check_evaluation(found, found.cases)

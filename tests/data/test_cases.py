@@ -9,7 +9,7 @@ from monai.transforms import LoadImaged
 from monai_xtiny.data.cases import find_cases, sample_cases
 from monai_xtiny.data.headers import read_headers
 from monai_xtiny.data.images import load_sample
-from tests.conftest import write_nifti, write_png
+from tests.conftest import write_dicom_series, write_nifti, write_png
 
 
 def names(cases) -> list[str]:
@@ -106,6 +106,117 @@ def test_find_cases_refuses_bad_datalists(tmp_path, text, message) -> None:
     (tmp_path / "list.json").write_text(text)
     with pytest.raises(ValueError, match=message):
         find_cases(tmp_path / "list.json")
+
+
+def touch(root, *names) -> None:
+    for name in names:
+        (root / name).parent.mkdir(parents=True, exist_ok=True)
+        (root / name).touch()
+
+
+@pytest.mark.parametrize(
+    "names, message",
+    [
+        (["x.png", "x_mask.png"], r"'x_mask.png' looks like a mask beside the image 'x.png', and "
+         r"labels are never read: give a glob for the images alone, '.*/\*\[!k\]\.png'"),
+        (["imagesTr/x_0000.nii", "imagesTr/x_seg.nii"], r"'imagesTr/x_seg.nii' looks like a mask"),
+        (["a.nii", "a.nii.gz"], r"a.nii' and '.*a.nii.gz' would be one case: remove or rename one"),
+        (["a.png", "a\nb.png"], r"the file name 'a\\nb.png' holds a control character"),
+        (["a.png", "\udce9.png"], r"the file name '\\udce9.png' holds .* or is not UTF-8: rename"),
+    ],
+    ids=["mask", "mask in imagesTr", "two endings", "newline", "not UTF-8"],
+)  # fmt: skip
+def test_find_cases_refuses_names(tmp_path, names, message) -> None:
+    touch(tmp_path, *names)
+    listed = {"training": [{"image": name} for name in names]}
+    (tmp_path / "list.json").write_text(json.dumps(listed))
+    for images in (tmp_path, f"{tmp_path}/**/*", tmp_path / "list.json"):
+        with pytest.raises(ValueError, match=message):
+            find_cases(images)
+
+
+def test_find_cases_refuses_folders_of_labels_in_a_glob(tmp_path) -> None:
+    touch(tmp_path, "imagesTr/x.nii", "labelsTr/x.nii")
+    with pytest.raises(ValueError, match=r"give a glob for the images alone, '.*/imagesTr/\*.nii'"):
+        find_cases(f"{tmp_path}/*/*.nii")
+    assert names(find_cases(tmp_path)) == ["imagesTr/x.nii"]
+
+
+def test_find_cases_of_a_glob_ends_though_links_lead_in_circles(tmp_path) -> None:
+    touch(tmp_path, "p/a.png", "p/b.png")
+    for name in ("up", "up 2"):  # two of them: 2 ** 40 paths
+        (tmp_path / "p" / name).symlink_to(tmp_path)
+    assert names(find_cases(f"{tmp_path}/**/*.png")) == ["p/a.png", "p/b.png"]
+
+
+def test_find_cases_reads_datalists_of_windows(tmp_path) -> None:
+    touch(tmp_path, "imagesTr/a.nii", "imagesTr/b.nii")
+    content = {"training": [{"image": ".\\imagesTr\\a.nii"}, {"image": "imagesTr\\b.nii"}]}
+    (tmp_path / "dataset.json").write_text(json.dumps(content), encoding="utf-8-sig")
+    cases = find_cases(tmp_path / "dataset.json")
+    assert names(cases) == ["imagesTr/a.nii", "imagesTr/b.nii"]
+    assert all(os.path.isfile(file) for case in cases for file in case.images)
+
+
+def dicom_object(path, modality: str, sop_class: str) -> None:
+    """A DICOM object without pixels."""
+    import pydicom
+    from pydicom.dataset import FileDataset, FileMetaDataset
+
+    path.parent.mkdir(parents=True, exist_ok=True)
+    meta = FileMetaDataset()
+    meta.MediaStorageSOPClassUID, meta.MediaStorageSOPInstanceUID = sop_class, "1.2.9"
+    meta.TransferSyntaxUID = pydicom.uid.ExplicitVRLittleEndian
+    item = FileDataset("", {}, file_meta=meta, preamble=b"\0" * 128)
+    item.SOPClassUID, item.SOPInstanceUID, item.Modality = sop_class, "1.2.9", modality
+    pydicom.dcmwrite(path, item)
+
+
+OBJECTS = {
+    "DICOMDIR": ("", "1.2.840.10008.1.3.10"),
+    "rs.dcm": ("RTSTRUCT", "1.2.840.10008.5.1.4.1.1.481.3"),
+    "dose.dcm": ("RTDOSE", "1.2.840.10008.5.1.4.1.1.481.2"),
+    "seg.dcm": ("SEG", "1.2.840.10008.5.1.4.1.1.66.4"),
+    "report.dcm": ("SR", "1.2.840.10008.5.1.4.1.1.88.11"),
+    "state.dcm": ("PR", "1.2.840.10008.5.1.4.1.1.11.1"),
+}
+
+
+@pytest.mark.parametrize("name", OBJECTS)
+def test_dicom_objects_without_an_image_make_no_case(tmp_path, name) -> None:
+    write_dicom_series(tmp_path / "p 1" / "ct")
+    dicom_object(tmp_path / "p 1" / name, *OBJECTS[name])
+    assert names(find_cases(tmp_path)) == ["p 1/ct"]
+    dicom_object(tmp_path / "p 1" / "ct" / name, *OBJECTS[name])
+    with pytest.raises(ValueError, match=f"'{name}' is a DICOM object without an image .*move it"):
+        read_headers(find_cases(tmp_path))
+
+
+@pytest.mark.parametrize("preview", ["preview.jpg", "volume.nii.gz", "imagesTr/preview.jpg"])
+def test_find_cases_refuses_images_beside_dicom_series(tmp_path, preview) -> None:
+    touch(tmp_path, preview)
+    folder = (tmp_path / preview).parent
+    write_dicom_series(folder / "p1" / "ct", slices=2)
+    with pytest.raises(ValueError, match=f"{preview}' lies beside DICOM images, in .*p1/ct': give"):
+        find_cases(tmp_path)
+    ending = preview.partition(".")[2]
+    assert len(find_cases(f"{folder}/*.{ending}")) == 1
+    assert names(find_cases(folder / "p1")) == ["ct"]
+
+
+def test_a_pipe_is_never_opened(tmp_path) -> None:
+    os.mkfifo(tmp_path / "a.png")
+    with pytest.raises(
+        ValueError, match="case 'a.png': it is a pipe, socket or device"
+    ):
+        read_headers(find_cases(tmp_path))
+    folder = write_dicom_series(tmp_path / "p1" / "ct", slices=2)
+    for name in ("IM1", "zz.txt"):  # MONAI's reader opens all that is in the folder
+        os.mkfifo(folder / name)
+        with pytest.raises(ValueError, match=f"{name}' is a pipe, socket or device"):
+            find_cases(tmp_path / "p1")
+        (folder / name).unlink()
+    assert len(find_cases(tmp_path / "p1")) == 1
 
 
 @pytest.mark.parametrize("name", ["nowhere", "*.png"])

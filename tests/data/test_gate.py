@@ -67,6 +67,7 @@ def test_checks_of_a_case_return_what_they_were_given() -> None:
     assert all(torch.equal(data[key], before[key]) for key in before)
     check(case(affine=shifted(0.05)), **FORM)
     check(case(affine=shifted(5), name="c1.png"), **FORM)  # PNG has no place
+    check(case(affine=shifted(5), name="c1.nii.png"), **FORM)
 
 
 @pytest.mark.parametrize(
@@ -150,8 +151,8 @@ def pixels(dtype: str, *shape: int) -> np.ndarray:
         ("a.tif", lambda p: write_tiff(p, pixels("c8", 5, 6)), "cannot be read"),
         ("a.png", lambda p: p.write_bytes(b""), "cannot be read"),
         ("a.png", lambda p: None, r"cannot be read \(No such file"),
-        ("a.png", os.mkfifo, "no regular file"),
-        ("a.nii", os.mkfifo, "no regular file"),
+        ("a.png", os.mkfifo, "a pipe, socket or device"),
+        ("a.nii", os.mkfifo, "a pipe, socket or device"),
         ("a.nii", lambda p: p.write_bytes(b""), "cannot be read"),
         ("a.nii", lambda p: write_volume(p, (5, 6, 7), dtype=np.complex64), "type complex64"),
         ("a.nii", lambda p: write_volume(p, (5, 6, 7, 1, 1)), r"5 axes, \(5, 6, 7, 1, 1\)"),

@@ -8,6 +8,7 @@ import pytest
 from monai.transforms import LoadImaged
 from PIL import Image
 
+from monai_xtiny.data.case import Case
 from monai_xtiny.data.cases import find_cases
 from monai_xtiny.data.headers import read_headers
 from monai_xtiny.data.images import load_sample
@@ -116,4 +117,52 @@ def test_dicom_headers_refuse_slices_out_of_order(tmp_path) -> None:
     item.ImagePositionPatient = [0, 0, 7]
     item.save_as(path)
     with pytest.raises(ValueError, match="unevenly spaced or numbered out of order"):
+        read_headers(find_cases(tmp_path))
+
+
+@pytest.mark.parametrize(
+    "tag, values",
+    [("ImageOrientationPatient", ["0.99999999999999999", "0", "0", "0", "1", "0"]),
+     ("ImagePositionPatient", ["-120.0000000000001", "0", "12"]),
+     ("PixelSpacing", ["0.48828125000000001", "0.5"])],
+)  # fmt: skip
+def test_dicom_headers_refuse_numbers_longer_than_dicoms(tmp_path, tag, values) -> None:
+    import pydicom
+
+    path = write_dicom_series(tmp_path / "ct") / "slice1.dcm"
+    item = pydicom.dcmread(path)
+    # pydicom does not write such numbers; scanners and converters do.
+    element = pydicom.dataelem.DataElement(tag, "DS", "\\".join(values), already_converted=True)
+    item[tag] = element
+    with pydicom.config.disable_value_validation():
+        item.save_as(path)
+    with pytest.raises(ValueError, match=f"{tag} {values[0]} has more than DICOM's 16 characters"):
+        read_headers(find_cases(tmp_path))
+
+
+def test_dicom_headers_refuse_what_monais_reader_would_stumble_over(tmp_path) -> None:
+    folder = write_dicom_series(tmp_path / "ct")
+    (folder / "more").mkdir()
+    with pytest.raises(ValueError, match="a folder, 'more', beside the slices; move it out"):
+        read_headers(find_cases(tmp_path))
+    (folder / "more").rmdir()
+    (folder / "._slice1.dcm").write_bytes(b"of a Mac")  # which it passes over
+    (folder / "notes.txt").write_text("no DICOM")
+    assert read_headers(find_cases(tmp_path))[0].shape == (16, 12, 5)
+    with pytest.raises(ValueError, match="a folder without a DICOM file"):
+        (tmp_path / "empty").mkdir()
+        read_headers([Case("ct", (str(tmp_path / "empty"),), "dicom")])
+
+
+@pytest.mark.parametrize("number", [None, 2])
+def test_dicom_headers_refuse_slices_that_monais_reader_would_drop(tmp_path, number) -> None:
+    import pydicom
+
+    path = write_dicom_series(tmp_path / "ct") / "slice1.dcm"
+    item = pydicom.dcmread(path)
+    del item.InstanceNumber
+    if number is not None:
+        item.InstanceNumber = number
+    item.save_as(path)
+    with pytest.raises(ValueError, match="slices without a number or with the same"):
         read_headers(find_cases(tmp_path))

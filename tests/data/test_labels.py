@@ -21,6 +21,12 @@ def test_read_label_names_of_a_data_set(tmp_path, labels, expected) -> None:
     assert read_label_names(tmp_path) == expected
 
 
+def test_read_label_names_reads_what_windows_wrote(tmp_path) -> None:
+    content = json.dumps({"labels": {"background": 0, "Größe": 1}}, ensure_ascii=False)
+    (tmp_path / "dataset.json").write_text(content, encoding="utf-8-sig")
+    assert read_label_names(tmp_path) == ("background", "Größe")
+
+
 @pytest.mark.parametrize(
     "labels, message",
     [({"background": 0, "a": 2}, "not 0, 1, 2"),

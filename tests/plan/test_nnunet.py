@@ -5,6 +5,7 @@ from pathlib import Path
 
 import pytest
 
+from monai_xtiny.data.labels import read_label_names
 from monai_xtiny.plan.nnunet import load_nnunet_plan
 from tests.conftest import DATA
 
@@ -78,6 +79,78 @@ def resenc(content) -> None:
 def three_convolutions(content) -> None:
     arguments = content["configurations"]["2d"]["architecture"]["arch_kwargs"]
     arguments["n_conv_per_stage"] = [3] * 4
+
+
+def cascade(content) -> None:
+    content["configurations"]["2d"]["previous_stage"] = "3d_lowres"
+
+
+def ct(content) -> None:
+    content["configurations"]["2d"]["normalization_schemes"] = ["CTNormalization"]
+
+
+def masked(content) -> None:
+    content["configurations"]["2d"]["use_mask_for_norm"] = [True]
+
+
+def old_resenc(content) -> None:
+    settings = content["configurations"]["2d"]
+    del settings["architecture"]
+    settings.update(
+        UNet_class_name="ResidualEncoderUNet", UNet_base_num_features=32,
+        unet_max_num_features=512, conv_kernel_sizes=[[3, 3]] * 4,
+        pool_op_kernel_sizes=[[1, 1], *[[2, 2]] * 3], n_conv_per_stage_encoder=[1, 3, 4, 6],
+        n_conv_per_stage_decoder=[1] * 3,
+    )  # fmt: skip
+
+
+@pytest.mark.parametrize(
+    "change, message",
+    [
+        (
+            cascade,
+            r"refines the result of '3d_lowres' \(a cascade\), .*: take another, such as 3d_full",
+        ),
+        (
+            ct,
+            "normalizes by CTNormalization, .* only ZScoreNormalization of .*: search without",
+        ),
+        (
+            masked,
+            "normalizes by ZScoreNormalization within the nonzero mask, which is not supported",
+        ),
+        (old_resenc, "plans ResidualEncoderUNet, which is not supported, only Plain"),
+    ],
+    ids=["cascade", "CT", "normalization in a mask", "residual encoder before v2.4"],
+)
+def test_load_nnunet_plan_says_what_is_not_supported(tmp_path, change, message) -> None:
+    path = changed(tmp_path, change)
+    with pytest.raises(ValueError, match=rf"^'{path}': configuration '2d' {message}") as caught:
+        load_nnunet_plan(path, "2d", in_channels=1, out_channels=3)
+    assert "\n" not in str(caught.value)
+
+
+@pytest.mark.parametrize(
+    "labels, what",
+    [
+        ({"background": 0, "whole": [1, 2], "core": 2}, "region 'whole' of several values"),
+        ({"background": 0, "a": 1, "ignore": 2}, "ignore label"),
+        ({"0": "background", "1": "a", "2": "ignore"}, "ignore label"),
+    ],
+    ids=["regions", "ignore", "ignore, MSD"],
+)
+def test_labels_of_the_planned_data_set_must_be_plain_classes(tmp_path, labels, what) -> None:
+    path = changed(tmp_path, lambda content: None)
+    (tmp_path / "dataset.json").write_text(json.dumps({"labels": {"background": 0, "a": 1}}))
+    load_nnunet_plan(path, "2d", in_channels=1, out_channels=3)
+    (tmp_path / "dataset.json").write_text(json.dumps({"labels": labels}))
+    with pytest.raises(ValueError, match=f"beside the plans has nnU-Net's {what}, which is not"):
+        load_nnunet_plan(path, "2d", in_channels=1, out_channels=3)
+    with pytest.raises(
+        ValueError, match=f"no plain labels .*{what}.*: give --label_names, one per"
+    ):
+        read_label_names(tmp_path)
+    assert read_label_names(tmp_path, "background,a,b") == ("background", "a", "b")
 
 
 def circle(content) -> None:

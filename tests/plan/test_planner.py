@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 
 from monai_xtiny.data import headers
-from monai_xtiny.data.case import Case
+from monai_xtiny.data.case import Case, Header
 from monai_xtiny.data.cases import find_cases
 from monai_xtiny.plan.planner import (
     MAX_HEADERS,
@@ -165,3 +165,12 @@ def test_plan_images_refuses_3d_for_images(png_folder) -> None:
 def test_plan_fingerprint_refuses_other_dimensions() -> None:
     with pytest.raises(ValueError, match="spatial_dims is 4"):
         plan_fingerprint(Fingerprint(((64, 64),), ((1.0, 1.0),), 1), spatial_dims=4)
+
+
+def test_extract_fingerprint_refuses_an_image_that_is_not_as_its_header_says(tmp_path) -> None:
+    write_nifti(tmp_path / "a.nii", (20, 24, 18))
+    cases = find_cases(tmp_path)
+    headers = {cases[0]: Header((24, 20, 18), (1.0, 1.0, 1.0), 1)}  # MONAI's reader turned it
+    message = r"'a.nii' is read as \(20, 24, 18\) voxels, and its header says \(24, 20, 18\): conv"
+    with pytest.raises(ValueError, match=message):
+        extract_fingerprint(cases, headers=headers)

@@ -66,6 +66,11 @@ def test_write_json_refuses_what_json_has_no_word_for(tmp_path) -> None:
     assert read_json(write_json(tmp_path / "a.json", LINE)) == LINE
 
 
+def test_read_json_reads_what_windows_wrote(tmp_path) -> None:
+    (tmp_path / "a.json").write_text('{"a": "é"}', encoding="utf-8-sig")
+    assert read_json(tmp_path / "a.json") == {"a": "é"}
+
+
 @pytest.mark.parametrize("content", [b"[1]", b"{", b"\xff", b"[" * 100_000])
 def test_read_json_refuses_what_is_no_object(tmp_path, content) -> None:
     path = tmp_path / "a.json"

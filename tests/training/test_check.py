@@ -1,6 +1,7 @@
 from __future__ import annotations
 
 import json
+import os
 import shutil
 from pathlib import Path
 
@@ -39,7 +40,55 @@ def test_check_bundle_passes_what_fits(capsys, bundle, labeled) -> None:
     found = check_bundle(bundle, data=labeled)
     assert (found.num_cases, found.problems) == (4, ())
     main(["check", "--bundle", str(bundle), "--data", str(labeled)])
-    assert "4 labeled cases fit the bundle" in capsys.readouterr().out
+    out = capsys.readouterr().out
+    assert "4 labeled cases fit the bundle" in out
+    first = (
+        "found 4 cases with 1 channel (c0_0000.png), 2D, median size 24 x 20 pixels\npatch 24 x 20"
+    )
+    assert out.startswith(first)
+
+
+def masks_beside_images(root: Path) -> None:
+    write_png(root / "imagesTr" / "c2_mask.png")
+
+
+def newline_in_a_name(root: Path) -> None:
+    write_png(root / "imagesTr" / "c2\n.png")
+
+
+def a_pipe(root: Path) -> None:
+    os.mkfifo(root / "labelsTr" / "c9.png")
+
+
+@pytest.mark.parametrize(
+    "spoil, message",
+    [
+        (masks_beside_images, "c2_mask.png looks like a mask beside the image"),
+        (newline_in_a_name, "holds a control character or is not UTF-8: rename it"),
+        (a_pipe, "c9.png is a pipe, socket or device"),
+    ],
+    ids=lambda value: getattr(value, "__name__", ""),
+)
+def test_check_refuses_names_and_files_in_one_line(capsys, bundle, labeled, spoil, message) -> None:
+    spoil(labeled)
+    with pytest.raises(SystemExit) as stop:
+        main(["check", "--bundle", str(bundle), "--data", str(labeled)])
+    error = capsys.readouterr().err
+    assert stop.value.code == 2 and message in error and error.count("\n") == 1
+
+
+def test_check_refuses_a_datalist_that_holds_out_what_it_trains_on(
+    capsys, bundle, labeled, tmp_path
+) -> None:
+    case = {"image": "imagesTr/c1_0000.png", "label": "labelsTr/c1.png"}
+    datalist = tmp_path / "list.json"
+    datalist.write_text(json.dumps({"training": [case], "validation": [case]}))
+    with pytest.raises(SystemExit) as stop:
+        main(
+            ["check", "--bundle", str(bundle), "--data", str(labeled), "--datalist", str(datalist)]
+        )
+    error = capsys.readouterr().err
+    assert stop.value.code == 2 and "training[0] and validation[0] share" in error
 
 
 def no_label(root: Path) -> None:

@@ -14,7 +14,12 @@ from monai_xtiny.bundle.folder import Bundle
 from monai_xtiny.bundle.measured import read_evaluation, write_evaluation
 from monai_xtiny.bundle.results import Evaluation
 from monai_xtiny.cli.commands import main
-from monai_xtiny.training.evaluate import draw_plane, evaluate_bundle, evaluate_held_out
+from monai_xtiny.training.evaluate import (
+    _refuse_trained,
+    draw_plane,
+    evaluate_bundle,
+    evaluate_held_out,
+)
 from monai_xtiny.training.labeled import data_options
 from tests.conftest import texture, write_nifti
 
@@ -143,6 +148,22 @@ def test_evaluate_command_refuses_cases_that_were_trained_on(volumes, capsys, tm
     assert stop.value.code == 2
     name = Path(split["training"][0]["label"]).name
     assert f"the network was trained on {name}" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize(
+    "held_out, is_trained",
+    [("p2/seg.png", False), ("p1/seg.png", True), ("p1\\seg.png", True), ("./p1/seg.png", True),
+     ("data/p1/seg.png", True), ("seg.png", True), ("p3/p2/seg.png", False)],
+)  # fmt: skip
+def test_evaluate_compares_paths_and_not_file_names(tmp_path, held_out, is_trained) -> None:
+    trained = [{"image": "p1/image.png", "label": "p1/seg.png"}]
+    (tmp_path / "list.json").write_text(json.dumps({"validation": [{"label": held_out}]}))
+    command = (trained, tmp_path / "list.json", str(tmp_path))
+    if is_trained:
+        with pytest.raises(ValueError, match=r"the network was trained on seg\.png \("):
+            _refuse_trained(*command)
+    else:
+        _refuse_trained(*command)
 
 
 def test_evaluate_command_needs_a_trained_bundle(volumes, capsys, tmp_path) -> None:
