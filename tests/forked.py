@@ -1,4 +1,4 @@
-"""Work in a process that is forked from the test: it shares all imports, and may die at any time."""
+"""Work in a process that is forked from the test: it shares all imports, and may die."""
 
 from __future__ import annotations
 

@@ -388,8 +388,8 @@ def check_output_dir(found: ImageCases | LabeledCases, output_dir: PathLike) -> 
     folders = [*sources, *(root / part for root in roots for part in parts)]
     if _identities([output]) & _identities(folders):
         raise ValueError(
-            f"the results in {str(output_dir)!r} would lie among the images or labels: give another "
-            "--output_dir"
+            f"the results in {str(output_dir)!r} would lie among the images or labels: give "
+            "another --output_dir"
         )
     taken = _identities(files)
     for file in output.iterdir() if output.is_dir() else ():

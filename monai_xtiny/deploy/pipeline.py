@@ -93,8 +93,9 @@ def deploy_bundle(
     """Export a bundle's network to ONNX, and measure it.
 
     Args:
-        bundle: the bundle, or its folder; ``models/model.onnx``, on request ``models/model_int8.onnx``, and
-            ``docs/deploy.json`` are written. An int8 model of other weights is deleted.
+        bundle: the bundle, or its folder; ``models/model.onnx``, on request
+            ``models/model_int8.onnx``, and ``docs/deploy.json`` are written. An int8 model of other
+            weights is deleted.
         images: unlabeled images, whatever the search takes: ONNX Runtime is compared with PyTorch
             on 16 of them, and int8 calibrated.
         data: nnU-Net data set root with labels, whose held-out cases the Dice is measured on.

@@ -1,7 +1,6 @@
 from __future__ import annotations
 
 import fcntl
-import os
 import stat
 from collections.abc import Callable
 from pathlib import Path
