@@ -6,6 +6,7 @@ import os
 import zipfile
 from pathlib import Path
 
+from monai_xtiny.bundle.exclusive import exclusive
 from monai_xtiny.bundle.folder import LICENSE, ONNX, ONNX_INT8, PARTS, WEIGHTS, Bundle
 from monai_xtiny.bundle.large_files import read_large_files, write_large_files
 from monai_xtiny.bundle.torchscript import check_torchscript, write_torchscript
@@ -15,8 +16,9 @@ from monai_xtiny.system.files import atomic_write
 _EPOCH = (1980, 1, 1, 0, 0, 0)
 
 
+@exclusive
 def package_bundle(
-    bundle_dir: str | os.PathLike[str] | Bundle,
+    bundle: Bundle,
     output: str | os.PathLike[str] | None = None,
     *,
     torchscript: bool = False,
@@ -29,7 +31,7 @@ def package_bundle(
     them: the files themselves are.
 
     Args:
-        bundle_dir: the bundle.
+        bundle: the bundle, or its folder.
         output: the zip to write; default: ``NAME_vVERSION.zip`` beside the bundle.
         torchscript: write ``models/model.ts`` from ``models/model.pt`` first.
 
@@ -37,11 +39,11 @@ def package_bundle(
         The zip's path.
 
     Raises:
+        BlockingIOError: another process writes the bundle.
         FileNotFoundError: a file that the Zoo demands or ``large_files.yml`` lists is missing.
         ValueError: ``models/model.ts`` or an ONNX file holds other weights than
             ``models/model.pt``, or cannot be made.
     """
-    bundle = Bundle.open(bundle_dir)
     for name in (LICENSE, WEIGHTS):
         if not bundle.path(name).is_file():
             raise FileNotFoundError(

@@ -9,6 +9,7 @@ from pathlib import Path
 import torch
 
 from monai_xtiny.bundle.card import MEASURED_PARTS, model_card, renewed_card
+from monai_xtiny.bundle.exclusive import exclusive
 from monai_xtiny.bundle.figures import Plane, plot_overlay
 from monai_xtiny.bundle.folder import CARD, EVALUATION, OVERLAY, Bundle
 from monai_xtiny.bundle.results import Evaluation, evaluation_from_dict
@@ -18,6 +19,7 @@ from monai_xtiny.system.files import read_json, write_json, write_text
 _TRAINING_STATE = "eval/checkpoints/training_state.pt"
 
 
+@exclusive
 def write_evaluation(bundle: Bundle, evaluation: Evaluation, planes: Sequence[Plane]) -> Path:
     """Write an evaluation into its bundle: ``docs/evaluation.json``, ``overlay.png``, the card.
 
@@ -32,6 +34,7 @@ def write_evaluation(bundle: Bundle, evaluation: Evaluation, planes: Sequence[Pl
         The card's path.
 
     Raises:
+        BlockingIOError: another process writes the bundle.
         ValueError: no case has a label, or the card lost its marks.
     """
     num_epochs = _num_epochs(bundle)

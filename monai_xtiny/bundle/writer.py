@@ -13,7 +13,15 @@ import torch
 
 from monai_xtiny.bundle.card import model_card
 from monai_xtiny.bundle.figures import plot_sensitivity
-from monai_xtiny.bundle.folder import SEARCH, Bundle, data_kind, missing_file, unit_test_path
+from monai_xtiny.bundle.folder import (
+    LARGE_FILES,
+    PARTS,
+    SEARCH,
+    Bundle,
+    data_kind,
+    missing_file,
+    unit_test_path,
+)
 from monai_xtiny.bundle.large_files import write_large_files
 from monai_xtiny.bundle.metadata import bundle_metadata, is_raster
 from monai_xtiny.bundle.replace import replaced_whole, restore_interrupted
@@ -21,6 +29,8 @@ from monai_xtiny.bundle.search_file import read_search, write_search
 from monai_xtiny.bundle.templates import merged_template, script_sources, templates_dir
 from monai_xtiny.bundle.torchscript import write_torchscript
 from monai_xtiny.bundle.unit_test import render_unit_test
+from monai_xtiny.bundle.workflow import write_lock
+from monai_xtiny.data.case import Case
 from monai_xtiny.networks.dynunet import build_network, network_definition
 from monai_xtiny.plan.preprocessing import preprocessing_fragment
 from monai_xtiny.plan.unet_plan import UNetPlan
@@ -48,7 +58,8 @@ def check_destination(
         The absolute path.
 
     Raises:
-        FileExistsError: there is something, and it is not to be overwritten or is no bundle.
+        FileExistsError: there is something, and it is not to be overwritten, is no bundle, or
+            holds more than a bundle.
         NotADirectoryError: a parent is a file.
         ValueError: MONAI could not read a path like this.
     """
@@ -80,7 +91,37 @@ def check_destination(
             raise FileExistsError(f"{str(path)!r} {what}: give another --bundle or --overwrite")
         if missing_file(path) is not None:
             raise FileExistsError(f"{str(path)!r} is no bundle: remove it yourself first")
+        _check_replaceable(path)
     return path
+
+
+def check_apart(bundle_dir: str | os.PathLike[str], cases: Sequence[Case]) -> None:
+    """Refuse to write a bundle among the images that it is made from.
+
+    Args:
+        bundle_dir: where the bundle shall be.
+        cases: the images.
+
+    Raises:
+        ValueError: it would lie in a folder of images.
+    """
+    path = Path(os.path.realpath(bundle_dir))
+    files = {Path(os.path.realpath(file)) for case in cases for file in case.images}
+    folders = {file if file.is_dir() else file.parent for file in files}
+    if not folders.isdisjoint((path, path.parent)):
+        raise ValueError(f"{str(path)!r} would lie among the images: give another --bundle")
+
+
+def _check_replaceable(bundle_dir: Path) -> None:
+    """Refuse to replace a bundle that holds more than a bundle: a data set, a former network."""
+    # A test lies there until it is put beside the bundle.
+    ours = (*PARTS, LARGE_FILES, unit_test_path(bundle_dir).name, "eval", "__pycache__")
+    own = sorted(path.name for path in bundle_dir.iterdir() if path.name not in ours)
+    if own:
+        raise FileExistsError(
+            f"{str(bundle_dir)!r} holds {', '.join(own)}, which --overwrite would delete: move "
+            "that elsewhere first, or give another --bundle"
+        )
 
 
 def export_bundle(
@@ -112,7 +153,9 @@ def export_bundle(
         The bundle's absolute path.
 
     Raises:
-        FileExistsError: there is something, and it is not to be overwritten or is no bundle.
+        BlockingIOError: another process writes there.
+        FileExistsError: there is something, and it is not to be overwritten, is no bundle, or
+            holds more than a bundle.
         ValueError: the number of names is not that of the classes, or a name or path could not be
             told from code in a MONAI config.
     """
@@ -127,7 +170,8 @@ def export_bundle(
     for name in names:
         check_config_text(name, "label name")
     test = unit_test_path(target)
-    with replaced_whole(target) as folder:
+    with write_lock(target), replaced_whole(target) as folder:
+        check_destination(target, overwrite=overwrite, unit_test=unit_test)  # now that it is ours
         _write_bundle(selection, folder, target.name, names)
         written = Bundle.open(folder)
         if torchscript:

@@ -68,12 +68,15 @@ def verify(
 
     def run() -> None:
         from monai_xtiny.bundle.folder import VERIFICATION, Bundle
+        from monai_xtiny.bundle.workflow import hold_lock
         from monai_xtiny.training.compare import verification_summary
         from monai_xtiny.training.update import update_bundle
         from monai_xtiny.training.verify import verify_bundle
 
         opened = Bundle.open(bundle)
         is_update = parse_flag("update", update)
+        if is_update:  # not only once all is trained
+            hold_lock(opened.root)
         found = verify_bundle(
             opened,
             data=data,

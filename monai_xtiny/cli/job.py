@@ -56,6 +56,9 @@ class Job:
             raise SystemExit(_report(error)) from None
         finally:
             logging.disable(logging.NOTSET)
+            workflow = sys.modules.get("monai_xtiny.bundle.workflow")
+            if workflow is not None:  # a command that wrote nothing has not imported it
+                workflow.release_locks()
 
 
 def _report(error: Exception) -> int:

@@ -171,6 +171,7 @@ def score(
     def run() -> None:
         import ignite.distributed as idist
 
+        from monai_xtiny.bundle.workflow import write_lock
         from monai_xtiny.scores.table import table_to_dict
         from monai_xtiny.search.journal import journal_path, remove_journal
 
@@ -193,10 +194,11 @@ def score(
         journal = journal_path(output)
         overrides = {**options.overrides(), "journal": journal}
         workflow = make_workflow(config_file, overrides, init_id="initialize_scores")
-        table = workflow.parser.get_parsed_content("scores")
-        if idist.get_rank() == 0:
-            emit(json.dumps(table_to_dict(table), indent=4), output)
-            remove_journal(journal)
+        with write_lock(output):
+            table = workflow.parser.get_parsed_content("scores")
+            if idist.get_rank() == 0:
+                emit(json.dumps(table_to_dict(table), indent=4), output)
+                remove_journal(journal)
         workflow.finalize()
 
     return Job(run, debug, resumes=True)

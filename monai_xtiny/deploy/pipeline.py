@@ -17,6 +17,7 @@ import torch
 from numpy.typing import NDArray
 from PIL import Image
 
+from monai_xtiny.bundle.exclusive import exclusive
 from monai_xtiny.bundle.folder import DEPLOYMENT, SPLIT, Bundle
 from monai_xtiny.bundle.folder import ONNX as ONNX_FILE
 from monai_xtiny.deploy.onnx_model import (
@@ -76,8 +77,9 @@ class Deployment:
     device: str = ""
 
 
+@exclusive
 def deploy_bundle(
-    bundle_dir: str | os.PathLike[str] | Bundle,
+    bundle: Bundle,
     *,
     images: str | os.PathLike[str] | None = None,
     data: str | os.PathLike[str] | None = None,
@@ -91,8 +93,9 @@ def deploy_bundle(
     """Export a bundle's network to ONNX, and measure it.
 
     Args:
-        bundle_dir: the bundle; ``models/model.onnx``, on request ``models/model_int8.onnx``, and
-            ``docs/deploy.json`` are written. An int8 model of other weights is deleted.
+        bundle: the bundle, or its folder; ``models/model.onnx``, on request
+            ``models/model_int8.onnx``, and ``docs/deploy.json`` are written. An int8 model of other
+            weights is deleted.
         images: unlabeled images, whatever the search takes: ONNX Runtime is compared with PyTorch
             on 16 of them, and int8 calibrated.
         data: nnU-Net data set root with labels, whose held-out cases the Dice is measured on.
@@ -109,12 +112,12 @@ def deploy_bundle(
         What was made and measured.
 
     Raises:
+        BlockingIOError: another process writes the bundle.
         FileNotFoundError: there is no bundle, or no images or data.
         ImportError: the extra ``deploy`` is not installed.
         ValueError: a case cannot be read, outputs differ, int8 has no images, Dice is asked of an
             untrained bundle, the size has other dimensions, or there is no such device.
     """
-    bundle = Bundle.open(bundle_dir)
     for name in ("onnx", "onnxruntime", "onnxscript"):
         import_deploy(name)
     computed_on = _check_device(device)

@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import glob
 import json
 import os
+import shutil
 import tempfile
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
@@ -16,7 +18,8 @@ def atomic_write(path: str | os.PathLike[str]) -> Iterator[Path]:
     """A temporary file that takes the place of ``path`` if the block succeeds.
 
     It has the same name, in a hidden folder beside ``path`` that nobody else can guess or enter,
-    and is gone if the block fails. A link stands for what it points to.
+    and is gone if the block fails; what killed processes left of such folders goes too. A link
+    stands for what it points to.
 
     Args:
         path: the file to write, or to replace; its folder must exist.
@@ -30,7 +33,10 @@ def atomic_write(path: str | os.PathLike[str]) -> Iterator[Path]:
     target = Path(os.path.realpath(path))
     if target.exists() and not target.is_file():
         raise FileExistsError(f"{str(target)!r} is no file: give another name")
-    with tempfile.TemporaryDirectory(prefix=f".{target.name}.", dir=target.parent) as folder:
+    prefix = f".{target.name}.tmp."
+    for left in target.parent.glob(glob.escape(prefix) + "*"):
+        shutil.rmtree(left, ignore_errors=True)
+    with tempfile.TemporaryDirectory(prefix=prefix, dir=target.parent) as folder:
         part = Path(folder) / target.name
         yield part
         part.replace(target)

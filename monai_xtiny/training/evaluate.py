@@ -17,6 +17,7 @@ from monai.metrics import compute_hausdorff_distance
 from monai.transforms import LoadImage, Orientation
 
 from monai_xtiny.bundle.card import check_marks
+from monai_xtiny.bundle.exclusive import exclusive
 from monai_xtiny.bundle.figures import Plane
 from monai_xtiny.bundle.folder import CARD, SPLIT, Bundle
 from monai_xtiny.bundle.results import Evaluation
@@ -32,6 +33,7 @@ OnCase = Callable[[Mapping[str, Any], MetaTensor, MetaTensor], None]
 Predict = Callable[[torch.Tensor], torch.Tensor]
 
 
+@exclusive
 def evaluate_held_out(
     bundle: Bundle,
     *,
@@ -55,6 +57,7 @@ def evaluate_held_out(
         The evaluation, and one slice of every case.
 
     Raises:
+        BlockingIOError: another process writes the bundle.
         FileNotFoundError: there are no data.
         ValueError: the bundle was not trained, the datalist has no validation section, one of its
             cases was trained on, or the card could not take the results.

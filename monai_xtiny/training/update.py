@@ -12,6 +12,7 @@ from pathlib import Path
 from typing import Any
 
 from monai_xtiny.bundle.card import CHOICE_PARTS, MEASURED_PARTS, model_card, renewed_card
+from monai_xtiny.bundle.exclusive import exclusive
 from monai_xtiny.bundle.folder import (
     CARD,
     CURVE,
@@ -42,9 +43,8 @@ _RESULTS = (SPLIT, EVALUATION, OVERLAY, DEPLOYMENT, ONNX, ONNX_INT8)
 _CONFIGS = ("train", "inference", "evaluate", "multi_gpu_train", "metadata")
 
 
-def update_bundle(
-    bundle_dir: str | os.PathLike[str] | Bundle, verification: Verification
-) -> Path | None:
+@exclusive
+def update_bundle(bundle: Bundle, verification: Verification) -> Path | None:
     """Write a verification into its bundle, and move the choice to the recommended width.
 
     The network is at its initialization then. Both widths are exported side by side, and what
@@ -56,18 +56,18 @@ def update_bundle(
     which ``package`` leaves out.
 
     Args:
-        bundle_dir: the bundle.
+        bundle: the bundle, or its folder.
         verification: of its choice.
 
     Returns:
         The folder of what was trained; ``None`` if nothing was, or the choice stays.
 
     Raises:
+        BlockingIOError: another process writes the bundle.
         FileNotFoundError: there is no bundle.
         ValueError: the verification is of another width than the bundle's, or recommends one that
             is not in the ladder; or the card has lost its marks.
     """
-    bundle = Bundle.open(bundle_dir)
     former, width = bundle.selection, verification.recommended
     if former.max_features != verification.selected or width not in former.table.widths:
         raise ValueError(

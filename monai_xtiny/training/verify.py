@@ -22,6 +22,7 @@ from monai.bundle import ConfigParser
 from monai.utils import get_seed, set_determinism
 
 from monai_xtiny.bundle.folder import EVALUATE, TRAIN, Bundle
+from monai_xtiny.bundle.workflow import write_lock
 from monai_xtiny.bundle.writer import export_bundle
 from monai_xtiny.selection.choice import Selection
 from monai_xtiny.system.config_text import check_config_text
@@ -104,6 +105,7 @@ def verify_bundle(
         The verification.
 
     Raises:
+        BlockingIOError: another process uses the work folder.
         FileNotFoundError: there is no bundle, or no data.
         ValueError: the data do not fit the bundle, fewer than 2 cases are held out, or fewer than
             2 seeds or 1 epoch are asked for.
@@ -245,7 +247,8 @@ def _work_folder(work_dir: str | os.PathLike[str] | None) -> Iterator[Path]:
     if work_dir is not None:
         folder = Path(os.path.realpath(work_dir))
         folder.mkdir(parents=True, exist_ok=True)
-        yield folder
+        with write_lock(folder):
+            yield folder
         return
     with tempfile.TemporaryDirectory(prefix="monai_xtiny_") as name:
         yield Path(os.path.realpath(name))

@@ -341,6 +341,7 @@ def test_write_split_is_a_datalist_relative_to_the_data(tmp_path) -> None:
     file = tmp_path / "split.json"
     workflow.write_split(split, file, root)
     assert file.read_text().endswith("}\n") and [p.name for p in tmp_path.glob("*.part")] == []
+    assert [path.name for path in file.parent.glob(".*")] == []
     found = workflow.find_labeled_cases(root, file, root, **PNG)
     assert workflow.split_cases(found, fold=0, val_fraction=0.5, split_seed=9) == workflow.Split(
         split.training, split.validation
@@ -423,6 +424,49 @@ def test_check_images_says_what_is_wrong_with_the_folder(tmp_path) -> None:
     found = workflow.find_images(touch(tmp_path, "a.nii.gz"), **NIFTI)
     with pytest.raises(ValueError, match=r"two images would give one label file: rename .*a\.nii"):
         workflow.check_images(found, found.data, file_endings=NIFTI["file_endings"])
+
+
+@pytest.mark.parametrize(
+    ("dataset", "output"),
+    [
+        ("images", "images"), ("images", "images/../images"), ("images", "link"),
+        ("link", "images"), ("set", "set/imagesTr"), ("set", "set"), ("set", "set/labelsTr"),
+        ("set/imagesTr", "set/labelsTr"), ("set/imagesTs", "set/labelsTs"),
+    ],
+)  # fmt: skip
+def test_check_output_dir_refuses_folders_of_the_data_set(tmp_path, dataset, output) -> None:
+    touch(tmp_path, "images/a.png", "set/imagesTr/a.png", "set/labelsTr/a.png")
+    touch(tmp_path, "set/imagesTs/b.png", "set/labelsTs/b.png", "out/a.png")
+    (tmp_path / "link").symlink_to(tmp_path / "images")
+    found = workflow.find_images(tmp_path / dataset, **PNG)
+    with pytest.raises(ValueError, match="among the images or labels: give another --output_dir"):
+        workflow.check_output_dir(found, tmp_path / output)
+    for other in ("out", "none/yet", "set/predicted"):
+        workflow.check_output_dir(found, tmp_path / other)
+
+
+@pytest.mark.parametrize("link", [Path.symlink_to, Path.hardlink_to])
+def test_check_output_dir_refuses_a_folder_of_links_to_images(tmp_path, link) -> None:
+    touch(tmp_path, "images/a.png", "out/b.png", "file")
+    found = workflow.find_images(tmp_path / "images", **PNG)
+    workflow.check_output_dir(found, tmp_path / "out")
+    link(tmp_path / "out" / "a.png", tmp_path / "images" / "a.png")
+    with pytest.raises(ValueError, match=r"out/a\.png' is a link to an image or a label"):
+        workflow.check_output_dir(found, tmp_path / "out")
+    with pytest.raises(ValueError, match="file' is a file: give another --output_dir"):
+        workflow.check_output_dir(found, tmp_path / "file")
+
+
+def test_check_output_dir_knows_labeled_cases_too(tmp_path) -> None:
+    touch(tmp_path, "x/i/a.png", "x/l/a.png", "x/l/b.png", "eval/metrics.csv")
+    entries = [{"image": f"x/i/{name}.png", "label": f"x/l/{name}.png"} for name in "ab"]
+    datalist = tmp_path / "list.json"
+    datalist.write_text(json.dumps({"training": entries[:1], "validation": entries[1:]}))
+    found = workflow.find_labeled_cases(tmp_path, datalist, tmp_path, **PNG)
+    workflow.check_output_dir(found, tmp_path / "eval")
+    for folder in ("x/i", "x/l"):
+        with pytest.raises(ValueError, match="would lie among the images or labels"):
+            workflow.check_output_dir(found, tmp_path / folder)
 
 
 def test_check_weights_takes_a_bare_state_dict_and_one_under_model(tmp_path) -> None:

@@ -6,6 +6,7 @@ import stat
 import pytest
 import torch
 
+from monai_xtiny.bundle import replace as swap
 from monai_xtiny.bundle import writer as export
 from monai_xtiny.bundle.writer import check_destination, clear_finished, export_bundle
 from monai_xtiny.networks.dynunet import build_network
@@ -84,6 +85,7 @@ def test_export_bundle_puts_the_former_bundle_back_when_the_rename_fails(
             raise OSError("on purpose")
         return rename(self, target)
 
+    monkeypatch.setattr(swap, "_exchange", lambda one, other: False)
     monkeypatch.setattr(export.Path, "rename", fail_for_the_new_one)
     with pytest.raises(OSError, match="on purpose"):
         export_bundle(selection, bundle, overwrite=True)

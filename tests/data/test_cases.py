@@ -206,9 +206,7 @@ def test_find_cases_refuses_images_beside_dicom_series(tmp_path, preview) -> Non
 
 def test_a_pipe_is_never_opened(tmp_path) -> None:
     os.mkfifo(tmp_path / "a.png")
-    with pytest.raises(
-        ValueError, match="case 'a.png': it is a pipe, socket or device"
-    ):
+    with pytest.raises(ValueError, match="case 'a.png': it is a pipe, socket or device"):
         read_headers(find_cases(tmp_path))
     folder = write_dicom_series(tmp_path / "p1" / "ct", slices=2)
     for name in ("IM1", "zz.txt"):  # MONAI's reader opens all that is in the folder

@@ -64,7 +64,7 @@ def inspect_file(path: str | os.PathLike[str], *, is_label: bool = False) -> Any
     except OSError as error:
         raise ValueError(f"it cannot be read ({error.strerror}): check the path") from error
     if not stat.S_ISREG(mode) and not stat.S_ISDIR(mode):  # a folder is a DICOM series
-        raise ValueError("it is no regular file: leave it out")
+        raise ValueError("it is a pipe, socket or device, no file: remove it")
     lower = name.lower()
     found, problem = None, None
     try:

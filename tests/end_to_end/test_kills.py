@@ -1,0 +1,201 @@
+"""Commands that are killed at each of their writes lose nothing, and succeed the next time."""
+
+from __future__ import annotations
+
+import json
+import zipfile
+from collections.abc import Callable
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from torch import nn
+
+from monai_xtiny.bundle import measured, writer
+from monai_xtiny.bundle import replace as swap
+from monai_xtiny.bundle.archive import package_bundle
+from monai_xtiny.bundle.figures import Plane
+from monai_xtiny.bundle.folder import Bundle
+from monai_xtiny.bundle.measured import write_evaluation
+from monai_xtiny.bundle.results import Evaluation
+from monai_xtiny.bundle.workflow import BestWeights, Split, write_split
+from monai_xtiny.bundle.writer import export_bundle
+from monai_xtiny.deploy import pipeline
+from monai_xtiny.deploy.pipeline import Deployment
+from monai_xtiny.system.files import atomic_write
+from monai_xtiny.training.update import update_bundle
+from tests.kills import kill_everywhere
+from tests.training.test_update import MOVED, contents, train
+
+pytestmark = pytest.mark.search
+
+
+@pytest.fixture(autouse=True)
+def _brief(monkeypatch) -> None:
+    """What is drawn is not looked at here."""
+
+    def draw(*arguments: object) -> Path:
+        with atomic_write(Path(str(arguments[-1]))) as part:
+            part.write_bytes(b"drawn")
+        return Path(str(arguments[-1]))
+
+    monkeypatch.setattr(writer, "plot_sensitivity", draw)
+    monkeypatch.setattr(measured, "plot_overlay", draw)
+
+
+@pytest.fixture(params=["exchange", "two renames"])
+def swapping(request, monkeypatch) -> str:
+    """Both ways in which folders change places."""
+    if request.param == "two renames":
+        monkeypatch.setattr(swap, "_exchange", lambda one, other: False)
+    elif not swap._exchange:
+        pytest.skip("no system call exchanges folders here")
+    return request.param
+
+
+@pytest.fixture
+def bundle(tmp_path, selection) -> Path:
+    """A bundle that looks trained, in a folder of its own."""
+    root = tmp_path / "root" / "x_segmentation"
+    export_bundle(selection, root)
+    train(root)
+    return root
+
+
+def one_of(path: Path, *wholes: dict[str, bytes]) -> Callable[[], None]:
+    """A check that a bundle, once it is opened by whatever command comes next, is a whole one."""
+
+    def check() -> None:
+        Bundle.open(path)
+        assert contents(path) in wholes
+
+    return check
+
+
+def test_export_that_is_killed_leaves_nothing_or_a_whole_bundle(tmp_path, selection) -> None:
+    path = tmp_path / "root" / "x_segmentation"
+    path.parent.mkdir()
+    whole = contents(export_bundle(selection, tmp_path / "whole" / "x_segmentation"))
+
+    def check() -> None:
+        assert not path.exists() or contents(path) == whole
+
+    def work() -> None:
+        path.exists() or export_bundle(selection, path)  # there is a bundle: refused, rightly
+
+    assert kill_everywhere(path.parent, work, check, tidy=False) > 3
+
+
+def test_export_over_a_bundle_that_is_killed_leaves_the_one_or_the_other(
+    bundle, selection, tmp_path, swapping
+) -> None:
+    new = contents(export_bundle(selection, tmp_path / "whole" / "x_segmentation"))
+    check = one_of(bundle, contents(bundle), new)
+    work = lambda: export_bundle(selection, bundle, overwrite=True)  # noqa: E731
+    assert kill_everywhere(bundle.parent, work, check) > 3
+    assert contents(bundle) == new
+
+
+def test_update_that_is_killed_leaves_the_one_or_the_other(bundle, swapping) -> None:
+    former = contents(bundle)
+
+    def check() -> None:
+        Bundle.open(bundle)
+        found = contents(bundle)
+        kept = {
+            name.removeprefix("former_width8/"): found[name] for name in found if "former" in name
+        }
+        assert found == former or kept == former
+        if kept:
+            assert json.loads(found["docs/verification.json"])["recommended"] == 16
+            assert "configs/datalist.json" not in found
+
+    def work() -> None:
+        if Bundle.open(bundle).selection.max_features == 8:
+            update_bundle(bundle, MOVED)
+
+    assert kill_everywhere(bundle.parent, work, check, tidy=False) > 3
+    assert (bundle / "former_width8" / "models" / "model.pt").is_file()
+
+
+def test_evaluate_that_is_killed_leaves_each_result_whole(bundle) -> None:
+    def evaluation(dice: float) -> Evaluation:
+        return Evaluation(("a.png",), ((dice,),), ((1.0,),))
+
+    planes = [Plane("a", *(np.eye(4) for _ in range(3)))]
+    write_evaluation(bundle, evaluation(0.25), planes)
+    results = ("docs/README.md", "docs/evaluation.json", "docs/overlay.png")
+    states = []
+    for dice in (0.75, 0.25):
+        write_evaluation(bundle, evaluation(dice), planes)
+        states.append(contents(bundle))
+
+    def check() -> None:
+        found = contents(bundle)
+        for name in results:
+            assert found[name] in [state[name] for state in states]
+        rest = {name: value for name, value in found.items() if "docs/" not in name}
+        assert rest == {name: value for name, value in states[1].items() if "docs/" not in name}
+
+    work = lambda: write_evaluation(bundle, evaluation(0.75), planes)  # noqa: E731
+    assert kill_everywhere(bundle.parent, work, check) > 3
+    assert contents(bundle) == states[0]
+
+
+def test_package_that_is_killed_leaves_the_former_zip_or_the_new_one(bundle) -> None:
+    target = bundle.parent / "x.zip"
+    package_bundle(bundle, target)
+    before, former = contents(bundle), target.read_bytes()
+    (bundle / "docs" / "more.txt").write_text("more")
+
+    def check() -> None:
+        found = contents(bundle)
+        assert found.pop("docs/more.txt") and found == before
+        if target.read_bytes() != former:
+            assert zipfile.ZipFile(target).testzip() is None
+
+    assert kill_everywhere(bundle.parent, lambda: package_bundle(bundle, target), check) > 3
+    assert target.read_bytes() != former
+
+
+def test_deploy_that_is_killed_leaves_each_file_whole(bundle) -> None:
+    files = [bundle / "models" / "model.onnx", bundle / "docs" / "deploy.json"]
+    for file in files:
+        file.write_text("{}")
+
+    def work() -> None:
+        with atomic_write(files[0]) as part:
+            part.write_text("new")
+        pipeline._write(Deployment((files[0],), 0.0), files[1])
+
+    def check() -> None:
+        assert files[0].read_text() in ("{}", "new")
+        assert json.loads(files[1].read_text()).get("opset", 18) == 18
+
+    assert kill_everywhere(bundle.parent, work, check) > 3
+    assert files[0].read_text() == "new" and "opset" in files[1].read_text()
+
+
+def test_training_that_is_killed_while_it_writes_leaves_each_file_whole(tmp_path) -> None:
+    root, network = tmp_path / "root", nn.Linear(2, 2)
+    root.mkdir()
+    weights, split = root / "model.pt", root / "datalist.json"
+    case = {"image": ["a.png"], "label": "b.png"}
+    BestWeights(network, str(weights)).save()
+    write_split(Split([case], []), split, "")
+    former = {name: value.clone() for name, value in network.state_dict().items()}
+
+    def work() -> None:
+        with torch.no_grad():
+            network.weight.fill_(1.0)
+        BestWeights(network, str(weights)).save()
+        write_split(Split([case], [case]), split, "")
+
+    def check() -> None:
+        found = torch.load(weights, weights_only=True)["weight"]
+        assert torch.equal(found, former["weight"]) or (found == 1).all()
+        assert len(json.loads(split.read_text())["validation"]) in (0, 1)
+
+    assert kill_everywhere(root, work, check) > 3
+    assert len(json.loads(split.read_text())["validation"]) == 1
