@@ -817,19 +817,19 @@ class BestWeights:
         Args:
             former: its state.
         """
-        if "best_weights" not in former:  # of an earlier version, which wrote them at once
-            if self.split_file and _read_split_names(self.split_file) == former["split"]:
-                self.written = {}
-        elif former["best_weights"] is not None:
-            try:
-                current = _read_weights(self.file, self.network)
-            except (OSError, ValueError):
-                current = {}
-            best = former["best_weights"]
-            if current and all(torch.equal(current[name], best[name]) for name in best):
-                self.written = best
-            else:
-                self._write(best)
+        try:
+            current = _read_weights(self.file, self.network)
+        except (OSError, ValueError):
+            current = {}
+        best = former.get("best_weights")
+        if "best_weights" not in former:  # of an earlier version, which wrote the split at once
+            is_own = _read_names(self.split_file or "") == former["split"]
+        else:  # without a validation the last weights were written
+            is_own = any(_are_equal(current, item) for item in (best, former["network"]))
+        if is_own:
+            self.written = current
+        elif best is not None:
+            self._write(best)
 
     def save(self) -> None:
         """Write the weights as they are now."""
@@ -844,7 +844,7 @@ class BestWeights:
     def _write(self, weights: dict[str, torch.Tensor]) -> None:
         """Write weights, and at first the split; what another training wrote is kept aside."""
         is_first = self.written is None
-        if is_first and _is_trained(self.file, self.split_file, self.split is not None):
+        if is_first and _holds_training(self.file, self.split_file, self.split is not None):
             _keep_aside(self.file, self.split_file)
         _save_whole(weights, self.file)
         if is_first and self.split is not None and self.split_file is not None:
@@ -1022,15 +1022,17 @@ def _load(file: str, advice: str) -> dict[str, Any]:
 
 def _read_weights(file: str, network: nn.Module) -> dict[str, torch.Tensor]:
     """Weights of a network in a file: a state dict, or one under ``model``."""
-    advice = "use models/model.pt of this bundle, or emit the bundle again"
-    content = _load(file, advice)
+    content = _load(file, "train it, or give other weights")
     state = content.get("model", content)
     if not isinstance(state, dict) or _shapes(state) != _shapes(network.state_dict()):
-        raise ValueError(f"the weights in {file} are of another network than network_def: {advice}")
+        raise ValueError(
+            f"the weights in {file} are of another network than network_def: use models/model.pt "
+            "of this bundle, or emit the bundle again"
+        )
     return state
 
 
-def _is_trained(file: str, split_file: str | None, is_own: bool) -> bool:
+def _holds_training(file: str, split_file: str | None, is_own: bool) -> bool:
     """Whether there are trained weights that are not just gone on with, as MONAI Label does."""
     if not os.path.isfile(file):
         return False
@@ -1065,13 +1067,18 @@ def _keep_aside(file: str, split_file: str | None) -> None:
     print(f"the weights of the former training are in {former}", flush=True)
 
 
-def _read_split_names(split_file: str) -> list[list[str]] | None:
+def _read_names(split_file: PathLike) -> list[list[str]] | None:
     """Names of labels in a datalist that a training wrote, as ``Split.label_names``."""
     try:
         content = json.loads(Path(split_file).read_text(encoding="utf-8"))
         return Split(content["training"], content["validation"]).label_names()
     except (OSError, ValueError, KeyError, TypeError):
         return None
+
+
+def _are_equal(state: Mapping[str, torch.Tensor], other: Mapping[str, torch.Tensor] | None) -> bool:
+    """Whether two state dicts of one network are the same, bit for bit."""
+    return bool(state) and other is not None and all(torch.equal(state[k], other[k]) for k in state)
 
 
 def _is_measured(evaluator: Evaluator) -> bool:

@@ -19,6 +19,8 @@ from monai_xtiny.training.labeled import data_options
 from tests.conftest import texture, write_nifti
 
 pytestmark = pytest.mark.slow
+# Of the split that the bundle was trained on.
+HELD_OUT = {"num_workers": 0, "split_seed": 3}
 
 
 def labeled_bundle(root: Path, spacing: float) -> tuple[Path, Path]:
@@ -41,7 +43,7 @@ def volumes(made_once, tmp_path) -> tuple[Path, Path]:
 
     def make(folder: Path) -> None:
         bundle, data = labeled_bundle(folder, 1.0)
-        options = {**data_options(data, None), "num_workers": 0, "epochs": 1, "split_seed": 3}
+        options = {**data_options(data, None), **HELD_OUT, "epochs": 1}
         Bundle.open(bundle).workflow(("train",), options).run()
 
     folder = made_once("trained_volumes", make)
@@ -54,7 +56,7 @@ def test_evaluate_bundle_measures_what_evaluate_json_writes(volumes) -> None:
     planes: list[Plane] = []
     found = evaluate_bundle(
         Bundle.open(bundle),
-        {**data_options(data, None), "num_workers": 0},
+        {**data_options(data, None), **HELD_OUT},
         on_case=lambda *case: planes.append(draw_plane(*case)),
     )
     with open(bundle / "eval" / "val_mean_dice_raw.csv", encoding="utf-8") as file:
@@ -71,7 +73,7 @@ def test_evaluate_bundle_measures_what_evaluate_json_writes(volumes) -> None:
 
 def test_evaluate_bundle_evaluates_another_predictor_in_place_of_the_network(volumes) -> None:
     bundle, data = volumes
-    options = {**data_options(data, None), "num_workers": 0}
+    options = {**data_options(data, None), **HELD_OUT}
     expected = evaluate_bundle(Bundle.open(bundle), options)
     results = (bundle / "eval" / "val_mean_dice_raw.csv").read_bytes()
     network = Bundle.open(bundle).network()
@@ -92,7 +94,7 @@ def test_evaluate_bundle_evaluates_another_predictor_in_place_of_the_network(vol
 def test_evaluate_bundle_gives_distances_in_mm(volumes, tmp_path) -> None:
     bundle, data = volumes
     twice, twice_data = labeled_bundle(tmp_path, 2.0)
-    options = {"num_workers": 0}
+    options = HELD_OUT
     one = evaluate_bundle(Bundle.open(bundle), {**data_options(data, None), **options})
     shutil.copyfile(bundle / "models" / "model.pt", twice / "models" / "model.pt")
     two = evaluate_bundle(Bundle.open(twice), {**data_options(twice_data, None), **options})
