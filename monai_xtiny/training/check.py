@@ -177,11 +177,8 @@ def _check_case(
         content = read(dict(case))
     except Exception as error:
         text = " ".join(str(root_cause(error)).split())
-        return (
-            (text if text.startswith("case ") else f"case {name!r}: {text}: repair it"),
-            0.0,
-            set(),
-        )
+        problem = text if text.startswith("case ") else f"case {name!r}: {text}: repair it"
+        return problem, 0.0, set()
     image, classes = content["image"], {int(value) for value in content["label"].unique()}
     spacing = parser.get("spacing")
     if spacing is not None:
