@@ -261,16 +261,25 @@ def test_a_forgotten_bundle_root_and_unknown_options_are_named(bundle, data, tmp
 def test_sigint_stops_a_training_with_workers_and_it_goes_on(bundle, data, tmp_path) -> None:
     state = bundle.path("eval/checkpoints/training_state.pt")
     command = arguments(bundle, data, "--epochs", 4000, "--num_workers", 2, "--val_interval", 1)
+    # Workers are forked, as in a process of its own.
+    script = tmp_path / "run.py"
+    script.write_text(
+        "import multiprocessing, runpy\n"
+        "multiprocessing.set_start_method('fork', force=True)\n"
+        "runpy.run_module('monai.bundle', run_name='__main__', alter_sys=True)\n"
+    )
     epoch = 0
     for delay in (0.0, 0.35):
         former = state.stat().st_mtime_ns if state.exists() else 0
         process = start_module(
-            "monai.bundle", *command, cwd=tmp_path,
+            str(script), *command, cwd=tmp_path,
             env={"OMP_NUM_THREADS": "1", "PYTHONWARNINGS": "ignore"},
+            streams=(tmp_path / "out", tmp_path / "err"),
         )  # fmt: skip
         deadline = time.monotonic() + 120
         while (state.stat().st_mtime_ns if state.exists() else 0) == former:
-            assert process.is_alive() and time.monotonic() < deadline
+            assert process.is_alive(), (tmp_path / "err").read_text()[-3000:]
+            assert time.monotonic() < deadline
             time.sleep(0.01)
         time.sleep(delay)
         os.kill(process.pid, signal.SIGINT)
