@@ -147,6 +147,24 @@ def test_evaluate_command_refuses_cases_that_were_trained_on(volumes, capsys, tm
     assert f"the network was trained on {name}" in capsys.readouterr().err
 
 
+def test_evaluate_command_measures_the_weights_of_a_fold(volumes, capsys) -> None:
+    bundle, data = volumes
+    command = ["evaluate", "--bundle", str(bundle), "--data", str(data), "--fold", "1"]
+    with pytest.raises(SystemExit):
+        main(command)
+    assert "has no configs/datalist_fold1.json, which training" in capsys.readouterr().err
+    split = json.loads((bundle / "configs" / "datalist.json").read_text(encoding="utf-8"))
+    other = {"training": split["validation"], "validation": split["training"][:2]}
+    (bundle / "configs" / "datalist_fold1.json").write_text(json.dumps(other), encoding="utf-8")
+    weights = torch.load(bundle / "models" / "model.pt", weights_only=True)
+    zeros = {name: torch.zeros_like(value) for name, value in weights.items()}
+    torch.save(zeros, bundle / "models" / "model_fold1.pt")
+    before = (bundle / "docs" / "README.md").read_bytes()
+    main(command)
+    assert "mean Dice 0.0000 over 2 cases held out" in capsys.readouterr().out
+    assert (bundle / "docs" / "README.md").read_bytes() == before
+
+
 def test_evaluate_command_needs_a_trained_bundle(volumes, capsys, tmp_path) -> None:
     bundle, data = volumes
     shutil.copytree(bundle, tmp_path / "copy_segmentation")
