@@ -632,6 +632,26 @@ def test_interruption_is_not_dropped_in_a_destructor(tmp_path, monkeypatch) -> N
     assert setup.trainer.state.iteration == 4
 
 
+def seen_signal(seen: list) -> None:
+    seen.append(signal.getsignal(signal.SIGINT))
+
+
+def test_interruption_gives_the_signal_back(tmp_path) -> None:
+    former = signal.signal(signal.SIGINT, signal.default_int_handler)
+    try:
+        for _ in range(2):
+            setup = Setup(tmp_path, epochs=1)
+            interruption = workflow.Interruption()
+            interruption.attach(setup.trainer, setup.evaluator)
+            seen: list[object] = []
+            setup.trainer.add_event_handler(Events.EPOCH_STARTED, seen_signal, seen)
+            setup.trainer.run()
+            assert seen == [interruption._remember]
+            assert signal.getsignal(signal.SIGINT) is signal.default_int_handler
+    finally:
+        signal.signal(signal.SIGINT, former)
+
+
 def test_fold_files_are_those_of_the_folds_or_the_one_given() -> None:
     assert workflow.fold_files("m.pt", None, "own.pt") == ["own.pt"]
     assert workflow.fold_files("m.pt", [0, 2], "m.pt") == ["m.pt", "m_fold2.pt"]
@@ -670,6 +690,7 @@ def test_check_options_says_what_an_option_may_be(name, value) -> None:
     [
         (["--epochs", "3", "--run_id=run", "--meta_file", "m", "--logging_file", "False"], None),
         (["--train#trainer#max_epochs", "3", "--other::key", "3"], None),
+        (["--val-interval", "3", "--noresume", "--", "--trace"], None),
         (["--own", "3", "--epochs", "$@own + 1"], None),
         (["--tracking", "mlflow", "--experiment_name", "x"], None),
         (["--epoch", "3"], "epoch"),
@@ -681,7 +702,7 @@ def test_check_options_says_what_an_option_may_be(name, value) -> None:
 @pytest.mark.parametrize("files", ["{0}", "['{0}']", "{0},{0}"])
 def test_check_options_names_unknown_ones(tmp_path, monkeypatch, options, unknown, files) -> None:
     config = tmp_path / "train.json"
-    config.write_text(json.dumps({"epochs": 3, "fold": 0}))
+    config.write_text(json.dumps({"epochs": 3, "fold": 0, "val_interval": 1, "resume": True}))
     given = ["--config_file", files.format(config), *options]
     monkeypatch.setattr(sys, "argv", ["/lib/monai/bundle/__main__.py", "run", *given])
     if unknown is None:
@@ -711,11 +732,17 @@ def test_check_held_out_names_cases_that_were_trained_on(tmp_path) -> None:
 
 
 def test_warn_of_missing_classes_names_them(capsys) -> None:
-    cases = [{"label": torch.tensor([[0, 2]])}, {"label": torch.tensor([[0, 0]])}]
+    meta = {"filename_or_obj": "/data/b.nii"}
+    cases = [
+        {"label": torch.tensor([[0, 2]])},
+        {"label": MetaTensor(torch.tensor([[0, 0]]), meta=meta)},
+    ]
     workflow.warn_of_missing_classes(cases, 3)
     assert "no held-out case has voxels of class 1, which" in capsys.readouterr().out
     workflow.warn_of_missing_classes(cases[1:], 3)
-    assert "none of the 1 held-out cases has any foreground" in capsys.readouterr().out
+    assert "none of the 1 held-out cases has any foreground (b.nii)" in capsys.readouterr().out
+    workflow.warn_of_missing_classes([*cases, {"label": torch.tensor([[1]])}], 3)
+    assert "1 of 3 held-out cases have no foreground" in capsys.readouterr().out
     workflow.warn_of_missing_classes([], 3)
     workflow.warn_of_missing_classes([{"label": torch.tensor([[1, 2]])}], 3)
     assert capsys.readouterr().out == ""

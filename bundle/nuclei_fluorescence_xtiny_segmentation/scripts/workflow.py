@@ -471,27 +471,36 @@ def check_held_out(
 
 @idist.one_rank_only()
 def warn_of_missing_classes(dataset: Sequence[Mapping[str, Any]], num_classes: int) -> None:
-    """Say which classes no held-out case holds: they are not measured.
+    """Say which classes and cases of those held out cannot be measured.
 
     Args:
         dataset: the held-out cases, with ``label`` (1, *spatial).
         num_classes: with the background.
     """
-    found = [set(item["label"].unique().tolist()) for item in dataset]
-    missing = [index for index in range(1, num_classes) if not any(index in held for held in found)]
-    if found and len(missing) == num_classes - 1:
-        print(
-            f"warning: none of the {len(found)} held-out cases has any foreground, so that nothing "
-            "can be measured: the last weights are kept, not the best; hold out other cases by "
-            "--fold or --split_seed",
-            flush=True,
+    held: list[set[float]] = []
+    empty: list[str] = []
+    for item in dataset:
+        label = item["label"]
+        held.append(set(label.unique().tolist()))
+        if held[-1] <= {0}:
+            meta = getattr(label, "meta", {})
+            empty.append(os.path.basename(str(meta.get("filename_or_obj", "a case"))))
+    missing = [str(index) for index in range(1, num_classes) if not any(index in it for it in held)]
+    what = ""
+    if held and len(empty) == len(held):
+        what = (
+            f"none of the {len(held)} held-out cases has any foreground ({_some(empty)}), so that "
+            "nothing can be measured: the last weights are kept, not the best"
         )
-    elif found and missing:
-        print(
-            f"warning: no held-out case has voxels of class {_some(map(str, missing))}, which is "
-            "not measured: hold out other cases by --fold or --split_seed",
-            flush=True,
+    elif held and missing:
+        what = f"no held-out case has voxels of class {_some(missing)}, which is not measured"
+    elif empty:
+        what = (
+            f"{len(empty)} of {len(held)} held-out cases have no foreground, and are not measured "
+            f"({_some(empty)})"
         )
+    if what:
+        print(f"warning: {what}; --fold or --split_seed holds out other cases", flush=True)
 
 
 def check_fold(split: Split, *, fold: int, val_fraction: float) -> None:
@@ -744,18 +753,26 @@ class Interruption:
     def __init__(self) -> None:
         self.is_asked = False
 
-    def attach(self, *engines: Engine) -> None:
-        """Act while any of the engines runs, the trainer and its evaluator."""
-        for engine in engines:
-            engine.add_event_handler(Events.STARTED, self._listen)
+    def attach(self, trainer: Trainer, evaluator: Evaluator) -> None:
+        """Act while ``trainer`` runs, and in its validations."""
+        trainer.add_event_handler(Events.STARTED, self._listen)
+        trainer.add_event_handler(Events.COMPLETED, self._restore)
+        for engine in (trainer, evaluator):
             for event in (Events.ITERATION_STARTED, Events.EPOCH_COMPLETED):
                 engine.add_event_handler(event, self._stop)
 
     def _listen(self) -> None:
-        """Take SIGINT over from Python, and from nobody else."""
+        """Take SIGINT over from Python or from a former training, and from nobody else."""
+        former = signal.getsignal(signal.SIGINT)
+        is_ours = getattr(former, "__name__", "") == self._remember.__name__
         is_main = threading.current_thread() is threading.main_thread()
-        if is_main and signal.getsignal(signal.SIGINT) is signal.default_int_handler:
+        if is_main and (is_ours or former is signal.default_int_handler):
             signal.signal(signal.SIGINT, self._remember)
+
+    def _restore(self) -> None:
+        """Give SIGINT back to Python."""
+        if signal.getsignal(signal.SIGINT) == self._remember:
+            signal.signal(signal.SIGINT, signal.default_int_handler)
 
     def _remember(self, number: int, frame: Any) -> None:
         """The signal's handler."""
@@ -1190,11 +1207,15 @@ def _check_names(arguments: Sequence[str]) -> None:
     """
     if os.path.join("monai", "bundle") not in arguments[0] or arguments[1:2] != ["run"]:
         return
+    arguments = arguments[: arguments.index("--")] if "--" in arguments else arguments
     given: dict[str, str] = {}
     for number, argument in enumerate(arguments):
         match = re.fullmatch(r"--([^=#:]+)(?:=(.*))?", argument, re.DOTALL)
         if match is not None:
-            given[match[1]] = match[2] or "".join(arguments[number + 1 : number + 2])
+            # As Fire reads it.
+            given[match[1].replace("-", "_")] = match[2] or "".join(
+                arguments[number + 1 : number + 2]
+            )
     text = given.get("config_file", "")
     try:
         files = ast.literal_eval(text) if text[:1] in ("[", "(") else text.split(",")
@@ -1208,7 +1229,9 @@ def _check_names(arguments: Sequence[str]) -> None:
     unknown = [
         name
         for name in given
-        if name not in known and not any(f"@{name}" in argument for argument in arguments)
+        if name not in known
+        and name.removeprefix("no") not in known
+        and not any(f"@{name}" in argument for argument in arguments)
     ]
     if unknown:
         close = difflib.get_close_matches(unknown[0], configs, 1)
