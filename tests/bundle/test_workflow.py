@@ -8,6 +8,7 @@ import os
 import runpy
 import signal
 import sys
+from collections.abc import Callable
 from pathlib import Path
 from types import SimpleNamespace
 
@@ -604,6 +605,68 @@ def test_best_weights_are_the_last_where_nothing_can_be_measured(tmp_path) -> No
     assert setup.evaluator.state.best_metric_epoch == -1
     found = torch.load(file, weights_only=True)
     assert all(torch.equal(found[k], value) for k, value in setup.network.state_dict().items())
+
+
+def test_a_kill_between_two_writes_loses_no_trained_weights(tmp_path, monkeypatch) -> None:
+    class Killed(BaseException):
+        pass
+
+    writes = {
+        (workflow.shutil, "copy2"), (workflow.torch, "save"), (workflow.os, "replace"),
+        (Path, "unlink"), (Path, "write_text"), (Path, "replace"), (Path, "mkdir"),
+    }  # fmt: skip
+    split = workflow.Split(of_patients("a"), of_patients("b"))
+
+    def train(root: Path, value: float, kill_at: int) -> int:
+        """A training that dies before a write; the number of writes."""
+        network = nn.Linear(1, 3)
+        nn.init.uniform_(network.weight, value, value)
+        nn.init.uniform_(network.bias, value, value)
+        number = 0
+        with monkeypatch.context() as patch:
+
+            def count(write, *args, **options) -> object:
+                nonlocal number
+                number += 1
+                if number == kill_at:
+                    raise Killed
+                return write(*args, **options)
+
+            def counted(write) -> Callable[..., object]:
+                return lambda *args, **options: count(write, *args, **options)
+
+            for owner, name in writes:
+                patch.setattr(owner, name, counted(getattr(owner, name)))
+            workflow.BestWeights(
+                network, str(root / "models" / "model.pt"), split=split,
+                split_file=str(root / "configs" / "datalist.json"),
+            ).save()  # fmt: skip
+        return number
+
+    def kept(root: Path) -> set[float]:
+        """Trained weights that lie beside the split that they were trained on."""
+        folders = [root, *root.glob("former_training_*")]
+        files = [(item / "models/model.pt", item / "configs/datalist.json") for item in folders]
+        return {
+            float(torch.load(weights, weights_only=True)["bias"][0])
+            for weights, names in files
+            if weights.is_file() and names.is_file()
+        }
+
+    for kill_at in range(1, 100):
+        root = tmp_path / str(kill_at)
+        for folder in ("models", "configs"):
+            (root / folder).mkdir(parents=True)
+        train(root, 0.25, 0)
+        try:
+            train(root, 0.5, kill_at)
+        except Killed:
+            assert 0.25 in kept(root), kill_at
+            train(root, 0.75, 0)
+            assert {0.25, 0.75} <= kept(root), kill_at
+        else:
+            break
+    assert kept(root) == {0.25, 0.5} and kill_at > 6
 
 
 class SignalingLoader:
