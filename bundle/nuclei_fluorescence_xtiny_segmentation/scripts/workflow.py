@@ -747,11 +747,13 @@ class Interruption:
     """Stop a training at SIGINT, wherever in it the signal arrives.
 
     Python drops a ``KeyboardInterrupt`` that is raised in a destructor, such as that of a loader
-    which ends its workers after each epoch; the next event raises it again.
+    which ends its workers after each epoch; the next event raises it again. Workers leave the
+    signal to the process that they work for, which ends them.
     """
 
     def __init__(self) -> None:
         self.is_asked = False
+        self.process = os.getpid()
 
     def attach(self, trainer: Trainer, evaluator: Evaluator) -> None:
         """Act while ``trainer`` runs, and in its validations."""
@@ -775,9 +777,10 @@ class Interruption:
             signal.signal(signal.SIGINT, signal.default_int_handler)
 
     def _remember(self, number: int, frame: Any) -> None:
-        """The signal's handler."""
-        self.is_asked = True
-        signal.default_int_handler(number, frame)
+        """The signal's handler, which forked workers inherit."""
+        if os.getpid() == self.process:
+            self.is_asked = True
+            signal.default_int_handler(number, frame)
 
     def _stop(self) -> None:
         """Raise what was dropped."""
