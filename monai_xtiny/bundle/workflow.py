@@ -7,20 +7,28 @@ process may hold several bundles, as MONAI Label does. Axis order is MONAI's: C,
 
 from __future__ import annotations
 
+import ast
 import atexit
+import copy
+import difflib
 import errno
 import glob
+import inspect
 import json
 import math
 import os
 import re
 import shutil
+import signal
 import stat
+import sys
 import tempfile
+import threading
 from collections import defaultdict
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass, field
+from itertools import count
 from pathlib import Path
 from typing import Any, TypeAlias, cast
 
@@ -29,6 +37,8 @@ import nibabel
 import numpy as np
 import torch
 from ignite.engine import Engine, Events
+from monai.bundle import ConfigWorkflow
+from monai.bundle import run as run_bundle
 from monai.data import NibabelWriter, list_data_collate
 from monai.engines import Evaluator, SupervisedEvaluator, Trainer
 from monai.engines.utils import IterationEvents
@@ -67,6 +77,20 @@ _UNSAFE = re.compile("[\x00-\x1f\x7f-\x9f\u2028\u2029\ud800-\udfff]")
 _LOCKS: dict[Path, tuple[int, list[Path]]] = {}
 if fcntl is not None:
     os.register_at_fork(after_in_child=_LOCKS.clear)  # a worker holds none
+# What options may be: whole numbers from the least on, shares (and whether all is one), numbers
+# from 0 on (and whether 0 is one), and switches.
+_WHOLE = {
+    **dict.fromkeys(("epochs", "val_interval", "batch_size", "patches_per_case"), 1),
+    **dict.fromkeys(("sw_batch_size",), 1),
+    **dict.fromkeys(("fold", "seed", "split_seed", "num_workers"), 0),
+}
+_SHARES = {"val_fraction": False, "overlap": False, "cache_rate": True}
+_NUMBERS = {"learning_rate": False, "max_grad_norm": False, "weight_decay": True, "lr_power": True}
+_SWITCHES = ("resume", "amp", "tensorboard")
+# What --tracking adds to a config.
+_TRACKING = ("tracking_uri", "experiment_name", "run_name", "save_execute_config")
+# What a training's state consists of.
+_STATE = ("network", "optimizer", "lr_scheduler", "trainer", "best", "split")
 
 
 @dataclass(frozen=True)
@@ -246,28 +270,100 @@ def find_images(
     return ImageCases(str(dataset_dir), cases, unclear, duplicates, masks)
 
 
-def split_cases(labeled: LabeledCases, *, fold: int, val_fraction: float, split_seed: int) -> Split:
+def split_cases(
+    labeled: LabeledCases,
+    *,
+    fold: int,
+    val_fraction: float,
+    split_seed: int,
+    group: str | None = None,
+) -> Split:
     """Hold out a part of the cases, or what a datalist holds out.
 
-    The cases are shuffled; fold 0 holds out the first part, fold 1 the next, so that ``1 /
-    val_fraction`` folds hold out every case once.
+    The patients are shuffled; fold 0 holds out the first part, fold 1 the next, so that ``1 /
+    val_fraction`` folds hold out every patient once. Without ``group``, each case is a patient.
 
     Args:
         labeled: the cases.
         fold: number of the part.
-        val_fraction: of the cases that a part holds.
+        val_fraction: of the patients that a part holds.
         split_seed: of the shuffling.
+        group: which cases are of one patient, as :func:`find_patients` takes it.
+
+    Raises:
+        ValueError: a case has no patient, or a datalist holds out a patient that is trained on.
     """
-    cases = labeled.cases
-    order = np.random.RandomState(split_seed).permutation(len(cases)).tolist()
-    share = 0 if labeled.validation else val_fraction * len(cases)
+    patients: dict[str, list[Case]] = {}
+    for case, patient in zip(labeled.cases, find_patients(labeled.cases, group), strict=True):
+        patients.setdefault(patient, []).append(case)
+    if labeled.validation and group is not None:
+        both = [name for name in find_patients(labeled.validation, group) if name in patients]
+        if both:
+            raise ValueError(
+                f"the patient {both[0]} is in the training and in the validation section of "
+                f"{labeled.source}: move all cases of a patient to one of them"
+            )
+    names = list(patients)
+    order = np.random.RandomState(split_seed).permutation(len(names)).tolist()
+    share = 0 if labeled.validation else val_fraction * len(names)
     # Rounded, as 0.2 * 15 is more than 3.
-    start = min(math.ceil(round(fold * share, 6)), len(cases))
-    stop = min(math.ceil(round((fold + 1) * share, 6)), len(cases), start + len(cases) - 1)
+    start = min(math.ceil(round(fold * share, 6)), len(names))
+    stop = min(math.ceil(round((fold + 1) * share, 6)), len(names), start + len(names) - 1)
+
+    def cases_of(numbers: Sequence[int]) -> list[Case]:
+        return [case for number in numbers for case in patients[names[number]]]
+
     return Split(
-        training=[cases[index] for index in order[:start] + order[stop:]],
-        validation=labeled.validation or [cases[index] for index in order[start:stop]],
+        training=cases_of(order[:start] + order[stop:]),
+        validation=labeled.validation or cases_of(order[start:stop]),
     )
+
+
+def find_patients(cases: Sequence[Case], group: str | None) -> list[str]:
+    """The patient of each case.
+
+    Args:
+        cases: labeled cases.
+        group: a regular expression whose first group, or whole match, in the name of a case is the
+            patient; or a JSON file that maps names of cases to patients; ``None``: each case is
+            a patient of its own.
+
+    Raises:
+        ValueError: a case has no patient, or ``group`` is neither.
+
+    >>> cases = [{"label": f"{name}.nii.gz"} for name in ("p1_a", "p1_b", "p2_a")]
+    >>> find_patients(cases, "(p[0-9]+)_")
+    ['p1', 'p1', 'p2']
+    """
+    if group is None:
+        return [str(number) for number in range(len(cases))]
+    if not isinstance(group, str):
+        raise ValueError(f"--group is read as {group!r}: put it in two pairs of quotes, \"'...'\"")
+    names = [case_name(case) for case in cases]
+    if group.endswith(".json"):
+        known = json.loads(Path(group).read_text(encoding="utf-8"))
+        if not isinstance(known, dict):
+            raise ValueError(f"{group} is no JSON object of cases and their patients: write one")
+        found = [known.get(name) for name in names]
+    else:
+        try:
+            pattern = re.compile(group)
+        except re.error as error:
+            raise ValueError(f"--group {group} is no regular expression: {error}") from None
+        matches = [pattern.search(name) for name in names]
+        found = [match and match[min(pattern.groups, 1)] for match in matches]
+    lacking = [name for name, patient in zip(names, found, strict=True) if not patient]
+    if lacking:
+        raise ValueError(
+            f"--group {group} finds no patient for the cases {_some(lacking)}: extend it, or leave "
+            "them out"
+        )
+    return [str(patient) for patient in found]
+
+
+def case_name(case: Case) -> str:
+    """Name of a labeled case: that of its label's file without the ending."""
+    return os.path.basename(str(case.get("label"))).removesuffix(".gz").rsplit(".", 1)[0]
 
 
 @idist.one_rank_only()
@@ -333,6 +429,125 @@ def check_unused(labeled: LabeledCases) -> None:
         )
     if labeled.duplicates:
         raise ValueError(f"two files are of one case: rename or remove {_some(labeled.duplicates)}")
+
+
+def check_options(options: Mapping[str, Any]) -> None:
+    """Refuse options of a workflow that cannot be meant, and those that no config has.
+
+    Args:
+        options: by name.
+
+    Raises:
+        ValueError: what an option may be.
+    """
+    _check_names(sys.argv)
+    for name, value in options.items():
+        is_number = isinstance(value, (int, float)) and not isinstance(value, bool)
+        if name in _SWITCHES:
+            is_right, allowed = isinstance(value, bool), "True or False"
+        elif name in _WHOLE:
+            least = _WHOLE[name]
+            is_right = is_number and isinstance(value, int) and least <= value < 2**32
+            allowed = f"a whole number, {least} or more"
+        elif name in _SHARES:
+            is_right = is_number and 0 <= value <= 1 and (value < 1 or _SHARES[name])
+            allowed = f"a number from 0 to {'1' if _SHARES[name] else 'below 1'}"
+        else:
+            is_right = is_number and 0 <= value < math.inf and (value > 0 or _NUMBERS[name])
+            allowed = f"a number, {'0 or more' if _NUMBERS[name] else 'more than 0'}"
+        if not is_right:
+            raise ValueError(f"--{name} is {value!r}: give {allowed}")
+
+
+def check_patch(network: nn.Module, **sizes: Sequence[int]) -> None:
+    """Refuse patches that the network's strides do not divide, or leave one voxel of.
+
+    Instance norm needs two voxels at least.
+
+    Args:
+        network: a network with ``strides`` of its stages; others are not checked.
+        sizes: voxels along each axis, by the option's name.
+
+    Raises:
+        ValueError: with the sizes that fit.
+    """
+    strides = getattr(network, "strides", None)
+    if not strides:
+        return
+    steps = [[step] if isinstance(step, int) else step for step in strides]
+    axes = max(map(len, steps))
+    divisor = [math.prod(step[axis % len(step)] for step in steps) for axis in range(axes)]
+    for name, size in sizes.items():
+        fits = len(size) == axes and all(
+            isinstance(edge, int) and edge > 0 and edge % part == 0
+            for edge, part in zip(size, divisor, strict=True)
+        )
+        if not fits or list(size) == divisor:
+            raise ValueError(
+                f"--{name} is {list(size)}: give multiples of {divisor}, above that along an axis "
+                f"at least, such as {[2 * part for part in divisor]}"
+            )
+
+
+def check_held_out(
+    data: Sequence[Case], split_files: Sequence[PathLike], data_root: PathLike
+) -> None:
+    """Refuse to evaluate on cases that the weights were trained on.
+
+    Args:
+        data: the cases to evaluate.
+        split_files: datalists that the trainings of the weights wrote; those missing are left out.
+        data_root: what their paths are relative to.
+
+    Raises:
+        ValueError: with the cases.
+    """
+    trained: dict[str, PathLike] = {}
+    for file in filter(os.path.isfile, split_files):
+        content = json.loads(Path(file).read_text(encoding="utf-8"))
+        trained |= {os.path.normpath(case["label"]): file for case in content["training"]}
+    labels = [os.path.relpath(case["label"], data_root) for case in data]
+    both = [label for label in labels if label in trained]
+    if both:
+        raise ValueError(
+            f"the network was trained on {_some(map(os.path.basename, both))}, as "
+            f"{trained[both[0]]} says: give the --fold, --group, --split_seed and --val_fraction "
+            "of its training, or --datalist FILE with other cases in its validation section"
+        )
+
+
+@idist.one_rank_only()
+def warn_of_missing_classes(dataset: Sequence[Mapping[str, Any]], num_classes: int) -> None:
+    """Say which classes and cases of those held out cannot be measured.
+
+    Args:
+        dataset: the held-out cases, with ``label`` (1, *spatial).
+        num_classes: with the background.
+    """
+    held: list[set[float]] = []
+    empty: list[str] = []
+    for item in dataset:
+        label = item["label"]
+        held.append(set(label.unique().tolist()))
+        if held[-1] <= {0}:
+            meta = getattr(label, "meta", {})
+            empty.append(os.path.basename(str(meta.get("filename_or_obj", "a case"))))
+    missing = [str(index) for index in range(1, num_classes) if not any(index in it for it in held)]
+    what = ""
+    if held and len(empty) == len(held):
+        what = (
+            f"none of the {len(held)} held-out cases has any foreground ({_some(empty)}), so that "
+            "nothing can be measured: the last weights are kept, not the best"
+        )
+    elif held and missing:
+        what = f"no held-out case has voxels of class {_some(missing)}, which is not measured"
+    elif empty:
+        what = (
+            f"{len(empty)} of {len(held)} held-out cases have no foreground, and are not measured "
+            f"({_some(empty)})"
+        )
+    if what:
+        print(f"warning: {what}; --fold or --split_seed holds out other cases", flush=True)
 
 
 def check_fold(split: Split, *, fold: int, val_fraction: float) -> None:
@@ -446,14 +661,95 @@ def check_weights(file: str, network: nn.Module) -> None:
         network: that the weights are for.
 
     Raises:
-        ValueError: names or shapes differ.
+        FileNotFoundError: there is no such file.
+        ValueError: the file is damaged, or names or shapes differ.
     """
-    state = torch.load(file, map_location="cpu", weights_only=True)
-    if _shapes(state.get("model", state)) != _shapes(network.state_dict()):
-        raise ValueError(
-            f"the weights in {file} are of another network than network_def: use models/model.pt "
-            "of this bundle, or emit the bundle again"
-        )
+    _read_weights(file, network)
+
+
+def load_weights(file: str, network: nn.Module) -> None:
+    """Put the weights of a file into a network.
+
+    Args:
+        file: as :func:`check_weights` takes it.
+        network: on any device.
+
+    Raises:
+        FileNotFoundError: there is no such file.
+        ValueError: they are not the network's.
+    """
+    network.load_state_dict(_read_weights(file, network))
+
+
+class MeanNetwork(nn.Module):
+    """Networks of one shape as one: the mean of their logits.
+
+    Args:
+        networks: from images (B, C, *spatial) to logits.
+    """
+
+    def __init__(self, networks: Iterable[nn.Module]) -> None:
+        super().__init__()
+        self.networks = nn.ModuleList(networks)
+
+    def forward(self, image: torch.Tensor) -> torch.Tensor:
+        """Mean logits of an image (B, C, *spatial)."""
+        return torch.stack([network(image) for network in self.networks]).mean(dim=0)
+
+
+def join_networks(network: nn.Module, files: Sequence[str]) -> nn.Module:
+    """The network of several files of weights; of one file, the network itself, not loaded.
+
+    Args:
+        network: which is loaded with the weights of the first file.
+        files: as :func:`check_weights` takes them.
+
+    Raises:
+        FileNotFoundError: there is no such file.
+        ValueError: weights are not the network's.
+    """
+    if len(files) == 1:
+        return network
+    networks = [network, *(copy.deepcopy(network) for _ in files[1:])]
+    for member, file in zip(networks, files, strict=True):
+        load_weights(file, member)
+    return MeanNetwork(networks)
+
+
+def fold_file(file: str, fold: int) -> str:
+    """Where a fold keeps a file of its own.
+
+    >>> fold_file("models/model.pt", 0), fold_file("models/model.pt", 2)
+    ('models/model.pt', 'models/model_fold2.pt')
+    """
+    root, ending = os.path.splitext(file)
+    return file if fold == 0 else f"{root}_fold{fold}{ending}"
+
+
+def fold_files(file: str, folds: Sequence[int] | None, given: str) -> list[str]:
+    """Files of several folds; without folds, the one that is given.
+
+    Args:
+        file: of fold 0.
+        folds: their numbers.
+        given: the file in use where there are no folds.
+
+    Raises:
+        ValueError: ``folds`` are no numbers of folds, or come with another file.
+    """
+    if folds is None:
+        return [given]
+    numbers: list[Any] = list(folds) if isinstance(folds, (list, tuple)) else [folds]
+    if not numbers or len(set(numbers)) < len(numbers) or not all(map(_is_fold, numbers)):
+        raise ValueError(f"--folds is {folds!r}: give numbers of folds, such as '[0, 1, 2]'")
+    if given not in map(lambda fold: fold_file(file, fold), [0, *numbers]):
+        raise ValueError(f"--folds {folds} and {given} are given: give one of them")
+    return [fold_file(file, fold) for fold in numbers]
+
+
+def fold_folder(folder: str, fold: int) -> str:
+    """Folder of a fold's results: that of fold 0 holds those of the others."""
+    return folder if fold == 0 else f"{folder}/fold{fold}"
 
 
 def check_loss(trainer: Engine) -> None:
@@ -605,19 +901,79 @@ class GradientClipping:
         nn.utils.clip_grad_norm_(self.network.parameters(), self.max_norm)
 
 
+class Interruption:
+    """Stop a training at SIGINT, wherever in it the signal arrives.
+
+    Python drops a ``KeyboardInterrupt`` that is raised in a destructor, such as that of a loader
+    which ends its workers after each epoch; the next event raises it again. Workers leave the
+    signal to the process that they work for, which ends them.
+    """
+
+    def __init__(self) -> None:
+        self.is_asked = False
+        self.process = os.getpid()
+
+    def attach(self, trainer: Trainer, evaluator: Evaluator) -> None:
+        """Act while ``trainer`` runs, and in its validations."""
+        trainer.add_event_handler(Events.STARTED, self._listen)
+        trainer.add_event_handler(Events.COMPLETED, self._restore)
+        for engine in (trainer, evaluator):
+            for event in (Events.ITERATION_STARTED, Events.EPOCH_COMPLETED):
+                engine.add_event_handler(event, self._stop)
+
+    def _listen(self) -> None:
+        """Take SIGINT over from Python or from a former training, and from nobody else."""
+        former = signal.getsignal(signal.SIGINT)
+        is_ours = getattr(former, "__name__", "") == self._remember.__name__
+        is_main = threading.current_thread() is threading.main_thread()
+        if is_main and (is_ours or former is signal.default_int_handler):
+            signal.signal(signal.SIGINT, self._remember)
+
+    def _restore(self) -> None:
+        """Give SIGINT back to Python."""
+        if signal.getsignal(signal.SIGINT) == self._remember:
+            signal.signal(signal.SIGINT, signal.default_int_handler)
+
+    def _remember(self, number: int, frame: Any) -> None:
+        """The signal's handler, which forked workers inherit."""
+        if os.getpid() == self.process:
+            self.is_asked = True
+            signal.default_int_handler(number, frame)
+
+    def _stop(self) -> None:
+        """Raise what was dropped."""
+        if self.is_asked:
+            raise KeyboardInterrupt
+
+
 class BestWeights:
     """Keep the weights of the best validation, as a bare state dict on the CPU.
 
     ignite's ``Checkpoint`` leaves a stray file behind when it is killed while it writes; here the
-    next write takes its place.
+    next write takes its place. Weights and the split that they were trained on are written
+    together. Trained weights of another training are kept aside before.
 
     Args:
         network: whose weights.
         file: to write, whole or not at all.
+        split: that the network is trained on; ``None``: on cases of another's.
+        split_file: datalist of the split.
+        data_root: what the paths in the datalist are relative to.
     """
 
-    def __init__(self, network: nn.Module, file: str) -> None:
+    def __init__(
+        self,
+        network: nn.Module,
+        file: str,
+        *,
+        split: Split | None = None,
+        split_file: str | None = None,
+        data_root: PathLike = ".",
+    ) -> None:
         self.network, self.file = network, file
+        self.split, self.split_file, self.data_root = split, split_file, data_root
+        # What this training has written; the file holds another's until then.
+        self.written: dict[str, torch.Tensor] | None = None
 
     def attach(self, evaluator: Evaluator) -> None:
         """Act after each validation by ``evaluator``."""
@@ -625,19 +981,54 @@ class BestWeights:
         evaluator.add_event_handler(Events.EPOCH_COMPLETED, self)
 
     def __call__(self, evaluator: Evaluator) -> None:
-        """Write the weights if this validation was the best so far."""
-        if evaluator.state.best_metric_epoch == evaluator.state.epoch:
+        """Write the weights if this validation was the best so far, or measured nothing."""
+        state = evaluator.state
+        if not _is_measured(evaluator):
+            # The metric of no foreground is undefined: these are no better than the next.
+            state.best_metric = state.best_metric_epoch = -1
             self.save()
+        elif state.best_metric_epoch == state.epoch:
+            self.save()
+
+    def go_on(self, former: Mapping[str, Any]) -> None:
+        """Take up the best weights of a training that is gone on with.
+
+        Args:
+            former: its state.
+        """
+        try:
+            current = _read_weights(self.file, self.network)
+        except (OSError, ValueError):
+            current = {}
+        best = former.get("best_weights")
+        if "best_weights" not in former:  # of an earlier version, which wrote the split at once
+            is_own = _read_names(self.split_file or "") == former["split"]
+        else:  # without a validation the last weights were written
+            is_own = any(_are_equal(current, item) for item in (best, former["network"]))
+        if is_own:
+            self.written = current
+        elif best is not None:
+            self._write(best)
 
     def save(self) -> None:
         """Write the weights as they are now."""
         state = self.network.state_dict()
-        _save_whole({name: value.cpu() for name, value in state.items()}, self.file)
+        self._write({name: value.cpu().clone() for name, value in state.items()})
 
     def save_unless_validated(self, evaluator: Evaluator) -> None:
         """Write the last weights of a training that had no validation."""
         if evaluator.state.best_metric_epoch <= 0:
             self.save()
+
+    def _write(self, weights: dict[str, torch.Tensor]) -> None:
+        """Write weights, and at first the split; what another training wrote is kept aside."""
+        is_first = self.written is None
+        if is_first and _holds_training(self.file, self.split_file, self.split is not None):
+            _keep_aside(self.file, self.split_file)
+        _save_whole(weights, self.file)
+        if is_first and self.split is not None and self.split_file is not None:
+            write_split(self.split, self.split_file, self.data_root)
+        self.written = weights
 
 
 class TrainingState:
@@ -655,7 +1046,11 @@ class TrainingState:
         self.label_names = split.label_names()
         self.former: dict[str, Any] = {}
         if resume and os.path.isfile(file):
-            self.former = torch.load(file, map_location="cpu", weights_only=True)
+            advice = "remove it, or pass --resume False, to start anew"
+            self.former = _load(file, advice)
+            lacking = [name for name in _STATE if name not in self.former]
+            if lacking:
+                raise ValueError(f"{file} is no state of a training (no {lacking[0]}): {advice}")
 
     @property
     def former_epoch(self) -> int:
@@ -694,6 +1089,7 @@ class TrainingState:
         evaluator: Evaluator,
         optimizer: Optimizer,
         lr_scheduler: LambdaLR,
+        best_weights: BestWeights | None = None,
         *,
         seed: int,
         save: bool,
@@ -707,6 +1103,7 @@ class TrainingState:
             evaluator: whose best metric is kept.
             optimizer: of the network.
             lr_scheduler: of the optimizer.
+            best_weights: which the state holds too.
             seed: a resumed training draws otherwise than its first epochs did.
             save: whether to save.
         """
@@ -726,9 +1123,13 @@ class TrainingState:
             CheckpointLoader(self.file, known, map_location=cpu).attach(trainer)
             self._attach_settings(trainer, optimizer, lr_scheduler)
             vars(evaluator.state).update(self.former["best"])
+            if best_weights is not None:
+                best_weights.go_on(self.former)
         if save:
             Path(self.file).parent.mkdir(parents=True, exist_ok=True)
-            trainer.add_event_handler(Events.EPOCH_COMPLETED, self._save, parts, evaluator)
+            trainer.add_event_handler(
+                Events.EPOCH_COMPLETED, self._save, parts, evaluator, best_weights
+            )
 
     def _attach_settings(
         self, trainer: Trainer, optimizer: Optimizer, lr_scheduler: LambdaLR
@@ -751,7 +1152,9 @@ class TrainingState:
 
         trainer.add_event_handler(Events.STARTED, restore)
 
-    def _save(self, parts: Mapping[str, Any], evaluator: Evaluator) -> None:
+    def _save(
+        self, parts: Mapping[str, Any], evaluator: Evaluator, best_weights: BestWeights | None
+    ) -> None:
         """Write what a later run needs to go on."""
         state = evaluator.state
         content = {
@@ -759,6 +1162,8 @@ class TrainingState:
             "best": {name: getattr(state, name) for name in ("best_metric", "best_metric_epoch")},
             "split": self.label_names,
         }
+        if best_weights is not None:
+            content["best_weights"] = best_weights.written
         _save_whole(content, self.file)
 
 
@@ -953,6 +1358,104 @@ def _identities(paths: Iterable[PathLike]) -> set[tuple[int, int]]:
     return found
 
 
+def _load(file: str, advice: str) -> dict[str, Any]:
+    """What a file of PyTorch holds, which is a dictionary.
+
+    Args:
+        file: written by ``torch.save``.
+        advice: what to do about a file that cannot be read.
+
+    Raises:
+        OSError: the file cannot be opened.
+        ValueError: it is damaged.
+    """
+    if not os.path.isfile(file):
+        raise FileNotFoundError(f"there is no file {file}: {advice}")
+    try:
+        content = torch.load(file, map_location="cpu", weights_only=True)
+    except OSError:
+        raise
+    except Exception:
+        # torch advises to load with weights_only=False, which would run code of the file.
+        content = None
+    if not isinstance(content, dict):
+        raise ValueError(f"{file} is damaged, or of another kind: {advice}")
+    return content
+
+
+def _read_weights(file: str, network: nn.Module) -> dict[str, torch.Tensor]:
+    """Weights of a network in a file: a state dict, or one under ``model``."""
+    content = _load(file, "train it, or give other weights")
+    state = content.get("model", content)
+    if not isinstance(state, dict) or _shapes(state) != _shapes(network.state_dict()):
+        raise ValueError(
+            f"the weights in {file} are of another network than network_def: use models/model.pt "
+            "of this bundle, or emit the bundle again"
+        )
+    return state
+
+
+def _holds_training(file: str, split_file: str | None, is_own: bool) -> bool:
+    """Whether there are trained weights that are not just gone on with, as MONAI Label does."""
+    if not os.path.isfile(file):
+        return False
+    if split_file is not None and os.path.isfile(split_file):
+        return True
+    # Norms and biases start as ones and zeros.
+    try:
+        state = _load(file, "")
+        vectors = [value for value in state.get("model", state).values() if value.ndim == 1]
+    except (ValueError, AttributeError):
+        return True  # somebody's, whatever it is
+    return is_own and any(set(value.tolist()) not in ({0.0}, {1.0}) for value in vectors)
+
+
+@idist.one_rank_only()
+def _keep_aside(file: str, split_file: str | None) -> None:
+    """Move what another training wrote to a folder of its own, and say so.
+
+    The weights are copied, as whoever goes on from them may not have read them yet.
+    """
+    root = Path(os.path.abspath(file)).parent.parent
+    folders = (root / f"former_training_{number}" for number in count(1))
+    former = next(folder for folder in folders if not folder.exists())
+    docs = [root / "docs" / name for name in ("evaluation.json", "README.md")]
+    for path in [Path(os.path.abspath(item)) for item in (file, split_file) if item] + docs:
+        if path.is_file():
+            inside = path.relative_to(root) if path.is_relative_to(root) else Path(path.name)
+            (former / inside).parent.mkdir(parents=True, exist_ok=True)
+            shutil.copy2(path, former / inside)
+    if split_file is not None:
+        Path(split_file).unlink(missing_ok=True)
+    print(f"the weights of the former training are in {former}", flush=True)
+
+
+def _read_names(split_file: PathLike) -> list[list[str]] | None:
+    """Names of labels in a datalist that a training wrote, as ``Split.label_names``."""
+    try:
+        content = json.loads(Path(split_file).read_text(encoding="utf-8"))
+        return Split(content["training"], content["validation"]).label_names()
+    except (OSError, ValueError, KeyError, TypeError):
+        return None
+
+
+def _are_equal(state: Mapping[str, torch.Tensor], other: Mapping[str, torch.Tensor] | None) -> bool:
+    """Whether two state dicts of one network are the same, bit for bit."""
+    return bool(state) and other is not None and all(torch.equal(state[k], other[k]) for k in state)
+
+
+def _is_measured(evaluator: Evaluator) -> bool:
+    """Whether the key metric is defined for any class of any case."""
+    state = evaluator.state
+    details = getattr(state, "metric_details", {}).get(getattr(state, "key_metric_name", None))
+    return not torch.is_tensor(details) or bool(torch.isfinite(details).any())
+
+
+def _is_fold(value: Any) -> bool:
+    """Whether a value is the number of a fold."""
+    return isinstance(value, int) and not isinstance(value, bool) and value >= 0
+
+
 def _files_by_name(folder: Path, endings: Sequence[str]) -> tuple[dict[str, str], list[str]]:
     """Files by their name without the ending, and those whose name a later one has too."""
     alternatives = "|".join(map(re.escape, endings))
@@ -1079,7 +1582,7 @@ def _read_datalist(datalist: PathLike, data_root: PathLike) -> LabeledCases:
             cases.append({**entry, **{key: _listed(paths[key], data_root, where) for key in paths}})
     _refuse_shared(sections, str(datalist))
     _refuse_mask_files(
-        file for cases in sections.values() for case in cases for file in _images(case)
+        file for cases in sections.values() for case in cases for file in _image_files(case)
     )
     return LabeledCases(str(datalist), sections["training"], sections["validation"], {}, [], [])
 
@@ -1103,7 +1606,7 @@ def _refuse_shared(sections: Mapping[str, Sequence[Case]], datalist: str) -> Non
     for section, cases in sections.items():
         for index, case in enumerate(cases):
             here = f"{section}[{index}]"
-            files = {os.path.realpath(file) for file in _images(case)}
+            files = {os.path.realpath(file) for file in _image_files(case)}
             labels = {f"{os.path.realpath(str(case.get('label')))}"} if case.get("label") else set()
             if files & labels:
                 raise ValueError(f"{datalist}: {here} has its image as label: give the label")
@@ -1117,14 +1620,57 @@ def _refuse_shared(sections: Mapping[str, Sequence[Case]], datalist: str) -> Non
                     )
 
 
-def _images(case: Case) -> list[str]:
+def _image_files(case: Case) -> list[str]:
     """The image files of a case."""
     return [case["image"]] if isinstance(case["image"], str) else list(case["image"])
 
 
 def _shapes(state: Mapping[str, torch.Tensor]) -> dict[str, tuple[int, ...]]:
     """Shape of each tensor of a state dict."""
-    return {name: tuple(value.shape) for name, value in state.items()}
+    return {name: tuple(getattr(value, "shape", ())) for name, value in state.items()}
+
+
+def _check_names(arguments: Sequence[str]) -> None:
+    """Refuse options of ``python -m monai.bundle run`` that its configs do not have.
+
+    MONAI adds them to the config, where nothing reads them. What is not understood is let pass:
+    paths of keys, configs that are no JSON, and options that others refer to.
+    """
+    if os.path.join("monai", "bundle") not in arguments[0] or arguments[1:2] != ["run"]:
+        return
+    arguments = arguments[: arguments.index("--")] if "--" in arguments else arguments
+    given: dict[str, str] = {}
+    for number, argument in enumerate(arguments):
+        match = re.fullmatch(r"--([^=#:]+)(?:=(.*))?", argument, re.DOTALL)
+        if match is not None:
+            # As Fire reads it.
+            given[match[1].replace("-", "_")] = match[2] or "".join(
+                arguments[number + 1 : number + 2]
+            )
+    text = given.get("config_file", "")
+    try:
+        files = ast.literal_eval(text) if text[:1] in ("[", "(") else text.split(",")
+        contents = [json.loads(Path(file).read_text(encoding="utf-8")) for file in files]
+        configs = [key for content in contents for key in content]
+    except (OSError, ValueError, SyntaxError, TypeError):
+        return
+    known = {*inspect.signature(run_bundle).parameters, *configs, "workflow_name"}
+    known |= {*inspect.signature(ConfigWorkflow).parameters, "help"}
+    known |= set(_TRACKING) if "tracking" in given else set()
+    unknown = [
+        name
+        for name in given
+        if name not in known
+        and name.removeprefix("no") not in known
+        and not any(f"@{name}" in argument for argument in arguments)
+    ]
+    if unknown:
+        close = difflib.get_close_matches(unknown[0], configs, 1)
+        hint = f" (--{close[0]}?)" if close else ""
+        raise ValueError(
+            f"no option --{unknown[0]} in {', '.join(map(str, files))}{hint}: its keys are the "
+            "options"
+        )
 
 
 def _some(names: Any) -> str:

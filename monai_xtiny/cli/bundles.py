@@ -8,7 +8,12 @@ from monai_xtiny.cli.options import check_output, parse_flag, parse_int
 
 @as_typed
 def check(
-    bundle: str, data: str | None = None, datalist: str | None = None, debug: bool = False
+    bundle: str,
+    data: str | None = None,
+    datalist: str | None = None,
+    group: str | None = None,
+    fold: int = 0,
+    debug: bool = False,
 ) -> Job:
     """Check labeled data and weights against a bundle before training.
 
@@ -16,16 +21,22 @@ def check(
         bundle: the bundle.
         data: nnU-Net data set root with imagesTr and labelsTr.
         datalist: MSD dataset.json.
+        group: regular expression whose first group in the name of a case is the patient, or a
+            JSON file of cases and their patients; training takes it too.
+        fold: of the split that is looked at.
         debug: show tracebacks.
     """
 
     def run() -> None:
         from monai_xtiny.training.check import check_bundle
 
-        found = check_bundle(bundle, data=data, datalist=datalist)
+        number = parse_int("fold", fold)
+        found = check_bundle(bundle, data=data, datalist=datalist, group=group, fold=number)
         print(found.summary)
         for problem in found.problems:
             print(problem)
+        for warning in found.warnings:
+            print(f"warning: {warning}")
         if found.problems:
             raise ValueError(
                 f"{len(found.problems)} problems with {found.num_cases} labeled cases: "
@@ -45,6 +56,7 @@ def verify(
     epochs: int | None = None,
     num_seeds: int = 2,
     fold: int = 0,
+    group: str | None = None,
     seed: int = 0,
     work: str | None = None,
     update: bool = False,
@@ -58,7 +70,9 @@ def verify(
         datalist: MSD dataset.json.
         epochs: over all cases; default: 400 updates, whatever the number of cases.
         num_seeds: trainings of each width, at least 2.
-        fold: of the split by case.
+        fold: of the split.
+        group: regular expression whose first group in the name of a case is the patient, or a
+            JSON file of cases and their patients; default: each case is one.
         seed: of the first training.
         work: folder that keeps finished trainings, so that they are not repeated.
         update: write docs/verification.json, and move the bundle to the width recommended; what
@@ -84,6 +98,7 @@ def verify(
             epochs=None if epochs is None else parse_int("epochs", epochs),
             num_seeds=parse_int("num_seeds", num_seeds),
             fold=parse_int("fold", fold),
+            group=group,
             seed=parse_int("seed", seed),
             work_dir=work,
             progress=lambda training: print(
@@ -111,7 +126,11 @@ def verify(
 
 @as_typed
 def evaluate(
-    bundle: str, data: str | None = None, datalist: str | None = None, debug: bool = False
+    bundle: str,
+    data: str | None = None,
+    datalist: str | None = None,
+    fold: int = 0,
+    debug: bool = False,
 ) -> Job:
     """Measure a trained bundle on the cases held out, and write that into its model card.
 
@@ -120,6 +139,7 @@ def evaluate(
         data: nnU-Net data set root with imagesTr and labelsTr.
         datalist: MSD datalist whose validation section to evaluate; default: what training held
             out.
+        fold: whose weights and held-out cases; the model card tells of fold 0 alone.
         debug: show tracebacks.
     """
 
@@ -129,13 +149,14 @@ def evaluate(
         from monai_xtiny.training.evaluate import evaluate_held_out
 
         opened = Bundle.open(bundle)
-        found, planes = evaluate_held_out(opened, data=data, datalist=datalist)
-        card = write_evaluation(opened, found, planes)
+        number = parse_int("fold", fold)
+        found, planes = evaluate_held_out(opened, data=data, datalist=datalist, fold=number)
+        card = f"\n{write_evaluation(opened, found, planes)}" if number == 0 else ""
         for name, dice, distance in zip(
             opened.label_names[1:], found.class_dice, found.class_hd95, strict=True
         ):
             print(f"{name}: Dice {dice:.4f}, HD95 {distance:.2f}")
-        print(f"mean Dice {found.mean_dice:.4f} over {len(found.cases)} cases held out\n{card}")
+        print(f"mean Dice {found.mean_dice:.4f} over {len(found.cases)} cases held out{card}")
 
     return Job(run, debug)
 

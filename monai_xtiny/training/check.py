@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Callable, Mapping, Sequence
+import re
+from collections import Counter
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -12,13 +14,16 @@ from monai.data.utils import affine_to_spacing
 from monai.transforms import Compose, Orientation
 
 from monai_xtiny.bundle.folder import SEARCH, TRAIN, WEIGHTS, Bundle
-from monai_xtiny.bundle.workflow import LabeledCases
+from monai_xtiny.bundle.workflow import LabeledCases, Split, case_name
 from monai_xtiny.data.case import Case, Header
 from monai_xtiny.plan.data_set import describe_data_set
 from monai_xtiny.plan.unet_plan import UNetPlan
 from monai_xtiny.system.config_text import check_config_text
 from monai_xtiny.system.errors import root_cause
 from monai_xtiny.training.labeled import data_options
+
+# Names that begin with a patient's number, such as "SC-HF-I-01-0048" or "patient3_slice7".
+_PATIENT = "^(.*[0-9].*)[-_. ][^-_. ]+$"
 
 
 @dataclass(frozen=True)
@@ -30,12 +35,14 @@ class DataCheck:
         problems: one line per case that does not fit, each with what to do.
         num_padded: cases smaller than the patch along some axis, which are padded with zeros.
         summary: what was found, in words.
+        warnings: one line per doubt about a training on these cases.
     """
 
     num_cases: int
     problems: tuple[str, ...]
     num_padded: int = 0
     summary: str = ""
+    warnings: tuple[str, ...] = ()
 
 
 def check_bundle(
@@ -43,6 +50,8 @@ def check_bundle(
     *,
     data: str | os.PathLike[str] | None = None,
     datalist: str | os.PathLike[str] | None = None,
+    group: str | None = None,
+    fold: int = 0,
 ) -> DataCheck:
     """Check that labeled data and weights fit a bundle, reading them as ``train.json`` would.
 
@@ -50,19 +59,24 @@ def check_bundle(
         bundle_dir: the bundle.
         data: nnU-Net data set root (``imagesTr``, ``labelsTr``).
         datalist: MSD ``dataset.json``; one of the two is needed.
+        group: which cases are of one patient: a regular expression or a JSON file, as training
+            takes it.
+        fold: of the split that is looked at.
 
     Returns:
         The number of cases, and every problem: an image without a label or a label without an
         image, a channel count other than the plan's, a label of another shape than its image, a
         label value that is no class, an image of less than half a patch along some axis,
         weights of another network. Smaller shortfalls are padded, by nnU-Net's rule, and counted.
+        Warnings name classes that no case holds, in the training or in the held-out part, and
+        cases that may be of one patient.
 
     Raises:
         FileNotFoundError: there is no bundle, or no data.
         ValueError: the data hold no labeled case, or an earlier version wrote the bundle.
     """
     bundle = Bundle.open(bundle_dir)
-    options = data_options(data, datalist)
+    options = {**data_options(data, datalist, group), "fold": fold}
     config = bundle.config("train")
     if "labeled_cases" not in config:
         raise ValueError(
@@ -96,14 +110,52 @@ def check_bundle(
     without_image = list(labeled.unmatched.values())
     read = _NotingReader(Compose(parser.get_parsed_content("reading_transforms")), bundle.plan)
     num_padded = 0
+    held: dict[str, set[int]] = {}
     for case in cases:
         if case.get("label") is None:
             problems.append(f"case {case['image']!r} has no label: add one, or leave it out")
         elif case not in without_image:
-            problem, share = _check_case(case, read, parser)
+            problem, share, classes = _check_case(case, read, parser)
             problems += [] if problem is None else [problem]
             num_padded += problem is None and share < 1
-    return DataCheck(len(cases), tuple(problems), num_padded, summary=read.describe(cases))
+            held[str(case["label"])] = classes
+    split: Split = parser.get_parsed_content("split")
+    warnings = _class_warnings(split, held, bundle.label_names)
+    warnings += _patient_warnings(cases) if group is None else []
+    return DataCheck(len(cases), tuple(problems), num_padded, read.describe(cases), tuple(warnings))
+
+
+def _class_warnings(
+    split: Split, held: Mapping[str, Iterable[int]], label_names: Sequence[str]
+) -> list[str]:
+    """The classes without voxels in a part of the split."""
+    warnings = []
+    for part, cases in (("to train on", split.training), ("held out", split.validation)):
+        found = {index for case in cases for index in held.get(str(case.get("label")), ())}
+        missing = [name for index, name in enumerate(label_names) if index and index not in found]
+        if cases and missing:
+            warnings.append(
+                f"none of the {len(cases)} cases {part} has voxels of {', '.join(missing)}: label "
+                "more cases, or split them otherwise by --fold or --split_seed"
+            )
+    return warnings
+
+
+def _patient_warnings(cases: Sequence[Mapping[str, Any]]) -> list[str]:
+    """Whether cases are named as several files of a patient are."""
+    names = [case_name(dict(case)) for case in cases if case.get("label") is not None]
+    matches = [re.search(_PATIENT, name) for name in names]
+    counts = Counter(match[1] for match in matches if match is not None)
+    shared = {patient: number for patient, number in counts.items() if number > 1}
+    if len(shared) < 2 or 2 * sum(shared.values()) < len(names):
+        return []
+    first = next(iter(shared))
+    own = [name for name, match in zip(names, matches, strict=True) if match and match[1] == first]
+    return [
+        f"cases such as {own[0]} and {own[1]} look like files of one patient ({len(counts)} "
+        f"patients): hold out whole patients by --group '{_PATIENT}', or another expression whose "
+        "first group in the name of a case is the patient"
+    ]
 
 
 class _NotingReader:
@@ -154,14 +206,16 @@ def _weight_problems(bundle: Bundle, parser: ConfigParser) -> list[str]:
 
 def _check_case(
     case: Mapping[str, Any], read: Callable[..., Any], parser: ConfigParser
-) -> tuple[str | None, float]:
-    """What is wrong with one labeled case, and its smallest share of the patch."""
+) -> tuple[str | None, float, set[int]]:
+    """What is wrong with one labeled case, its smallest share of the patch, and its classes."""
     name = os.path.basename(case["image"][0] if isinstance(case["image"], list) else case["image"])
     try:
-        image = read(dict(case))["image"]
+        content = read(dict(case))
     except Exception as error:
         text = " ".join(str(root_cause(error)).split())
-        return (text if text.startswith("case ") else f"case {name!r}: {text}: repair it"), 0.0
+        problem = text if text.startswith("case ") else f"case {name!r}: {text}: repair it"
+        return problem, 0.0, set()
+    image, classes = content["image"], {int(value) for value in content["label"].unique()}
     spacing = parser.get("spacing")
     if spacing is not None:
         image = Orientation("RAS", labels=None)(image)
@@ -174,9 +228,13 @@ def _check_case(
         )
     )
     if share >= 0.5:
-        return None, share
+        return None, share, classes
     return (
-        f"case {name!r}: {tuple(image.shape[1:])} voxels are less than half of the patch "
-        f"{tuple(parser['patch_size'])} of the bundle: leave it out, or search again on images "
-        "like it"
-    ), share
+        (
+            f"case {name!r}: {tuple(image.shape[1:])} voxels are less than half of the patch "
+            f"{tuple(parser['patch_size'])} of the bundle: leave it out, or search again on images "
+            "like it"
+        ),
+        share,
+        classes,
+    )

@@ -21,7 +21,7 @@ from monai_xtiny.bundle.exclusive import exclusive
 from monai_xtiny.bundle.figures import Plane
 from monai_xtiny.bundle.folder import CARD, SPLIT, Bundle
 from monai_xtiny.bundle.results import Evaluation
-from monai_xtiny.bundle.workflow import Split
+from monai_xtiny.bundle.workflow import Split, fold_file
 from monai_xtiny.data.cases import NIFTI_SUFFIXES
 from monai_xtiny.data.gate import ChannelReader
 from monai_xtiny.system.config_text import PlainPath
@@ -39,6 +39,7 @@ def evaluate_held_out(
     *,
     data: str | os.PathLike[str] | None = None,
     datalist: str | os.PathLike[str] | None = None,
+    fold: int = 0,
     predict: Predict | None = None,
 ) -> tuple[Evaluation, tuple[Plane, ...]]:
     """Evaluate a trained bundle on cases that it was not trained on.
@@ -50,6 +51,7 @@ def evaluate_held_out(
         bundle: the bundle.
         data: nnU-Net data set root (``imagesTr``, ``labelsTr``).
         datalist: MSD datalist with a validation section.
+        fold: whose weights and held-out cases.
         predict: what to evaluate in place of the bundle's network, as :func:`evaluate_bundle` takes
             it; the results in the bundle's ``eval`` folder are left alone then.
 
@@ -62,14 +64,15 @@ def evaluate_held_out(
         ValueError: the bundle was not trained, the datalist has no validation section, one of its
             cases was trained on, or the card could not take the results.
     """
-    options = data_options(data, datalist)
-    split_file = bundle.path(SPLIT)
+    options = {**data_options(data, datalist), "fold": fold}
+    split_name = fold_file(SPLIT, fold)
+    split_file = bundle.path(split_name)
     split = read_json(split_file) if split_file.is_file() else {}
     if datalist is None:
         if not split:
             raise ValueError(
-                f"{str(bundle.root)!r} has no {SPLIT}, which training writes: train it first, or "
-                "give --datalist FILE with a validation section"
+                f"{str(bundle.root)!r} has no {split_name}, which training writes: train it first, "
+                "or give --datalist FILE with a validation section"
             )
         options = {**options, "datalist": PlainPath(os.fspath(split_file))}
     elif not read_json(datalist).get("validation"):

@@ -6,20 +6,24 @@ import os
 from pathlib import Path
 from typing import Any
 
-from monai_xtiny.system.config_text import PlainPath
+from monai_xtiny.system.config_text import PlainPath, check_config_text
 
 
 def data_options(
-    data: str | os.PathLike[str] | None, datalist: str | os.PathLike[str] | None
+    data: str | os.PathLike[str] | None,
+    datalist: str | os.PathLike[str] | None,
+    group: str | None = None,
 ) -> dict[str, Any]:
     """The configs' keys for labeled data, checked.
 
     Args:
         data: nnU-Net data set root (``imagesTr``, ``labelsTr``).
         datalist: MSD ``dataset.json``; one of the two is needed.
+        group: which cases are of one patient, for the split: a regular expression, or a JSON file.
 
     Raises:
         FileNotFoundError: neither is given, or one does not exist.
+        ValueError: MONAI would not read ``group`` as text.
     """
     for path in (data, datalist):
         if path is not None and not Path(path).exists():
@@ -27,4 +31,7 @@ def data_options(
     if data is None and datalist is None:
         raise FileNotFoundError("no labeled data: give --data DIR or --datalist FILE")
     paths = {"dataset_dir": data, "datalist": datalist}
-    return {key: PlainPath(os.fspath(path)) for key, path in paths.items() if path is not None}
+    options: dict[str, Any] = {
+        key: PlainPath(os.fspath(path)) for key, path in paths.items() if path is not None
+    }
+    return options if group is None else {**options, "group": check_config_text(group, "--group")}

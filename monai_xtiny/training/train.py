@@ -108,6 +108,8 @@ def train_bundle(
 ) -> Training:
     """Train a bundle by its own ``train.json``, and evaluate it.
 
+    Of another fold than 0 the bundle holds the weights in ``models/model_foldN.pt``.
+
     Args:
         bundle: which is trained in place.
         data: nnU-Net data set root (``imagesTr``, ``labelsTr``).
@@ -148,6 +150,8 @@ def train_bundle(
     train.run()
     seconds = time.perf_counter() - start
     train.finalize()
+    # Of the weights that were trained, not of those that the training began with.
+    options.pop("checkpoint", None)
     evaluation = evaluate_bundle(bundle, options)
     return Training(
         bundle.selection.max_features,

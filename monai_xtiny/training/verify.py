@@ -74,6 +74,7 @@ def verify_bundle(
     epochs: int | None = None,
     num_seeds: int = MIN_SEEDS,
     fold: int = 0,
+    group: str | None = None,
     seed: int = 0,
     work_dir: str | os.PathLike[str] | None = None,
     overrides: Mapping[str, Any] | None = None,
@@ -94,7 +95,9 @@ def verify_bundle(
         datalist: MSD ``dataset.json``; one of the two is needed.
         epochs: over all cases; default: 400 updates in 10 epochs, whatever the number of cases.
         num_seeds: trainings of each width, at least 2.
-        fold: of the split by case.
+        fold: of the split.
+        group: which cases are of one patient, so that the split holds out whole patients: a regular
+            expression or a JSON file, as training takes it; default: each case is one.
         seed: of the first training; the others count on from it.
         work_dir: folder that keeps a journal of finished trainings, which the same verification,
             or one with more seeds, does not repeat; default: a temporary one.
@@ -112,14 +115,16 @@ def verify_bundle(
     """
     bundle = Bundle.open(bundle_dir)
     _check_arguments(num_seeds, epochs, work_dir)
-    checked = check_bundle(bundle, data=data, datalist=datalist)
+    checked = check_bundle(bundle, data=data, datalist=datalist, group=group)
     if checked.problems:
         raise ValueError(
             f"{len(checked.problems)} problems with {checked.num_cases} labeled cases, which "
             f"check lists: {checked.problems[0]}"
         )
-    keys = {"fold": fold, **(overrides or {})}
-    brief = _brief_training(bundle, {**data_options(data, datalist), **keys}, epochs)
+    options = data_options(data, datalist, group)
+    overrides = {**({} if group is None else {"group": group}), **(overrides or {})}
+    keys = {"fold": fold, **overrides}
+    brief = _brief_training(bundle, {**options, **keys}, epochs)
     digest = _recipe_digest(bundle, keys, brief)
     trainings = []
     with _work_folder(work_dir) as folder:
@@ -140,7 +145,7 @@ def verify_bundle(
                         epochs=brief.epochs,
                         fold=fold,
                         seed=number,
-                        overrides={**brief.options, **(overrides or {})},
+                        overrides={**brief.options, **overrides},
                     )
                     rmtree(copy)
                     append_line(journal, {"digest": digest, **asdict(done[width, number])})

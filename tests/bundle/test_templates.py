@@ -6,7 +6,7 @@ from dataclasses import replace
 import pytest
 
 from monai_xtiny.bundle.folder import data_kind
-from monai_xtiny.bundle.templates import templates_dir
+from monai_xtiny.bundle.templates import merged_template, templates_dir
 from monai_xtiny.bundle.writer import export_bundle
 
 
@@ -43,6 +43,19 @@ def refuse_long_expressions(folder) -> int:
 
 def test_templates_hold_no_long_expression() -> None:
     assert refuse_long_expressions(templates_dir()) > 60
+
+
+@pytest.mark.parametrize("kind", ["volumes", "slices", "images"])
+def test_train_and_inference_call_the_same_things_alike(kind) -> None:
+    train, inference = (
+        merged_template(name, kind, templates_dir()) for name in ("train", "inference")
+    )
+    assert train["validate"]["inferer"] == inference["inferer"]
+    for key in ("overlap", "sw_batch_size", "workflow", "patch_size", "network_def"):
+        assert train[key] == inference[key], key
+    assert train["checkpoint"] is None and "checkpoint" in inference
+    # Options that both refuse alike.
+    assert set(inference["options"]) < set(train["options"])
 
 
 @pytest.mark.parametrize("kind", ["volumes", "slices", "images"])

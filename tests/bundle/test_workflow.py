@@ -7,7 +7,9 @@ import json
 import os
 import re
 import runpy
+import signal
 import sys
+from collections.abc import Callable
 from pathlib import Path
 from types import SimpleNamespace
 
@@ -15,7 +17,7 @@ import pytest
 import torch
 from ignite.engine import Events
 from monai.bundle import ConfigParser
-from monai.data import DataLoader, Dataset
+from monai.data import DataLoader, Dataset, MetaTensor
 from monai.engines import SupervisedEvaluator, SupervisedTrainer
 from monai.handlers import CheckpointLoader, MeanDice, StatsHandler, from_engine
 from torch import nn
@@ -334,6 +336,80 @@ def test_label_names_tell_equal_names_in_folders_apart_wherever_the_data_lie(lab
         assert workflow.Split([], []).label_names() == [[], []]
 
 
+def of_patients(*names: str) -> list[dict]:
+    return [{"image": [f"i/{name}_0000.png"], "label": f"l/{name}.png"} for name in names]
+
+
+@pytest.mark.parametrize(
+    "group, expected",
+    [
+        (None, ["0", "1", "2"]),
+        ("^p[0-9]+", ["p1", "p1", "p2"]),
+        ("p([0-9])_(.)", ["1", "1", "2"]),
+        ("map.json", ["A", "A", "7"]),
+    ],
+    ids=["none", "match", "group", "map"],
+)
+def test_find_patients_takes_an_expression_or_a_map(tmp_path, monkeypatch, group, expected) -> None:
+    monkeypatch.chdir(tmp_path)
+    Path("map.json").write_text(json.dumps({"p1_a": "A", "p1_b": "A", "p2_a": 7, "more": "B"}))
+    assert workflow.find_patients(of_patients("p1_a", "p1_b", "p2_a"), group) == expected
+
+
+@pytest.mark.parametrize(
+    "group, message",
+    [
+        ("^p[0-9]+", "finds no patient for the cases other: extend it"),
+        ("map.json", "map.json finds no patient for the cases other: extend it"),
+        ("list.json", "list.json is no JSON object of cases and their patients"),
+        ("(", "is no regular expression: missing"),
+        (["a"], r"--group is read as \['a'\]: put it in two pairs of quotes"),
+    ],
+    ids=str,
+)
+def test_find_patients_names_what_it_cannot_tell(tmp_path, monkeypatch, group, message) -> None:
+    monkeypatch.chdir(tmp_path)
+    Path("map.json").write_text(json.dumps({"p1": "A"}))
+    Path("list.json").write_text("[]")
+    with pytest.raises(ValueError, match=message):
+        workflow.find_patients(of_patients("p1", "other"), group)
+
+
+def test_split_cases_never_divides_a_patient() -> None:
+    cases = of_patients(*(f"p{number}_{letter}" for number in range(7) for letter in "abc"))
+    found = workflow.LabeledCases("data", cases, [], {}, [], [])
+    held_out = []
+    for fold in range(4):
+        options = {"fold": fold, "val_fraction": 0.25, "split_seed": 3, "group": "p[0-9]"}
+        split = workflow.split_cases(found, **options)
+        sides = [set(workflow.find_patients(side, "p[0-9]")) for side in vars(split).values()]
+        assert not sides[0] & sides[1]
+        assert len(split.training) + len(split.validation) == len(cases)
+        held_out += split.validation
+    assert sorted(map(str, held_out)) == sorted(map(str, cases))
+
+
+def test_split_cases_holds_real_patients_out_whole(real_data) -> None:
+    root = real_data / "Dataset078_SunnybrookLV"
+    found = find(root, {"file_endings": ["png"], "in_channels": 1})
+    options = {"fold": 0, "val_fraction": 0.2, "split_seed": 0}
+    for group, is_divided in ((None, True), ("(.*)-[0-9]+", False)):
+        split = workflow.split_cases(found, **options, group=group)
+        sides = [
+            {workflow.case_name(case).rpartition("-")[0] for case in side}
+            for side in (split.training, split.validation)
+        ]
+        assert bool(sides[0] & sides[1]) == is_divided
+        assert len(split.validation) > 30
+
+
+def test_split_cases_refuses_a_datalist_that_divides_a_patient() -> None:
+    cases = of_patients("p1_a", "p2_a", "p1_b")
+    found = workflow.LabeledCases("list.json", cases[:2], cases[2:], {}, [], [])
+    with pytest.raises(ValueError, match="the patient p1 is in the training and in the validation"):
+        workflow.split_cases(found, fold=0, val_fraction=0.2, split_seed=0, group="p[0-9]")
+
+
 def test_write_split_is_a_datalist_relative_to_the_data(tmp_path) -> None:
     root = touch(tmp_path / "data", *(f"imagesTr/{name}.png" for name in "ab"))
     touch(root, *(f"labelsTr/{name}.png" for name in "ab"))
@@ -641,6 +717,226 @@ def test_best_weights_are_the_last_without_a_validation(tmp_path) -> None:
     evaluator = SimpleNamespace(state=SimpleNamespace(best_metric_epoch=-1))
     workflow.BestWeights(network, str(file)).save_unless_validated(evaluator)
     assert torch.equal(torch.load(file, weights_only=True)["weight"], network.weight)
+
+
+def test_best_weights_are_the_last_where_nothing_can_be_measured(tmp_path) -> None:
+    setup, file = Setup(tmp_path, epochs=3), tmp_path / "models" / "model.pt"
+    for item in setup.evaluator.data_loader.dataset:
+        item["label"].zero_()
+    metric = MeanDice(include_background=False, output_transform=from_engine(["pred", "label"]))
+    setup.evaluator = SupervisedEvaluator(
+        torch.device("cpu"), setup.trainer.data_loader, setup.network,
+        key_val_metric={"dice": metric},
+    )  # fmt: skip
+    workflow.BestWeights(setup.network, str(file)).attach(setup.evaluator)
+    setup.trainer.run()
+    assert setup.evaluator.state.best_metric_epoch == -1
+    found = torch.load(file, weights_only=True)
+    assert all(torch.equal(found[k], value) for k, value in setup.network.state_dict().items())
+
+
+def test_a_kill_between_two_writes_loses_no_trained_weights(tmp_path, monkeypatch) -> None:
+    class Killed(BaseException):
+        pass
+
+    writes = {
+        (workflow.shutil, "copy2"), (workflow.torch, "save"), (workflow.os, "replace"),
+        (Path, "unlink"), (Path, "write_text"), (Path, "replace"), (Path, "mkdir"),
+    }  # fmt: skip
+    split = workflow.Split(of_patients("a"), of_patients("b"))
+
+    def train(root: Path, value: float, kill_at: int) -> int:
+        """A training that dies before a write; the number of writes."""
+        network = nn.Linear(1, 3)
+        nn.init.uniform_(network.weight, value, value)
+        nn.init.uniform_(network.bias, value, value)
+        number = 0
+        with monkeypatch.context() as patch:
+
+            def count(write, *args, **options) -> object:
+                nonlocal number
+                number += 1
+                if number == kill_at:
+                    raise Killed
+                return write(*args, **options)
+
+            def counted(write) -> Callable[..., object]:
+                return lambda *args, **options: count(write, *args, **options)
+
+            for owner, name in writes:
+                patch.setattr(owner, name, counted(getattr(owner, name)))
+            workflow.BestWeights(
+                network, str(root / "models" / "model.pt"), split=split,
+                split_file=str(root / "configs" / "datalist.json"),
+            ).save()  # fmt: skip
+        return number
+
+    def kept(root: Path) -> set[float]:
+        """Trained weights that lie beside the split that they were trained on."""
+        folders = [root, *root.glob("former_training_*")]
+        files = [(item / "models/model.pt", item / "configs/datalist.json") for item in folders]
+        return {
+            float(torch.load(weights, weights_only=True)["bias"][0])
+            for weights, names in files
+            if weights.is_file() and names.is_file()
+        }
+
+    for kill_at in range(1, 100):
+        root = tmp_path / str(kill_at)
+        for folder in ("models", "configs"):
+            (root / folder).mkdir(parents=True)
+        train(root, 0.25, 0)
+        try:
+            train(root, 0.5, kill_at)
+        except Killed:
+            assert 0.25 in kept(root), kill_at
+            train(root, 0.75, 0)
+            assert {0.25, 0.75} <= kept(root), kill_at
+        else:
+            break
+    assert kept(root) == {0.25, 0.5} and kill_at > 6
+
+
+class SignalingLoader:
+    """What sends SIGINT from its destructor, where Python drops exceptions."""
+
+    def __del__(self) -> None:
+        signal.raise_signal(signal.SIGINT)
+
+
+@pytest.mark.filterwarnings("ignore::pytest.PytestUnraisableExceptionWarning")
+def test_interruption_is_not_dropped_in_a_destructor(tmp_path, monkeypatch) -> None:
+    setup = Setup(tmp_path, epochs=5)
+
+    def destroy() -> None:
+        if setup.trainer.state.iteration == 3:
+            SignalingLoader()
+
+    setup.trainer.add_event_handler(Events.ITERATION_COMPLETED, destroy)
+    workflow.Interruption().attach(setup.trainer, setup.evaluator)
+    former = signal.signal(signal.SIGINT, signal.default_int_handler)
+    try:
+        with pytest.raises(KeyboardInterrupt):
+            setup.trainer.run()
+    finally:
+        signal.signal(signal.SIGINT, former)
+    assert setup.trainer.state.iteration == 4
+
+
+def seen_signal(seen: list) -> None:
+    seen.append(signal.getsignal(signal.SIGINT))
+
+
+def test_interruption_gives_the_signal_back(tmp_path) -> None:
+    former = signal.signal(signal.SIGINT, signal.default_int_handler)
+    try:
+        for _ in range(2):
+            setup = Setup(tmp_path, epochs=1)
+            interruption = workflow.Interruption()
+            interruption.attach(setup.trainer, setup.evaluator)
+            seen: list[object] = []
+            setup.trainer.add_event_handler(Events.EPOCH_STARTED, seen_signal, seen)
+            setup.trainer.run()
+            assert seen == [interruption._remember]
+            assert signal.getsignal(signal.SIGINT) is signal.default_int_handler
+    finally:
+        signal.signal(signal.SIGINT, former)
+
+
+def test_fold_files_are_those_of_the_folds_or_the_one_given() -> None:
+    assert workflow.fold_files("m.pt", None, "own.pt") == ["own.pt"]
+    assert workflow.fold_files("m.pt", [0, 2], "m.pt") == ["m.pt", "m_fold2.pt"]
+    assert workflow.fold_files("m.pt", 1, "m_fold1.pt") == ["m_fold1.pt"]
+    for folds in ([], [0, 0], [-1], "all", [True]):
+        with pytest.raises(ValueError, match="give numbers of folds"):
+            workflow.fold_files("m.pt", folds, "m.pt")
+    with pytest.raises(ValueError, match="and own.pt are given: give one of them"):
+        workflow.fold_files("m.pt", [0, 1], "own.pt")
+
+
+RIGHT = {
+    "epochs": 1, "val_interval": 301, "fold": 0, "num_workers": 0, "val_fraction": 0,
+    "overlap": 0.5, "cache_rate": 1, "learning_rate": 1e-3, "weight_decay": 0, "resume": True,
+}  # fmt: skip
+
+
+@pytest.mark.parametrize(
+    "name, value",
+    [
+        ("epochs", 0), ("epochs", -3), ("epochs", 1.5), ("epochs", True), ("epochs", "ten"),
+        ("val_interval", 0), ("fold", -1), ("fold", 0.0), ("num_workers", None), ("seed", 2**32),
+        ("val_fraction", 1), ("val_fraction", -0.1), ("val_fraction", "0,2"), ("overlap", 1.0),
+        ("cache_rate", 1.1), ("learning_rate", 0), ("learning_rate", float("nan")),
+        ("learning_rate", float("inf")), ("weight_decay", -1e-3), ("resume", "no"), ("resume", 1),
+    ],
+)  # fmt: skip
+def test_check_options_says_what_an_option_may_be(name, value) -> None:
+    workflow.check_options(RIGHT)
+    with pytest.raises(ValueError, match=f"^--{name} is .*: give (a|True)"):
+        workflow.check_options({**RIGHT, name: value})
+
+
+@pytest.mark.parametrize(
+    "options, unknown",
+    [
+        (["--epochs", "3", "--run_id=run", "--meta_file", "m", "--logging_file", "False"], None),
+        (["--train#trainer#max_epochs", "3", "--other::key", "3"], None),
+        (["--val-interval", "3", "--noresume", "--", "--trace"], None),
+        (["--own", "3", "--epochs", "$@own + 1"], None),
+        (["--tracking", "mlflow", "--experiment_name", "x"], None),
+        (["--epoch", "3"], "epoch"),
+        (["--epochs", "1", "--folder=x"], "folder"),
+        (["--experiment_name", "x"], "experiment_name"),
+    ],
+    ids=str,
+)
+@pytest.mark.parametrize("files", ["{0}", "['{0}']", "{0},{0}"])
+def test_check_options_names_unknown_ones(tmp_path, monkeypatch, options, unknown, files) -> None:
+    config = tmp_path / "train.json"
+    config.write_text(json.dumps({"epochs": 3, "fold": 0, "val_interval": 1, "resume": True}))
+    given = ["--config_file", files.format(config), *options]
+    monkeypatch.setattr(sys, "argv", ["/lib/monai/bundle/__main__.py", "run", *given])
+    if unknown is None:
+        workflow.check_options({})
+    else:
+        with pytest.raises(ValueError, match=f"no option --{unknown} in "):
+            workflow.check_options({})
+    monkeypatch.setattr(sys, "argv", ["own_script.py", "run", *given])
+    workflow.check_options({})
+
+
+def test_check_patch_says_which_sizes_fit() -> None:
+    network = SimpleNamespace(strides=[1, (2, 1), (2, 2)])
+    workflow.check_patch(network, patch_size=(8, 2), crop_size=[4, 4])
+    workflow.check_patch(nn.Conv2d(1, 1, 1), patch_size=(1, 1))
+    for size in ([4, 2], [6, 4], [8], [8, 2, 2], [0, 2], [8.0, 2]):
+        with pytest.raises(ValueError, match=r"--crop_size is .* multiples of \[4, 2\], above"):
+            workflow.check_patch(network, patch_size=(8, 2), crop_size=size)
+
+
+def test_check_held_out_names_cases_that_were_trained_on(tmp_path) -> None:
+    file = tmp_path / "split.json"
+    workflow.write_split(workflow.Split(of_patients("a"), of_patients("b")), file, ".")
+    workflow.check_held_out(of_patients("b", "c"), [file, tmp_path / "none.json"], ".")
+    with pytest.raises(ValueError, match="the network was trained on a.png, as .*split.json says"):
+        workflow.check_held_out(of_patients("b", "a"), [file], ".")
+
+
+def test_warn_of_missing_classes_names_them(capsys) -> None:
+    meta = {"filename_or_obj": "/data/b.nii"}
+    cases = [
+        {"label": torch.tensor([[0, 2]])},
+        {"label": MetaTensor(torch.tensor([[0, 0]]), meta=meta)},
+    ]
+    workflow.warn_of_missing_classes(cases, 3)
+    assert "no held-out case has voxels of class 1, which" in capsys.readouterr().out
+    workflow.warn_of_missing_classes(cases[1:], 3)
+    assert "none of the 1 held-out cases has any foreground (b.nii)" in capsys.readouterr().out
+    workflow.warn_of_missing_classes([*cases, {"label": torch.tensor([[1]])}], 3)
+    assert "1 of 3 held-out cases have no foreground" in capsys.readouterr().out
+    workflow.warn_of_missing_classes([], 3)
+    workflow.warn_of_missing_classes([{"label": torch.tensor([[1, 2]])}], 3)
+    assert capsys.readouterr().out == ""
 
 
 def test_gradient_clipping_scales_gradients_to_the_norm(tmp_path) -> None:

@@ -577,14 +577,14 @@ def test_bundle_resumes_with_and_without_mixed_precision(copied, tmp_path) -> No
 
 
 @PICTURES
-def test_bundle_does_not_resume_the_training_of_another_fold(copied, tmp_path) -> None:
+def test_bundle_does_not_resume_the_training_of_another_split(copied, tmp_path) -> None:
     options = ("--dataset_dir", copied.dataset, "--num_workers", 0, "--epochs", 1)
     run_bundle(copied, "train", *options, cwd=tmp_path)
     split = (copied.bundle / "configs" / "datalist.json").read_bytes()
-    log = run_bundle(copied, "train", *options, "--fold", 1, cwd=tmp_path, status=1)
+    log = run_bundle(copied, "train", *options, "--split_seed", 1, cwd=tmp_path, status=1)
     assert "is of other cases or of another split: pass another --output_dir" in log
     assert (copied.bundle / "configs" / "datalist.json").read_bytes() == split
-    run_bundle(copied, "train", *options, "--fold", 1, "--resume", "False", cwd=tmp_path)
+    run_bundle(copied, "train", *options, "--split_seed", 1, "--resume", "False", cwd=tmp_path)
     assert (copied.bundle / "configs" / "datalist.json").read_bytes() != split
 
 

@@ -10,8 +10,9 @@ import pytest
 import torch
 from PIL import Image
 
+from monai_xtiny.bundle.folder import Bundle
 from monai_xtiny.cli.commands import main
-from monai_xtiny.training.check import check_bundle
+from monai_xtiny.training.check import _patient_warnings, check_bundle
 from tests.conftest import write_nifti, write_png
 
 
@@ -89,6 +90,55 @@ def test_check_refuses_a_datalist_that_holds_out_what_it_trains_on(
         )
     error = capsys.readouterr().err
     assert stop.value.code == 2 and "training[0] and validation[0] share" in error
+
+
+def test_check_bundle_names_classes_without_voxels(capsys, bundle, labeled) -> None:
+    name = Bundle.open(bundle).label_names[1]
+    found = check_bundle(bundle, data=labeled)
+    assert found.warnings == tuple(
+        f"none of the {number} cases {part} has voxels of {name}: label more cases, or split them "
+        "otherwise by --fold or --split_seed"
+        for number, part in ((3, "to train on"), (1, "held out"))
+    )
+    for index in range(4):
+        write_label(labeled, f"c{index}", np.full((20, 24), index > 0, dtype=np.uint8))
+    found = [check_bundle(bundle, data=labeled, fold=fold).warnings for fold in range(4)]
+    assert sorted(map(len, found)) == [0, 0, 0, 1]  # the fold that holds out c0
+    main(["check", "--bundle", str(bundle), "--data", str(labeled), "--fold", "7"])
+    assert "4 labeled cases fit the bundle" in capsys.readouterr().out
+
+
+def test_check_command_warns_of_files_of_one_patient(capsys, bundle, tmp_path) -> None:
+    root = tmp_path / "cine"
+    for name in ("p1_f01", "p1_f02", "p2_f01", "p2_f02"):
+        write_png(root / "imagesTr" / f"{name}_0000.png")
+        write_label(root, name, np.ones((20, 24), dtype=np.uint8))
+    command = ["check", "--bundle", str(bundle), "--data", str(root)]
+    main(command)
+    out = capsys.readouterr().out
+    assert "warning: cases such as p1_f01 and p1_f02 look like files of one patient (2 pat" in out
+    advised = out.partition("--group '")[2].partition("'")[0]
+    main([*command, "--group", advised])
+    assert "warning" not in capsys.readouterr().out
+    with pytest.raises(SystemExit) as stop:
+        main([*command, "--group", "p1"])
+    assert stop.value.code == 2
+    assert "--group p1 finds no patient for the cases p2_f01" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize(
+    "name, is_cine",
+    [
+        ("Dataset078_SunnybrookLV", True),
+        ("Dataset004_Hippocampus", False),
+        ("Dataset070_BUSIhalf", False),
+        ("Dataset076_DSB2018Fluo", False),
+        ("Dataset077_DSB2018Stain", False),
+    ],
+)
+def test_patient_warnings_know_cine_images(real_data, name, is_cine) -> None:
+    cases = [{"label": str(path)} for path in sorted((real_data / name / "labelsTr").iterdir())]
+    assert bool(_patient_warnings(cases)) == is_cine
 
 
 def no_label(root: Path) -> None:

@@ -24,6 +24,8 @@ from monai_xtiny.training.labeled import data_options
 from tests.conftest import texture, write_nifti
 
 pytestmark = pytest.mark.slow
+# Of the split that the bundle was trained on.
+HELD_OUT = {"num_workers": 0, "split_seed": 3}
 
 
 def labeled_bundle(root: Path, spacing: float) -> tuple[Path, Path]:
@@ -46,7 +48,7 @@ def volumes(made_once, tmp_path) -> tuple[Path, Path]:
 
     def make(folder: Path) -> None:
         bundle, data = labeled_bundle(folder, 1.0)
-        options = {**data_options(data, None), "num_workers": 0, "epochs": 1, "split_seed": 3}
+        options = {**data_options(data, None), **HELD_OUT, "epochs": 1}
         Bundle.open(bundle).workflow(("train",), options).run()
 
     folder = made_once("trained_volumes", make)
@@ -59,7 +61,7 @@ def test_evaluate_bundle_measures_what_evaluate_json_writes(volumes) -> None:
     planes: list[Plane] = []
     found = evaluate_bundle(
         Bundle.open(bundle),
-        {**data_options(data, None), "num_workers": 0},
+        {**data_options(data, None), **HELD_OUT},
         on_case=lambda *case: planes.append(draw_plane(*case)),
     )
     with open(bundle / "eval" / "val_mean_dice_raw.csv", encoding="utf-8") as file:
@@ -76,7 +78,7 @@ def test_evaluate_bundle_measures_what_evaluate_json_writes(volumes) -> None:
 
 def test_evaluate_bundle_evaluates_another_predictor_in_place_of_the_network(volumes) -> None:
     bundle, data = volumes
-    options = {**data_options(data, None), "num_workers": 0}
+    options = {**data_options(data, None), **HELD_OUT}
     expected = evaluate_bundle(Bundle.open(bundle), options)
     results = (bundle / "eval" / "val_mean_dice_raw.csv").read_bytes()
     network = Bundle.open(bundle).network()
@@ -97,7 +99,7 @@ def test_evaluate_bundle_evaluates_another_predictor_in_place_of_the_network(vol
 def test_evaluate_bundle_gives_distances_in_mm(volumes, tmp_path) -> None:
     bundle, data = volumes
     twice, twice_data = labeled_bundle(tmp_path, 2.0)
-    options = {"num_workers": 0}
+    options = HELD_OUT
     one = evaluate_bundle(Bundle.open(bundle), {**data_options(data, None), **options})
     shutil.copyfile(bundle / "models" / "model.pt", twice / "models" / "model.pt")
     two = evaluate_bundle(Bundle.open(twice), {**data_options(twice_data, None), **options})
@@ -164,6 +166,24 @@ def test_evaluate_compares_paths_and_not_file_names(tmp_path, held_out, is_train
             _refuse_trained(*command)
     else:
         _refuse_trained(*command)
+
+
+def test_evaluate_command_measures_the_weights_of_a_fold(volumes, capsys) -> None:
+    bundle, data = volumes
+    command = ["evaluate", "--bundle", str(bundle), "--data", str(data), "--fold", "1"]
+    with pytest.raises(SystemExit):
+        main(command)
+    assert "has no configs/datalist_fold1.json, which training" in capsys.readouterr().err
+    split = json.loads((bundle / "configs" / "datalist.json").read_text(encoding="utf-8"))
+    other = {"training": split["validation"], "validation": split["training"][:2]}
+    (bundle / "configs" / "datalist_fold1.json").write_text(json.dumps(other), encoding="utf-8")
+    weights = torch.load(bundle / "models" / "model.pt", weights_only=True)
+    zeros = {name: torch.zeros_like(value) for name, value in weights.items()}
+    torch.save(zeros, bundle / "models" / "model_fold1.pt")
+    before = (bundle / "docs" / "README.md").read_bytes()
+    main(command)
+    assert "mean Dice 0.0000 over 2 cases held out" in capsys.readouterr().out
+    assert (bundle / "docs" / "README.md").read_bytes() == before
 
 
 def test_evaluate_command_needs_a_trained_bundle(volumes, capsys, tmp_path) -> None:

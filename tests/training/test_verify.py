@@ -119,6 +119,13 @@ def test_verify_bundle_trains_the_width_and_its_neighbors_on_every_seed(
     assert [seed for _, seed in fake.asked] == [5] * 3 + [6] * 3 + [7] * 3
 
 
+def test_verify_bundle_holds_out_whole_patients(fake, empty_bundles, bundle, labeled) -> None:
+    verify_bundle(bundle, data=labeled, group="c[0-9]")
+    assert fake.options["overrides"]["group"] == "c[0-9]"
+    with pytest.raises(ValueError, match="holds out 0 of 10 labeled cases"):
+        verify_bundle(bundle, data=labeled, group="c")  # all of one patient
+
+
 @pytest.mark.parametrize("width, expected", [(32, (32, 16)), (8, (16, 8, 4)), (1, (2, 1))], ids=str)
 def test_neighborhood_ends_with_the_ladder(selection, width, expected) -> None:
     assert neighborhood(replace(selection, max_features=width)) == expected
