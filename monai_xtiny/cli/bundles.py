@@ -2,27 +2,40 @@
 
 from __future__ import annotations
 
+from typing import TYPE_CHECKING
+
 from monai_xtiny.cli.job import Job, as_typed
 from monai_xtiny.cli.options import check_output, parse_flag, parse_int
+
+if TYPE_CHECKING:
+    from monai_xtiny.bundle.folder import Bundle
 
 
 @as_typed
 def check(
-    bundle: str, data: str | None = None, datalist: str | None = None, debug: bool = False
+    bundle: str,
+    data: str | None = None,
+    datalist: str | None = None,
+    trust: bool = False,
+    debug: bool = False,
 ) -> Job:
     """Check labeled data and weights against a bundle before training.
+
+    This runs the bundle's configs and scripts: those that monai_xtiny writes, or any with --trust.
 
     Args:
         bundle: the bundle.
         data: nnU-Net data set root with imagesTr and labelsTr.
         datalist: MSD dataset.json.
+        trust: run a bundle whose code differs from what monai_xtiny writes: read it first.
         debug: show tracebacks.
     """
 
     def run() -> None:
         from monai_xtiny.training.check import check_bundle
 
-        found = check_bundle(bundle, data=data, datalist=datalist)
+        opened = _open_to_run(bundle, trust)
+        found = check_bundle(opened, data=data, datalist=datalist)
         for problem in found.problems:
             print(problem)
         if found.problems:
@@ -47,9 +60,12 @@ def verify(
     seed: int = 0,
     work: str | None = None,
     update: bool = False,
+    trust: bool = False,
     debug: bool = False,
 ) -> Job:
     """Train the width of a bundle and its neighbors briefly: is it on the plateau?
+
+    This runs the bundle's configs and scripts: those that monai_xtiny writes, or any with --trust.
 
     Args:
         bundle: the bundle; it stays as it is without --update.
@@ -62,16 +78,17 @@ def verify(
         work: folder that keeps finished trainings, so that they are not repeated.
         update: write docs/verification.json, and move the bundle to the width recommended; what
             was trained is copied to former_widthN in the bundle's folder first.
+        trust: run a bundle whose code differs from what monai_xtiny writes: read it first.
         debug: show tracebacks.
     """
 
     def run() -> None:
-        from monai_xtiny.bundle.folder import VERIFICATION, Bundle
+        from monai_xtiny.bundle.folder import VERIFICATION
         from monai_xtiny.training.compare import verification_summary
         from monai_xtiny.training.update import update_bundle
         from monai_xtiny.training.verify import verify_bundle
 
-        opened = Bundle.open(bundle)
+        opened = _open_to_run(bundle, trust)
         is_update = parse_flag("update", update)
         found = verify_bundle(
             opened,
@@ -107,24 +124,30 @@ def verify(
 
 @as_typed
 def evaluate(
-    bundle: str, data: str | None = None, datalist: str | None = None, debug: bool = False
+    bundle: str,
+    data: str | None = None,
+    datalist: str | None = None,
+    trust: bool = False,
+    debug: bool = False,
 ) -> Job:
     """Measure a trained bundle on the cases held out, and write that into its model card.
+
+    This runs the bundle's configs and scripts: those that monai_xtiny writes, or any with --trust.
 
     Args:
         bundle: the bundle.
         data: nnU-Net data set root with imagesTr and labelsTr.
         datalist: MSD datalist whose validation section to evaluate; default: what training held
             out.
+        trust: run a bundle whose code differs from what monai_xtiny writes: read it first.
         debug: show tracebacks.
     """
 
     def run() -> None:
-        from monai_xtiny.bundle.folder import Bundle
         from monai_xtiny.bundle.measured import write_evaluation
         from monai_xtiny.training.evaluate import evaluate_held_out
 
-        opened = Bundle.open(bundle)
+        opened = _open_to_run(bundle, trust)
         found, planes = evaluate_held_out(opened, data=data, datalist=datalist)
         card = write_evaluation(opened, found, planes)
         for name, dice, distance in zip(
@@ -146,9 +169,12 @@ def deploy(
     device: str = "cpu",
     size: str | None = None,
     output: str | None = None,
+    trust: bool = False,
     debug: bool = False,
 ) -> Job:
     """Export a bundle's network to ONNX, and time it in four engines beside the full width.
+
+    This runs the bundle's configs and scripts: those that monai_xtiny writes, or any with --trust.
 
     Args:
         bundle: the bundle; models/model.onnx and docs/deploy.json are written.
@@ -159,6 +185,7 @@ def deploy(
         device: to time them on: cpu, cuda, cuda:1, ...
         size: of the image to time, with commas, WIDTH,HEIGHT in 2D; default: the patch.
         output: JSON file to write in place of docs/deploy.json.
+        trust: run a bundle whose code differs from what monai_xtiny writes: read it first.
         debug: show tracebacks.
     """
 
@@ -167,7 +194,7 @@ def deploy(
 
         check_output(output)
         made = deploy_bundle(
-            bundle,
+            _open_to_run(bundle, trust),
             images=images,
             data=data,
             int8=parse_flag("int8", int8),
@@ -191,14 +218,21 @@ def deploy(
 
 @as_typed
 def package(
-    bundle: str, output: str | None = None, torchscript: bool = False, debug: bool = False
+    bundle: str,
+    output: str | None = None,
+    torchscript: bool = False,
+    trust: bool = False,
+    debug: bool = False,
 ) -> Job:
     """Zip a bundle as the Model Zoo distributes it; the same bundle gives the same bytes.
+
+    Nothing of the bundle is run but, with --torchscript, its configs.
 
     Args:
         bundle: the bundle.
         output: zip to write; default: NAME_vVERSION.zip beside the bundle.
         torchscript: write models/model.ts, the network as TorchScript with its weights, first.
+        trust: run a bundle whose code differs from what monai_xtiny writes: read it first.
         debug: show tracebacks.
     """
 
@@ -206,7 +240,30 @@ def package(
         from monai_xtiny.bundle.archive import package_bundle
 
         check_output(output)
-        flag = parse_flag("torchscript", torchscript)
-        print(package_bundle(bundle, output, torchscript=flag))
+        is_run = parse_flag("torchscript", torchscript)
+        opened = _open_to_run(bundle, trust, is_said=False) if is_run else bundle
+        print(package_bundle(opened, output, torchscript=is_run))
 
     return Job(run, debug)
+
+
+def _open_to_run(bundle: str, trust: bool, *, is_said: bool = True) -> Bundle:
+    """Open a bundle whose configs are to be run; its code is compared before any of it runs."""
+    from monai_xtiny.bundle.folder import Bundle
+    from monai_xtiny.bundle.foreign import foreign_code
+
+    is_trusted = parse_flag("trust", trust)
+    opened = Bundle.open(bundle)
+    found = foreign_code(opened)
+    for line in found:
+        print(f"warning: {line}")
+    if found and not is_trusted:
+        raise ValueError(
+            f"{str(opened.root)!r} would run code that this version of monai_xtiny does not write "
+            f"({len(found)} places, {found[0]}): it was edited, is of another version or of "
+            "somebody else; read the places listed, then give --trust, or export its "
+            "docs/search.json anew and copy models/model.pt"
+        )
+    if is_said:
+        print(f"this runs the configs and scripts of {str(opened.root)!r}")
+    return opened
