@@ -143,16 +143,25 @@ class Bundle:
     ) -> ConfigWorkflow:
         """Configs of the bundle, merged, with overrides, initialized and ready to run.
 
+        A config is a program: :func:`monai_xtiny.bundle.foreign.foreign_code` says what in it this
+        version does not write.
+
         Args:
             names: of the configs, the later ones laid over the first.
             options: top-level keys, or paths of keys with ``#``; paths as
                 :class:`monai_xtiny.system.config_text.PlainPath`.
 
         Raises:
-            ValueError: MONAI could not read a path like the bundle's.
+            ValueError: MONAI could not read a path like the bundle's, or a network is too large.
         """
         from monai.bundle import ConfigWorkflow
 
+        from monai_xtiny.bundle.weights import check_network_size
+
+        for name in names:
+            config = self.config(name)
+            if "network_def" in config:
+                check_network_size(config, self.root / "configs" / f"{name}.json")
         check_config_text(str(self.root), "bundle path")
         configs = self.root / "configs"
         workflow = ConfigWorkflow(

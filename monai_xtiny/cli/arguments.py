@@ -60,7 +60,7 @@ def read_words(words: Sequence[str], command: Callable[..., Any]) -> list[str]:
     for name, parameter in parameters.items():
         if name not in values and parameter.default is Parameter.empty:
             raise ValueError(f"{command.__name__} needs --{name}: --help shows what it is")
-    return [f"--{name}={_checked(name, v, _kind(parameters[name]))}" for name, v in values.items()]
+    return [f"--{name}={_as_read(name, v, _kind(parameters[name]))}" for name, v in values.items()]
 
 
 def _is_option(word: str) -> bool:
@@ -101,7 +101,7 @@ def _next_value(rest: list[str], name: str, *, says: bool, kind: str) -> str:
     raise ValueError(f"--{name} has no value: give --{name} VALUE")
 
 
-def _checked(name: str, value: str, kind: str) -> str:
+def _as_read(name: str, value: str, kind: str) -> str:
     """The value of an option, of its kind."""
     if kind == "bool":
         return str(parse_flag(name, {"True": True, "False": False}.get(value, value)))
