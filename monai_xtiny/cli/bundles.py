@@ -45,6 +45,7 @@ def check(
             )
         padded = f"; {found.num_padded} are smaller than the patch and padded"
         print(f"{found.num_cases} labeled cases fit the bundle{padded if found.num_padded else ''}")
+        _say_what_ran(opened)
 
     return Job(run, debug)
 
@@ -118,6 +119,7 @@ def verify(
                 print(f"what was trained at width {found.selected} is in {former}")
         elif is_other:
             print(f"--update moves {bundle} to width {found.recommended}")
+        _say_what_ran(opened)
 
     return Job(run, debug, resumes=work is not None)
 
@@ -155,6 +157,7 @@ def evaluate(
         ):
             print(f"{name}: Dice {dice:.4f}, HD95 {distance:.2f}")
         print(f"mean Dice {found.mean_dice:.4f} over {len(found.cases)} cases held out\n{card}")
+        _say_what_ran(opened)
 
     return Job(run, debug)
 
@@ -193,8 +196,9 @@ def deploy(
         from monai_xtiny.deploy.pipeline import deploy_bundle, deployment_table
 
         check_output(output)
+        opened = _open_to_run(bundle, trust)
         made = deploy_bundle(
-            _open_to_run(bundle, trust),
+            opened,
             images=images,
             data=data,
             int8=parse_flag("int8", int8),
@@ -212,6 +216,7 @@ def deploy(
                 print(f"{name}: mean Dice {dice:.4f} over {made.num_cases} cases held out")
         if made.timings:
             print(deployment_table(made))
+        _say_what_ran(opened)
 
     return Job(run, debug)
 
@@ -241,13 +246,13 @@ def package(
 
         check_output(output)
         is_run = parse_flag("torchscript", torchscript)
-        opened = _open_to_run(bundle, trust, is_said=False) if is_run else bundle
+        opened = _open_to_run(bundle, trust) if is_run else bundle
         print(package_bundle(opened, output, torchscript=is_run))
 
     return Job(run, debug)
 
 
-def _open_to_run(bundle: str, trust: bool, *, is_said: bool = True) -> Bundle:
+def _open_to_run(bundle: str, trust: bool) -> Bundle:
     """Open a bundle whose configs are to be run; its code is compared before any of it runs."""
     from monai_xtiny.bundle.folder import Bundle
     from monai_xtiny.bundle.foreign import foreign_code
@@ -264,6 +269,9 @@ def _open_to_run(bundle: str, trust: bool, *, is_said: bool = True) -> Bundle:
             "somebody else; read the places listed, then give --trust, or export its "
             "docs/search.json anew and copy models/model.pt"
         )
-    if is_said:
-        print(f"this runs the configs and scripts of {str(opened.root)!r}")
     return opened
+
+
+def _say_what_ran(bundle: Bundle) -> None:
+    """The last line of what a command on a bundle prints: a bundle is a program."""
+    print(f"this ran the configs and scripts of {str(bundle.root)!r}")

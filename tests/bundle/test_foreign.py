@@ -5,12 +5,15 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
+from PIL import Image
 
 from monai_xtiny.bundle.folder import Bundle
 from monai_xtiny.bundle.foreign import foreign_code
 from monai_xtiny.bundle.writer import export_bundle
 from tests.cli.typed import refused, run_main
+from tests.conftest import write_png
 
 SETTINGS = {
     "epochs": 7,
@@ -146,11 +149,19 @@ def test_commands_run_no_code_of_others_unless_told(
 
 def test_check_with_trust_says_what_it_runs(capsys, tmp_path, root) -> None:
     edit(root, "train", lambda config: config.update(epochs="$100 * 3"))
-    (tmp_path / "empty").mkdir()
-    assert run_main("check", root, "--data", tmp_path / "empty", "--trust") == 2
-    shown = capsys.readouterr()
-    assert "no labeled case" in shown.err
-    assert shown.out.splitlines() == [
+    for kind in ("imagesTr/a_0000.png", "labelsTr/a.png"):
+        write_png(tmp_path / kind, (48, 32))
+    Image.fromarray(np.eye(48, 32, dtype=np.uint8)).save(tmp_path / "labelsTr" / "a.png")
+    assert run_main("check", root, "--data", tmp_path, "--trust") == 0
+    assert capsys.readouterr().out.splitlines() == [
         "warning: configs/train.json: epochs is '$100 * 3', not 300",
-        f"this runs the configs and scripts of {str(root)!r}",
+        "1 labeled cases fit the bundle",
+        f"this ran the configs and scripts of {str(root)!r}",
     ]
+
+
+@pytest.mark.parametrize("command", ["check", "evaluate", "verify", "deploy"])
+def test_help_says_that_a_bundle_is_run(capsys, command) -> None:
+    assert run_main(command, "--help") == 0
+    shown = " ".join(capsys.readouterr().err.split())
+    assert "This runs the bundle's configs and scripts" in shown and "--trust" in shown
