@@ -199,9 +199,10 @@ def _label_names(metadata: Path) -> tuple[str, ...]:
     try:
         outputs = read_json(metadata)["network_data_format"]["outputs"]
         definition = outputs["pred"]["channel_def"]
-        return tuple(str(definition[str(index)]) for index in range(len(definition)))
-    except (KeyError, TypeError) as error:
+        names = tuple(str(definition[str(index)]) for index in range(len(definition)))
+    except (LookupError, TypeError) as error:
         raise ValueError(
             f"{str(metadata)!r} names no classes in network_data_format ({error!r}): export the "
             "bundle again"
         ) from error
+    return tuple(check_config_text(name, f"label name in {str(metadata)!r}") for name in names)

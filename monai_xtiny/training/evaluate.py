@@ -19,6 +19,7 @@ from monai.transforms import LoadImage, Orientation
 from monai_xtiny.bundle.card import check_marks
 from monai_xtiny.bundle.figures import Plane
 from monai_xtiny.bundle.folder import CARD, SPLIT, Bundle
+from monai_xtiny.bundle.measured import trained_epochs
 from monai_xtiny.bundle.results import Evaluation
 from monai_xtiny.system.config_text import PlainPath
 from monai_xtiny.system.files import read_json
@@ -72,6 +73,7 @@ def evaluate_held_out(
         )
     if predict is None:
         check_marks(bundle.path(CARD).read_text(encoding="utf-8"))
+        trained_epochs(bundle)
     planes: list[Plane] = []
     with tempfile.TemporaryDirectory() as folder:
         evaluation = evaluate_bundle(
