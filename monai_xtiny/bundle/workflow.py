@@ -356,19 +356,10 @@ def check_weights(file: str, network: nn.Module) -> None:
         network: that the weights are for.
 
     Raises:
-        ValueError: names or shapes differ, or the file holds more or less than weights.
+        ValueError: names or shapes differ.
     """
-    try:
-        content = torch.load(file, map_location="cpu", weights_only=True)
-        found = _shapes(content.get("model", content))
-    except OSError:
-        raise
-    except Exception as error:  # PyTorch's own words advise to load it as code
-        raise ValueError(
-            f"{file} holds no weights that can be read safely ({type(error).__name__}): train "
-            "again, or emit the bundle again"
-        ) from None
-    if found != _shapes(network.state_dict()):
+    state = torch.load(file, map_location="cpu", weights_only=True)
+    if _shapes(state.get("model", state)) != _shapes(network.state_dict()):
         raise ValueError(
             f"the weights in {file} are of another network than network_def: use models/model.pt "
             "of this bundle, or emit the bundle again"

@@ -7,7 +7,6 @@ import json
 import os
 import runpy
 import sys
-import traceback
 from pathlib import Path
 from types import SimpleNamespace
 
@@ -279,20 +278,6 @@ def test_check_weights_takes_a_bare_state_dict_and_one_under_model(tmp_path) -> 
         workflow.check_weights(file, nn.Linear(2, 3))
         with pytest.raises(ValueError, match="are of another network than network_def"):
             workflow.check_weights(file, nn.Linear(2, 4))
-
-
-@pytest.mark.parametrize("content", [Path("code"), [], {"model": 3}, {}, None, {"weight": 1}])
-def test_check_weights_passes_no_advice_on_to_read_a_file_as_code(tmp_path, content) -> None:
-    file = str(tmp_path / "model.pt")
-    torch.save(content, file)
-    for _ in range(2):
-        with pytest.raises(
-            ValueError, match=r"model\.pt (holds no weights|are of|.*another)"
-        ) as stop:
-            workflow.check_weights(file, nn.Linear(2, 3))
-        told = "".join(traceback.format_exception(stop.value))
-        assert "weights_only" not in told.replace("weights_only=True", "")
-        Path(file).write_bytes(Path(file).read_bytes()[:50])  # cut off
 
 
 FORM = {"in_channels": 1, "num_classes": 3, "spatial_dims": 3}
