@@ -33,7 +33,7 @@ from monai_xtiny.search.journal import UnitScore, read_units, remove_journal
 from monai_xtiny.selection.choice import (
     Selection,
 )
-from monai_xtiny.system.config_text import check_config_text
+from monai_xtiny.system.config_text import check_config_text, path_text
 from monai_xtiny.system.files import read_json, write_json
 
 
@@ -57,7 +57,7 @@ def check_destination(
         NotADirectoryError: a parent is a file.
         ValueError: MONAI could not read a path like this.
     """
-    text = os.fspath(bundle_dir)
+    text = path_text(bundle_dir, "bundle path")
     check_config_text(text, "bundle path")
     # A link stands for what it points to.
     path = Path(os.path.realpath(text))

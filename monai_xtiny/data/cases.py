@@ -11,6 +11,7 @@ from collections.abc import Iterable, Sequence
 from pathlib import Path
 
 from monai_xtiny.data.case import Case
+from monai_xtiny.system.config_text import path_text
 
 NIFTI_SUFFIXES = (".nii", ".nii.gz")
 RASTER_SUFFIXES = (".png", ".jpg", ".jpeg", ".tif", ".tiff", ".bmp")
@@ -35,7 +36,7 @@ def find_cases(images: str | os.PathLike[str]) -> tuple[Case, ...]:
         FileNotFoundError: nothing is there, or nothing there is an image.
         ValueError: the names contradict each other (channels missing, formats mixed, bad JSON).
     """
-    text = os.fspath(images)
+    text = path_text(images, "images")
     path = Path(text)
     if path.is_dir():
         return _cases_in_folder(path)

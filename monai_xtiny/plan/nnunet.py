@@ -10,6 +10,7 @@ from typing import Any
 
 from monai_xtiny.plan.planner import in_array_order
 from monai_xtiny.plan.unet_plan import UNetPlan
+from monai_xtiny.system.config_text import path_text
 
 _PLAIN = "PlainConvUNet"
 
@@ -38,7 +39,7 @@ def load_nnunet_plan(
         ValueError: it is no nnU-Net plan, lacks the configuration, or plans another network than
             the plain U-Net with two convolutions per stage.
     """
-    path = Path(plans)
+    path = Path(path_text(plans, "plans"))
     if not path.is_file():
         raise FileNotFoundError(f"no such file: {str(path)!r}: give nnU-Net's plans file")
     try:
