@@ -8,6 +8,8 @@ from collections.abc import Callable, Sequence
 from inspect import Parameter, signature
 from typing import Any
 
+from fire.parser import DefaultParseValue
+
 from monai_xtiny.cli.options import parse_flag, parse_int
 
 # Options that are files or folders, in which the shell expands ~ only where no = stands before it.
@@ -106,7 +108,7 @@ def _as_read(name: str, value: str, kind: str) -> str:
     if kind == "bool":
         return str(parse_flag(name, {"True": True, "False": False}.get(value, value)))
     if kind == "int":
-        return str(parse_int(name, value))
+        return str(parse_int(name, DefaultParseValue(value)))
     if not value:
         raise ValueError(f"--{name} is empty: give a value, or leave it out")
     if name in _PATHS and value.startswith("~"):

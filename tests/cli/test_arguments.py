@@ -48,7 +48,7 @@ def test_read_words_names_every_value(words, read) -> None:
         (["a", "--output", ""], "--output is empty"),
         (["a", "--seed", "--debug"], "--seed has no value"),
         (["a", "--seed="], "--seed is '': give a whole number"),
-        (["a", "--seed", "1e99"], "--seed is '1e99': give a whole number"),
+        (["a", "--seed", "1e99"], "--seed is 1e+99: give a whole number"),
         (["a", "--seed", "-1"], "--seed is -1: give a number from 0"),
         (["a", "--fast", "no"], "--fast is 'no': give the flag alone"),
         (["a", "--debug", "no"], "--debug is 'no': give the flag alone"),
