@@ -19,8 +19,10 @@ from monai.bundle import ConfigParser
 
 import monai_xtiny
 from monai_xtiny.cli.commands import main
+from monai_xtiny.cli.options import make_workflow
 from monai_xtiny.data import gate
 from monai_xtiny.plan.preprocessing import preprocessing_fragment
+from monai_xtiny.system.errors import innermost
 from tests.conftest import DATA, write_dicom_series, write_nifti, write_png
 
 CONFIG = Path(__file__).parents[1] / "configs" / "search.json"
@@ -216,3 +218,16 @@ def test_search_preprocesses_as_the_fragment_says(tmp_path, kind) -> None:
         if step["_target_"] in targets and is_enabled:
             steps.append({key: value for key, value in step.items() if key != "_disabled_"})
     assert steps == expected
+
+
+@pytest.mark.parametrize("name", ["images", "bundle", "plans"])
+@pytest.mark.parametrize("path", [123, "a#b"], ids=["digits", "hash"])
+def test_search_config_refuses_what_monai_made_of_a_path(
+    tmp_path, png_folder, monkeypatch, name, path
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    given = {"images": str(png_folder), "bundle": "x_segmentation", name: path}
+    with pytest.raises(RuntimeError) as stop:
+        make_workflow(None, given)
+    assert re.search("no path: write ./NAME|'::'", str(innermost(stop.value)))
+    assert [item.name for item in tmp_path.iterdir()] == ["images"]

@@ -6,14 +6,20 @@ import os
 import zipfile
 from pathlib import Path
 
+import torch
+
 from monai_xtiny.bundle.exclusive import exclusive
 from monai_xtiny.bundle.folder import LICENSE, ONNX, ONNX_INT8, PARTS, WEIGHTS, Bundle
 from monai_xtiny.bundle.large_files import read_large_files, write_large_files
+from monai_xtiny.bundle.metadata import check_version
 from monai_xtiny.bundle.torchscript import check_torchscript, write_torchscript
-from monai_xtiny.bundle.weights import weights_digest
+from monai_xtiny.bundle.weights import check_shapes, read_weights, weights_digest
+from monai_xtiny.networks.dynunet import network_definition, network_from_config
 from monai_xtiny.system.files import atomic_write
 
 _EPOCH = (1980, 1, 1, 0, 0, 0)
+_WEIGHTS = (".pt", ".pth", ".ckpt")
+_PICKLES = (".pkl", ".pickle", ".joblib")
 
 
 @exclusive
@@ -42,13 +48,21 @@ def package_bundle(
         BlockingIOError: another process writes the bundle.
         FileNotFoundError: a file that the Zoo demands or ``large_files.yml`` lists is missing.
         ValueError: ``models/model.ts`` or an ONNX file holds other weights than
-            ``models/model.pt``, or cannot be made.
+            ``models/model.pt``, or cannot be made; weights are empty, or more than tensors; a link
+            leaves the bundle; the zip would lie in it; or the metadata's version is none.
     """
     for name in (LICENSE, WEIGHTS):
         if not bundle.path(name).is_file():
             raise FileNotFoundError(
                 f"{str(bundle.root)!r} is incomplete: it has no {name}, which the Model Zoo demands"
             )
+    version = check_version(bundle.config("metadata"))
+    beside = bundle.root.with_name(f"{bundle.name}_v{version}.zip")
+    target = Path(output) if output is not None else beside
+    if Path(os.path.realpath(target)).is_relative_to(bundle.root):
+        raise ValueError(f"{str(target)!r} lies in the bundle that it would hold: give another")
+    _packed_files(bundle)
+    _check_models(bundle)
     if torchscript:
         write_torchscript(bundle)
     else:
@@ -61,9 +75,6 @@ def package_bundle(
                 f"{str(bundle.root)!r} has no {listed['path']}, which large_files.yml lists: "
                 "download it"
             )
-    version = bundle.config("metadata")["version"]
-    beside = bundle.root.with_name(f"{bundle.name}_v{version}.zip")
-    target = Path(output) if output is not None else beside
     with atomic_write(target) as part, zipfile.ZipFile(part, "w", compresslevel=9) as archive:
         for path in _packed_files(bundle):
             name = f"{bundle.name}/{path.relative_to(bundle.root).as_posix()}"
@@ -94,11 +105,37 @@ def check_onnx(bundle: Bundle) -> None:
 
 def _packed_files(bundle: Bundle) -> list[Path]:
     """What the zip holds, without hidden files and what a killed training was writing."""
-    return sorted(
-        path
-        for part in PARTS
-        for path in [bundle.path(part), *bundle.path(part).rglob("*")]
-        if path.is_file()
-        and path.suffix != ".part"
-        and not any(piece.startswith((".", "__")) for piece in path.relative_to(bundle.root).parts)
-    )
+    files = []
+    for part in PARTS:
+        for path in [bundle.path(part), *bundle.path(part).rglob("*")]:
+            pieces = path.relative_to(bundle.root).parts
+            if path.suffix == ".part" or any(piece.startswith((".", "__")) for piece in pieces):
+                continue
+            is_inside = Path(os.path.realpath(path)).is_relative_to(bundle.root)
+            if not is_inside or (path.is_symlink() and not path.is_file()):
+                raise ValueError(
+                    f"{str(path)!r} is a link to {os.path.realpath(path)!r}: put the files "
+                    "themselves into the bundle, or remove the link"
+                )
+            if path.is_file():
+                files.append(path)
+    return sorted(files)
+
+
+def _check_models(bundle: Bundle) -> None:
+    """Refuse weights that are empty, of another network than the bundle's, or could be code."""
+    for path in sorted(bundle.path("models").glob("*")):
+        if path.name.startswith(".") or path.suffix == ".part" or not path.is_file():
+            continue
+        if path.suffix.lower() in _PICKLES:
+            raise ValueError(f"{str(path)!r} is a pickle, which is code: remove it")
+        if path.stat().st_size == 0:
+            raise ValueError(f"{str(path)!r} is empty: write it again, or remove it")
+        if path.suffix.lower() in _WEIGHTS:
+            read_weights(path)
+    plan, width = bundle.selection.table.plan, bundle.selection.max_features
+    definition = network_definition(plan, width)
+    if bundle.config("inference").get("network_def") == definition:  # else its owner knows
+        with torch.device("meta"):
+            network = network_from_config(definition)
+        check_shapes(network, bundle.weights(), bundle.path(WEIGHTS))

@@ -123,4 +123,5 @@ def _format_number(value: float, digits: int) -> str:
 
 def _escape_markdown(text: str) -> str:
     """Text with Markdown's and HTML's marks made harmless."""
-    return "".join(f"\\{mark}" if mark in "\\`*[]<>|$" else mark for mark in str(text))
+    line = " ".join(str(text).splitlines())
+    return "".join(f"\\{mark}" if mark in "\\`*[]<>|$" else mark for mark in line)

@@ -143,16 +143,25 @@ class Bundle:
     ) -> ConfigWorkflow:
         """Configs of the bundle, merged, with overrides, initialized and ready to run.
 
+        A config is a program: :func:`monai_xtiny.bundle.foreign.foreign_code` says what in it this
+        version does not write.
+
         Args:
             names: of the configs, the later ones laid over the first.
             options: top-level keys, or paths of keys with ``#``; paths as
                 :class:`monai_xtiny.system.config_text.PlainPath`.
 
         Raises:
-            ValueError: MONAI could not read a path like the bundle's.
+            ValueError: MONAI could not read a path like the bundle's, or a network is too large.
         """
         from monai.bundle import ConfigWorkflow
 
+        from monai_xtiny.bundle.weights import check_network_size
+
+        for name in names:
+            config = self.config(name)
+            if "network_def" in config:
+                check_network_size(config, self.root / "configs" / f"{name}.json")
         check_config_text(str(self.root), "bundle path")
         configs = self.root / "configs"
         workflow = ConfigWorkflow(
@@ -190,9 +199,10 @@ def _label_names(metadata: Path) -> tuple[str, ...]:
     try:
         outputs = read_json(metadata)["network_data_format"]["outputs"]
         definition = outputs["pred"]["channel_def"]
-        return tuple(str(definition[str(index)]) for index in range(len(definition)))
-    except (KeyError, TypeError) as error:
+        names = tuple(str(definition[str(index)]) for index in range(len(definition)))
+    except (LookupError, TypeError) as error:
         raise ValueError(
             f"{str(metadata)!r} names no classes in network_data_format ({error!r}): export the "
             "bundle again"
         ) from error
+    return tuple(check_config_text(name, f"label name in {str(metadata)!r}") for name in names)

@@ -11,19 +11,23 @@ import torch
 from monai_xtiny.bundle.card import MEASURED_PARTS, model_card, renewed_card
 from monai_xtiny.bundle.exclusive import exclusive
 from monai_xtiny.bundle.figures import Plane, plot_overlay
-from monai_xtiny.bundle.folder import CARD, EVALUATION, OVERLAY, Bundle
+from monai_xtiny.bundle.folder import CARD, EVALUATION, METADATA, OVERLAY, Bundle
 from monai_xtiny.bundle.results import Evaluation, evaluation_from_dict
 from monai_xtiny.system.files import read_json, write_json, write_text
 
 # Left by training, in the bundle's folder of results.
 _TRAINING_STATE = "eval/checkpoints/training_state.pt"
+# What earlier versions wrote into metadata.json, and what is true of trained weights too.
+_UNTRAINED = "selected from unlabeled images, not trained yet"
+_TRAINED = "the width was selected from unlabeled images"
 
 
 @exclusive
 def write_evaluation(bundle: Bundle, evaluation: Evaluation, planes: Sequence[Plane]) -> Path:
     """Write an evaluation into its bundle: ``docs/evaluation.json``, ``overlay.png``, the card.
 
-    Of the card only the parts about the weights and the performance change.
+    Of the card only the parts about the weights and the performance change. Metadata of earlier
+    versions, which called the network untrained, no longer do.
 
     Args:
         bundle: whose weights were evaluated.
@@ -37,7 +41,7 @@ def write_evaluation(bundle: Bundle, evaluation: Evaluation, planes: Sequence[Pl
         BlockingIOError: another process writes the bundle.
         ValueError: no case has a label, or the card lost its marks.
     """
-    num_epochs = _num_epochs(bundle)
+    num_epochs = trained_epochs(bundle)
     card = model_card(
         bundle.selection,
         name=bundle.name,
@@ -49,6 +53,7 @@ def write_evaluation(bundle: Bundle, evaluation: Evaluation, planes: Sequence[Pl
     text = renewed_card(path.read_text(encoding="utf-8"), card, MEASURED_PARTS)
     plot_overlay(planes, evaluation.case_dice, bundle.path(OVERLAY))
     write_json(bundle.path(EVALUATION), {**asdict(evaluation), "num_epochs": num_epochs})
+    _renew_changelog(bundle)
     return write_text(path, text)
 
 
@@ -61,11 +66,34 @@ def read_evaluation(bundle: Bundle) -> Evaluation:
     return evaluation_from_dict(read_json(bundle.path(EVALUATION)))
 
 
-def _num_epochs(bundle: Bundle) -> int | None:
-    """Epochs of the last training, from its state or from an earlier evaluation."""
+def _renew_changelog(bundle: Bundle) -> None:
+    """Take out of the metadata of earlier versions what is no longer true."""
+    metadata = bundle.config("metadata")
+    changelog = metadata.get("changelog")
+    if isinstance(changelog, dict) and _UNTRAINED in changelog.values():
+        renewed = {
+            version: _TRAINED if text == _UNTRAINED else text for version, text in changelog.items()
+        }
+        write_json(bundle.path(METADATA), {**metadata, "changelog": renewed})
+
+
+def trained_epochs(bundle: Bundle) -> int | None:
+    """Epochs of the last training, from its state or from an earlier evaluation.
+
+    Raises:
+        ValueError: what should hold them is damaged.
+    """
     state = bundle.path(_TRAINING_STATE)
     if state.is_file():
-        trainer = torch.load(state, map_location="cpu", weights_only=True)["trainer"]
-        return int(trainer["iteration"] // trainer["epoch_length"])
+        try:
+            trainer = torch.load(state, map_location="cpu", weights_only=True)["trainer"]
+            return int(trainer["iteration"] // trainer["epoch_length"])
+        except Exception as error:  # PyTorch's own words advise to load it as code
+            raise ValueError(
+                f"{str(state)!r} is no state of a training ({type(error).__name__}): remove it"
+            ) from error
     former = bundle.path(EVALUATION)
-    return read_json(former).get("num_epochs") if former.is_file() else None
+    num_epochs = read_json(former).get("num_epochs") if former.is_file() else None
+    if num_epochs is not None and type(num_epochs) is not int:
+        raise ValueError(f"num_epochs in {str(former)!r} is no whole number: remove the file")
+    return num_epochs

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import re
+from collections.abc import Mapping
 from importlib.metadata import version
 from pathlib import Path
 from typing import Any
@@ -56,6 +58,23 @@ def bundle_metadata(
         "pred_classes": f"{plan.out_channels} channels of logits, one per class: {numbered}",
         "network_data_format": _data_format(selection.table, classes),
     }
+
+
+def check_version(metadata: Mapping[str, Any]) -> str:
+    """The version of a bundle, which becomes a part of file names.
+
+    Raises:
+        ValueError: it is none.
+
+    >>> check_version({"version": "0.1.0"})
+    '0.1.0'
+    """
+    text = metadata.get("version")
+    if not isinstance(text, str) or not re.fullmatch(r"[0-9][0-9A-Za-z.+-]{0,50}", text):
+        raise ValueError(
+            f"version in configs/metadata.json is {text!r}: give digits and dots, 0.1.0 for example"
+        )
+    return text
 
 
 def _data_format(table: ScoreTable, classes: dict[str, str]) -> dict[str, Any]:

@@ -10,8 +10,8 @@ from pathlib import Path
 
 import torch
 
-from monai_xtiny.bundle.folder import TORCHSCRIPT, Bundle
-from monai_xtiny.bundle.weights import hold_same
+from monai_xtiny.bundle.folder import INFERENCE, TORCHSCRIPT, Bundle
+from monai_xtiny.bundle.weights import check_network_size, hold_same
 from monai_xtiny.system.files import atomic_write
 
 # A process of its own, with fixed seeds: TorchScript orders constants by their hashes, numbers
@@ -52,6 +52,7 @@ def write_torchscript(bundle: Bundle) -> Path:
     Raises:
         ValueError: the network cannot be scripted, or the weights are not its own.
     """
+    check_network_size(bundle.config("inference"), bundle.path(INFERENCE))
     target = bundle.path(TORCHSCRIPT)
     with atomic_write(target) as clean:
         raw = clean.with_name("raw.ts")

@@ -11,6 +11,7 @@ from typing import Any
 import torch
 from torch import nn
 
+from monai_xtiny.networks.dynunet import MAX_PARAMETERS
 from monai_xtiny.system.errors import root_cause
 
 
@@ -25,7 +26,7 @@ def read_weights(path: str | os.PathLike[str]) -> dict[str, torch.Tensor]:
 
     Raises:
         FileNotFoundError: there is no such file.
-        ValueError: it holds no weights.
+        ValueError: it holds no weights, or such that are not finite.
     """
     file = Path(path)
     if not file.is_file():
@@ -45,6 +46,11 @@ def read_weights(path: str | os.PathLike[str]) -> dict[str, torch.Tensor]:
         or not all(isinstance(value, torch.Tensor) for value in weights.values())
     ):
         raise ValueError(f"{str(file)!r} holds no state dict: train or export the bundle again")
+    if not all(torch.isfinite(value).all() for value in weights.values()):
+        raise ValueError(
+            f"{str(file)!r} holds weights that are NaN or infinite: train or export the bundle "
+            "again"
+        )
     return dict(weights)
 
 
@@ -56,10 +62,12 @@ def load_network(config: Mapping[str, Any], path: Path) -> nn.Module:
         path: of the weights.
 
     Raises:
-        ValueError: the weights are missing, or not those of ``network_def``.
+        ValueError: the weights are missing, or not those of ``network_def``, or this is none that
+            can be built.
     """
     from monai.bundle import ConfigParser
 
+    check_network_size(config, path.parent.parent / "configs" / "inference.json")
     with torch.random.fork_rng(devices=[]):  # initial weights are drawn
         network = ConfigParser(dict(config)).get_parsed_content("network_def")
     try:
@@ -70,6 +78,49 @@ def load_network(config: Mapping[str, Any], path: Path) -> nn.Module:
             f"({root_cause(error)}): train or export the bundle again"
         ) from error
     return network.eval()
+
+
+def check_network_size(config: Mapping[str, Any], source: str | os.PathLike[str]) -> None:
+    """Refuse, before it takes any memory, a network that is too large or cannot be built.
+
+    Args:
+        config: one with ``network_def``.
+        source: the file or bundle of the config, for the message.
+
+    Raises:
+        ValueError: ``network_def`` has more than a billion parameters, or is no network.
+    """
+    from monai.bundle import ConfigParser
+
+    try:
+        with torch.random.fork_rng(devices=[]), torch.device("meta"):
+            network = ConfigParser(dict(config)).get_parsed_content("network_def")
+        count = sum(value.numel() for value in network.parameters())
+    except Exception as error:
+        raise ValueError(
+            f"network_def of {os.fspath(source)!r} cannot be built ({root_cause(error)}): export "
+            "the bundle again"
+        ) from error
+    if count > MAX_PARAMETERS:
+        raise ValueError(
+            f"network_def of {os.fspath(source)!r} has {count:,} parameters, more than "
+            f"{MAX_PARAMETERS:,}: correct its filters and channels"
+        )
+
+
+def check_shapes(network: nn.Module, weights: Mapping[str, torch.Tensor], path: Path) -> None:
+    """Refuse weights of another network; the network may be on the device ``meta``.
+
+    Raises:
+        ValueError: names or shapes differ.
+    """
+    if {name: value.shape for name, value in network.state_dict().items()} != {
+        name: value.shape for name, value in weights.items()
+    }:
+        raise ValueError(
+            f"{str(path)!r} holds the weights of another network than network_def: train or export "
+            "the bundle again"
+        )
 
 
 def hold_same(one: Mapping[str, torch.Tensor], other: Mapping[str, torch.Tensor]) -> bool:

@@ -766,6 +766,26 @@ def check_loss(trainer: Engine) -> None:
         )
 
 
+def check_paths(paths: Mapping[str, Any]) -> None:
+    """Refuse paths that are not what was typed: MONAI makes numbers of digits, and ``::`` of ``#``.
+
+    Args:
+        paths: by the name of the option; ``None`` is not given.
+
+    Raises:
+        ValueError: with what to type.
+    """
+    for name, path in paths.items():
+        if path is not None and not isinstance(path, (str, os.PathLike)):
+            raise ValueError(
+                f"--{name} is {path!r}, which is no path: write ./NAME for a name of digits"
+            )
+        if isinstance(path, str) and "::" in path:
+            raise ValueError(
+                f"--{name} is {path!r}, and MONAI reads '#' as '::': rename the file or folder"
+            )
+
+
 def find_rotated_axes(patch_size: Sequence[int]) -> list[int]:
     """Axes to rotate about: those that are thin, if any, so that voxels stay in their slice.
 

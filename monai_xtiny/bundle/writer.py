@@ -38,7 +38,7 @@ from monai_xtiny.search.journal import UnitScore, read_units, remove_journal
 from monai_xtiny.selection.choice import (
     Selection,
 )
-from monai_xtiny.system.config_text import check_config_text
+from monai_xtiny.system.config_text import check_config_text, path_text
 from monai_xtiny.system.files import read_json, write_json
 
 
@@ -63,7 +63,7 @@ def check_destination(
         NotADirectoryError: a parent is a file.
         ValueError: MONAI could not read a path like this.
     """
-    text = os.fspath(bundle_dir)
+    text = path_text(bundle_dir, "bundle path")
     check_config_text(text, "bundle path")
     # A link stands for what it points to.
     path = Path(os.path.realpath(text))
@@ -223,20 +223,12 @@ def _write_bundle(
     templates = templates_dir()
     table = selection.table
     plan = table.plan
-    kind = data_kind(plan)
     configs, models, docs = folder / "configs", folder / "models", folder / "docs"
     scripts = folder / "scripts"
     for item in (configs, models, docs, scripts):
         item.mkdir()
-    plan_keys = _plan_keys(selection, kind)
-    train = {**merged_template("train", kind, templates), **plan_keys}
-    train["preprocessing_transforms"] = preprocessing_fragment(kind, "@resampled_keys")
-    write_json(configs / "train.json", train)
-    inference = {**merged_template("inference", kind, templates), **plan_keys}
-    inference["preprocessing"]["transforms"] += preprocessing_fragment(kind)
-    write_json(configs / "inference.json", inference)
-    for workflow in ("evaluate", "multi_gpu_train"):
-        write_json(configs / f"{workflow}.json", merged_template(workflow, kind, templates))
+    for workflow, config in emitted_configs(selection).items():
+        write_json(configs / f"{workflow}.json", config)
     metadata = read_json(templates / "metadata.json")
     metadata.update(bundle_metadata(selection, name=name, label_names=label_names))
     write_json(configs / "metadata.json", metadata)
@@ -251,6 +243,24 @@ def _write_bundle(
     plot_sensitivity(selection, docs / "sensitivity.png")
     card = model_card(selection, name=name, label_names=label_names)
     (docs / "README.md").write_text(card, encoding="utf-8")
+
+
+def emitted_configs(selection: Selection) -> dict[str, dict[str, Any]]:
+    """What a bundle runs: ``train``, ``inference``, ``evaluate`` and ``multi_gpu_train``.
+
+    Args:
+        selection: the choice; it decides the configs down to the last value.
+    """
+    templates, kind = templates_dir(), data_kind(selection.table.plan)
+    configs = {
+        workflow: merged_template(workflow, kind, templates)
+        for workflow in ("train", "inference", "evaluate", "multi_gpu_train")
+    }
+    for workflow in ("train", "inference"):
+        configs[workflow].update(_plan_keys(selection, kind))
+    configs["train"]["preprocessing_transforms"] = preprocessing_fragment(kind, "@resampled_keys")
+    configs["inference"]["preprocessing"]["transforms"] += preprocessing_fragment(kind)
+    return configs
 
 
 def _plan_keys(selection: Selection, kind: str) -> dict[str, Any]:

@@ -2,8 +2,13 @@
 
 from __future__ import annotations
 
+from typing import TYPE_CHECKING
+
 from monai_xtiny.cli.job import Job, as_typed
 from monai_xtiny.cli.options import check_output, parse_flag, parse_int
+
+if TYPE_CHECKING:
+    from monai_xtiny.bundle.folder import Bundle
 
 
 @as_typed
@@ -13,9 +18,12 @@ def check(
     datalist: str | None = None,
     group: str | None = None,
     fold: int = 0,
+    trust: bool = False,
     debug: bool = False,
 ) -> Job:
     """Check labeled data and weights against a bundle before training.
+
+    This runs the bundle's configs and scripts: those that monai_xtiny writes, or any with --trust.
 
     Args:
         bundle: the bundle.
@@ -24,6 +32,7 @@ def check(
         group: regular expression whose first group in the name of a case is the patient, or a
             JSON file of cases and their patients; training takes it too.
         fold: of the split that is looked at.
+        trust: run a bundle whose code differs from what monai_xtiny writes: read it first.
         debug: show tracebacks.
     """
 
@@ -31,7 +40,8 @@ def check(
         from monai_xtiny.training.check import check_bundle
 
         number = parse_int("fold", fold)
-        found = check_bundle(bundle, data=data, datalist=datalist, group=group, fold=number)
+        opened = _open_to_run(bundle, trust)
+        found = check_bundle(opened, data=data, datalist=datalist, group=group, fold=number)
         print(found.summary)
         for problem in found.problems:
             print(problem)
@@ -44,6 +54,7 @@ def check(
             )
         padded = f"; {found.num_padded} are smaller than the patch and padded"
         print(f"{found.num_cases} labeled cases fit the bundle{padded if found.num_padded else ''}")
+        _say_what_ran(opened)
 
     return Job(run, debug)
 
@@ -60,9 +71,12 @@ def verify(
     seed: int = 0,
     work: str | None = None,
     update: bool = False,
+    trust: bool = False,
     debug: bool = False,
 ) -> Job:
     """Train the width of a bundle and its neighbors briefly: is it on the plateau?
+
+    This runs the bundle's configs and scripts: those that monai_xtiny writes, or any with --trust.
 
     Args:
         bundle: the bundle; it stays as it is without --update.
@@ -77,17 +91,18 @@ def verify(
         work: folder that keeps finished trainings, so that they are not repeated.
         update: write docs/verification.json, and move the bundle to the width recommended; what
             was trained is copied to former_widthN in the bundle's folder first.
+        trust: run a bundle whose code differs from what monai_xtiny writes: read it first.
         debug: show tracebacks.
     """
 
     def run() -> None:
-        from monai_xtiny.bundle.folder import VERIFICATION, Bundle
+        from monai_xtiny.bundle.folder import VERIFICATION
         from monai_xtiny.bundle.workflow import hold_lock
         from monai_xtiny.training.compare import verification_summary
         from monai_xtiny.training.update import update_bundle
         from monai_xtiny.training.verify import verify_bundle
 
-        opened = Bundle.open(bundle)
+        opened = _open_to_run(bundle, trust)
         is_update = parse_flag("update", update)
         if is_update:  # not only once all is trained
             hold_lock(opened.root)
@@ -120,6 +135,7 @@ def verify(
                 print(f"what was trained at width {found.selected} is in {former}")
         elif is_other:
             print(f"--update moves {bundle} to width {found.recommended}")
+        _say_what_ran(opened)
 
     return Job(run, debug, resumes=work is not None)
 
@@ -130,9 +146,12 @@ def evaluate(
     data: str | None = None,
     datalist: str | None = None,
     fold: int = 0,
+    trust: bool = False,
     debug: bool = False,
 ) -> Job:
     """Measure a trained bundle on the cases held out, and write that into its model card.
+
+    This runs the bundle's configs and scripts: those that monai_xtiny writes, or any with --trust.
 
     Args:
         bundle: the bundle.
@@ -140,16 +159,16 @@ def evaluate(
         datalist: MSD datalist whose validation section to evaluate; default: what training held
             out.
         fold: whose weights and held-out cases; the model card tells of fold 0 alone.
+        trust: run a bundle whose code differs from what monai_xtiny writes: read it first.
         debug: show tracebacks.
     """
 
     def run() -> None:
-        from monai_xtiny.bundle.folder import Bundle
         from monai_xtiny.bundle.measured import write_evaluation
         from monai_xtiny.training.evaluate import evaluate_held_out
 
-        opened = Bundle.open(bundle)
         number = parse_int("fold", fold)
+        opened = _open_to_run(bundle, trust)
         found, planes = evaluate_held_out(opened, data=data, datalist=datalist, fold=number)
         card = f"\n{write_evaluation(opened, found, planes)}" if number == 0 else ""
         for name, dice, distance in zip(
@@ -157,6 +176,7 @@ def evaluate(
         ):
             print(f"{name}: Dice {dice:.4f}, HD95 {distance:.2f}")
         print(f"mean Dice {found.mean_dice:.4f} over {len(found.cases)} cases held out{card}")
+        _say_what_ran(opened)
 
     return Job(run, debug)
 
@@ -171,9 +191,12 @@ def deploy(
     device: str = "cpu",
     size: str | None = None,
     output: str | None = None,
+    trust: bool = False,
     debug: bool = False,
 ) -> Job:
     """Export a bundle's network to ONNX, and time it in four engines beside the full width.
+
+    This runs the bundle's configs and scripts: those that monai_xtiny writes, or any with --trust.
 
     Args:
         bundle: the bundle; models/model.onnx and docs/deploy.json are written.
@@ -184,6 +207,7 @@ def deploy(
         device: to time them on: cpu, cuda, cuda:1, ...
         size: of the image to time, with commas, WIDTH,HEIGHT in 2D; default: the patch.
         output: JSON file to write in place of docs/deploy.json.
+        trust: run a bundle whose code differs from what monai_xtiny writes: read it first.
         debug: show tracebacks.
     """
 
@@ -191,8 +215,9 @@ def deploy(
         from monai_xtiny.deploy.pipeline import deploy_bundle, deployment_table
 
         check_output(output)
+        opened = _open_to_run(bundle, trust)
         made = deploy_bundle(
-            bundle,
+            opened,
             images=images,
             data=data,
             int8=parse_flag("int8", int8),
@@ -210,20 +235,28 @@ def deploy(
                 print(f"{name}: mean Dice {dice:.4f} over {made.num_cases} cases held out")
         if made.timings:
             print(deployment_table(made))
+        _say_what_ran(opened)
 
     return Job(run, debug)
 
 
 @as_typed
 def package(
-    bundle: str, output: str | None = None, torchscript: bool = False, debug: bool = False
+    bundle: str,
+    output: str | None = None,
+    torchscript: bool = False,
+    trust: bool = False,
+    debug: bool = False,
 ) -> Job:
     """Zip a bundle as the Model Zoo distributes it; the same bundle gives the same bytes.
+
+    Nothing of the bundle is run but, with --torchscript, its configs.
 
     Args:
         bundle: the bundle.
         output: zip to write; default: NAME_vVERSION.zip beside the bundle.
         torchscript: write models/model.ts, the network as TorchScript with its weights, first.
+        trust: run a bundle whose code differs from what monai_xtiny writes: read it first.
         debug: show tracebacks.
     """
 
@@ -231,7 +264,33 @@ def package(
         from monai_xtiny.bundle.archive import package_bundle
 
         check_output(output)
-        flag = parse_flag("torchscript", torchscript)
-        print(package_bundle(bundle, output, torchscript=flag))
+        is_run = parse_flag("torchscript", torchscript)
+        opened = _open_to_run(bundle, trust) if is_run else bundle
+        print(package_bundle(opened, output, torchscript=is_run))
 
     return Job(run, debug)
+
+
+def _open_to_run(bundle: str, trust: bool) -> Bundle:
+    """Open a bundle whose configs are to be run; its code is compared before any of it runs."""
+    from monai_xtiny.bundle.folder import Bundle
+    from monai_xtiny.bundle.foreign import foreign_code
+
+    is_trusted = parse_flag("trust", trust)
+    opened = Bundle.open(bundle)
+    found = foreign_code(opened)
+    for line in found:
+        print(f"warning: {line}")
+    if found and not is_trusted:
+        raise ValueError(
+            f"{str(opened.root)!r} would run code that this version of monai_xtiny does not write "
+            f"({len(found)} places, {found[0]}): it was edited, is of another version or of "
+            "somebody else; read the places listed, then give --trust, or export its "
+            "docs/search.json anew and copy models/model.pt"
+        )
+    return opened
+
+
+def _say_what_ran(bundle: Bundle) -> None:
+    """The last line of what a command on a bundle prints: a bundle is a program."""
+    print(f"this ran the configs and scripts of {str(bundle.root)!r}")

@@ -2,10 +2,13 @@
 
 from __future__ import annotations
 
+import sys
+from collections.abc import Sequence
 from typing import Any
 
 import fire
 
+from monai_xtiny.cli.arguments import read_words
 from monai_xtiny.cli.bundles import check, deploy, evaluate, package, verify
 from monai_xtiny.cli.job import Job
 from monai_xtiny.cli.stages import export, plan, report, score, search, select
@@ -20,9 +23,28 @@ COMMANDS = {
 
 def main(command: list[str] | None = None) -> None:
     """Run the command line: exit status 0 done, 2 bad input in one line, 1 anything else."""
-    job = fire.Fire(COMMANDS, command=command, name="monai-xtiny", serialize=_hide_job)
+    words = sys.argv[1:] if command is None else command
+    try:
+        # Fire would take the methods of a dictionary for commands, and a flag for every value.
+        words = _read_command(words)
+    except ValueError as error:
+        print(f"error: {' '.join(str(error).split())}", file=sys.stderr)
+        raise SystemExit(2) from None
+    job = fire.Fire(COMMANDS, command=words, name="monai-xtiny", serialize=_hide_job)
     if isinstance(job, Job):
         job.run()
+
+
+def _read_command(words: Sequence[str]) -> list[str]:
+    """A command with its options, or a question for help."""
+    name, *rest = words or ["--help"]
+    if name in ("-h", "--help", "--"):
+        return ["--help"]
+    if name not in COMMANDS:
+        raise ValueError(f"no command {name!r}: give one of {', '.join(COMMANDS)}, or --help")
+    if {"-h", "--help"} & set(rest):
+        return [name, "--help"]
+    return [name, *read_words(rest, COMMANDS[name])]
 
 
 def _hide_job(result: Any) -> Any:

@@ -12,7 +12,7 @@ from inspect import signature
 
 from fire.decorators import SetParseFns
 
-from monai_xtiny.system.errors import innermost
+from monai_xtiny.system.errors import innermost, plain_words
 
 
 class Job:
@@ -64,7 +64,7 @@ class Job:
 def _report(error: Exception) -> int:
     """Say what failed in one line on stderr; the exit status."""
     cause = innermost(error)
-    text = " ".join(str(cause).split()) or type(cause).__name__
+    text = " ".join(plain_words(cause).split()) or type(cause).__name__
     if isinstance(cause, OSError) and cause.strerror and cause.filename is not None:
         text = f"{os.fspath(cause.filename)!r}: {cause.strerror}"
     if isinstance(cause, (ValueError, TypeError, OSError, ImportError, MemoryError)):

@@ -95,8 +95,13 @@ class SearchOptions:
             check_config_text(getattr(self, name), f"--{name}")
         if self.spatial_dims not in (None, 2, 3) or isinstance(self.spatial_dims, float):
             raise ValueError(f"--spatial_dims is {self.spatial_dims!r}: give 2 or 3")
-        if self.num_seeds is not None and parse_int("num_seeds", self.num_seeds) < 1:
-            raise ValueError(f"--num_seeds is {self.num_seeds}: give at least 1")
+        if self.num_seeds is not None:
+            from monai_xtiny.search.run import MAX_SEEDS
+
+            if not 1 <= parse_int("num_seeds", self.num_seeds) <= MAX_SEEDS:
+                raise ValueError(
+                    f"--num_seeds is {self.num_seeds}: give at least 1 and at most {MAX_SEEDS}"
+                )
         if self.max_seconds is not None:
             parse_number("max_seconds", self.max_seconds, "seconds")
         memory = self.max_memory_gb

@@ -13,6 +13,7 @@ from pathlib import Path
 from monai_xtiny.data.case import Case
 from monai_xtiny.data.masks import find_masks, suggest_glob
 from monai_xtiny.data.walk import check_file_name, check_regular, expand_glob, walk_once
+from monai_xtiny.system.config_text import path_text
 
 NIFTI_SUFFIXES = (".nii", ".nii.gz")
 RASTER_SUFFIXES = (".png", ".jpg", ".jpeg", ".tif", ".tiff", ".bmp")
@@ -46,7 +47,7 @@ def find_cases(images: str | os.PathLike[str]) -> tuple[Case, ...]:
         ValueError: the names contradict each other (channels missing, formats mixed, a case in two
             files, masks beside images, bad JSON), or a text file could not hold them.
     """
-    text = os.fspath(images)
+    text = path_text(images, "images")
     path = Path(text)
     if path.is_dir():
         return _cases_in_folder(path)

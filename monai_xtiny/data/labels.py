@@ -7,7 +7,7 @@ import os
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 
-from monai_xtiny.system.config_text import check_config_text
+from monai_xtiny.system.config_text import check_config_text, path_text
 
 
 def read_label_names(
@@ -31,7 +31,7 @@ def read_label_names(
     ('background', 'nucleus')
     """
     if label_names is None:
-        names = _labels_of_dataset(Path(images))
+        names = _labels_of_dataset(Path(path_text(images, "images")))
     elif isinstance(label_names, str):
         names = [name.strip() for name in label_names.split(",")]
     else:

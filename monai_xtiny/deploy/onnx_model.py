@@ -189,16 +189,23 @@ def quantize_onnx(model: str | os.PathLike[str], inputs: Sequence[NDArray[np.flo
 
 
 def remove_stale_int8(bundle: Bundle) -> None:
-    """Delete ``models/model_int8.onnx`` if its weights are not those of ``models/model.onnx``."""
+    """Delete ``models/model_int8.onnx`` if its weights are not those of ``models/model.onnx``.
+
+    A file that is broken holds no weights.
+    """
+    model, quantized = bundle.path(ONNX), bundle.path(ONNX_INT8)
+    if model.is_file() and quantized.is_file() and _digest(model) != _digest(quantized):
+        quantized.unlink()
+
+
+def _digest(path: Path) -> str | None:
+    """What an ONNX file says of its weights; ``None`` where it is broken or says nothing."""
     onnx = import_deploy("onnx")
-    digests = []
-    for path in (bundle.path(ONNX), bundle.path(ONNX_INT8)):
-        if not path.is_file():
-            return
-        found = {item.key: item.value for item in onnx.load(path).metadata_props}
-        digests.append(found.get(_DIGEST))
-    if digests[0] != digests[1]:
-        path.unlink()
+    try:
+        properties = onnx.load(path, load_external_data=False).metadata_props
+    except Exception:  # protobuf's errors have no common class, and onnx is imported late
+        return None
+    return next((item.value for item in properties if item.key == _DIGEST), None)
 
 
 class _ExactInstanceNorm(nn.Module):

@@ -9,9 +9,12 @@ from typing import Any
 import torch
 from monai.networks.nets import DynUNet
 
+from monai_xtiny.networks.cost import network_cost
 from monai_xtiny.networks.ladder import cap_features
 from monai_xtiny.plan.unet_plan import UNetPlan
 
+# Of a network that is built; nnU-Net's largest have half of it.
+MAX_PARAMETERS = 1_000_000_000
 # Weights are drawn from the global generator, one network at a time.
 _GENERATOR = threading.Lock()
 
@@ -76,8 +79,14 @@ def build_network(
         (B, out_channels, *patch_size) logits.
 
     Raises:
-        ValueError: the cap is not positive.
+        ValueError: the cap is not positive, or the network has more than a billion parameters.
     """
+    count = network_cost(plan, max_features).num_parameters
+    if count > MAX_PARAMETERS:
+        raise ValueError(
+            f"the network has {count:,} parameters, more than {MAX_PARAMETERS:,}: plan fewer "
+            "features per stage"
+        )
     arguments = network_config(plan, max_features)
     if seed is None:
         return network_from_config(arguments).to(device)

@@ -11,6 +11,7 @@ from typing import Any
 from monai_xtiny.data.labels import find_special_labels
 from monai_xtiny.plan.planner import in_array_order
 from monai_xtiny.plan.unet_plan import UNetPlan
+from monai_xtiny.system.config_text import path_text
 from monai_xtiny.system.files import read_json
 
 _PLAIN = "PlainConvUNet"
@@ -43,7 +44,7 @@ def load_nnunet_plan(
             cascade, another normalization than z-scores of whole images, or, by the
             ``dataset.json`` beside it, regions or an ignore label.
     """
-    path = Path(plans)
+    path = Path(path_text(plans, "plans"))
     if not path.is_file():
         raise FileNotFoundError(f"no such file: {str(path)!r}: give nnU-Net's plans file")
     _check_labels(path.with_name("dataset.json"))

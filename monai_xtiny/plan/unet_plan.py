@@ -4,8 +4,16 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 from math import inf, prod
+from operator import index
 
 MAX_WIDTH = 4096
+MAX_STAGES = 16
+MAX_KERNEL = 31
+MAX_CHANNELS = 1024
+# Labels are written with 8 bits per voxel.
+MAX_CLASSES = 256
+# 512 along each axis of a volume.
+MAX_PATCH = 2**27
 
 
 @dataclass(frozen=True)
@@ -25,7 +33,9 @@ class UNetPlan:
             cut into slices; ``None`` for 3D plans and for 2D images.
 
     Raises:
-        ValueError: the fields contradict each other, or DynUNet cannot run them.
+        TypeError: dimensions or channels are no whole numbers.
+        ValueError: the fields contradict each other, DynUNet cannot run them, or they are larger
+            than any network that could be used.
     """
 
     spatial_dims: int
@@ -40,6 +50,8 @@ class UNetPlan:
 
     def __post_init__(self) -> None:
         set_field = object.__setattr__
+        for name in ("spatial_dims", "in_channels", "out_channels"):
+            set_field(self, name, index(getattr(self, name)))
         set_field(self, "spacing", tuple(float(size) for size in self.spacing))
         set_field(self, "patch_size", tuple(int(size) for size in self.patch_size))
         set_field(self, "kernel_size", tuple(tuple(map(int, k)) for k in self.kernel_size))
@@ -55,6 +67,11 @@ class UNetPlan:
             raise ValueError(
                 f"in_channels {self.in_channels} and out_channels {self.out_channels}: needed are "
                 "at least 1 channel, and 2 classes with the background"
+            )
+        if self.in_channels > MAX_CHANNELS or self.out_channels > MAX_CLASSES:
+            raise ValueError(
+                f"in_channels {self.in_channels} and out_channels {self.out_channels}: at most "
+                f"{MAX_CHANNELS} channels and {MAX_CLASSES} classes can be handled"
             )
         stages = len(self.features_per_stage)
         if not len(self.kernel_size) == len(self.strides) == stages:
@@ -76,6 +93,13 @@ class UNetPlan:
             raise ValueError(
                 f"spacing {self.spacing} must be positive, and features {self.features_per_stage} "
                 f"from 1 to {MAX_WIDTH}"
+            )
+        kernels = [size for kernel in self.kernel_size for size in kernel]
+        if stages > MAX_STAGES or max(kernels) > MAX_KERNEL or prod(self.patch_size) > MAX_PATCH:
+            raise ValueError(
+                f"{stages} stages, kernels up to {max(kernels)} and a patch of {self.patch_size} "
+                f"voxels: at most {MAX_STAGES} stages, kernels of {MAX_KERNEL} and "
+                f"{MAX_PATCH:,} voxels can be handled"
             )
         if min(self.patch_size) < 1 or any(size % 2 == 0 for k in self.kernel_size for size in k):
             raise ValueError(

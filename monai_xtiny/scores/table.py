@@ -118,7 +118,7 @@ def table_from_dict(content: Mapping[str, Any]) -> ScoreTable:
             environment=dict(content["environment"]),
             alignment_seeds=tuple(int(seed) for seed in content.get("alignment_seeds", ())),
         )
-    except (KeyError, TypeError, ValueError, AttributeError) as error:
+    except (LookupError, TypeError, ValueError, AttributeError, OverflowError) as error:
         raise ValueError(
             f"no table of scores ({error}): write it with monai_xtiny score"
         ) from error

@@ -14,6 +14,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 
+from monai_xtiny.system.config_text import path_text
 from monai_xtiny.system.files import append_line, cut_half_line, read_lines
 
 Unit = tuple[int, int]
@@ -128,7 +129,7 @@ def journal_path(bundle_dir: str | os.PathLike[str]) -> Path:
     >>> journal_path("out/x_segmentation").name
     '.x_segmentation.search.jsonl'
     """
-    path = Path(os.path.realpath(bundle_dir))
+    path = Path(os.path.realpath(path_text(bundle_dir, "bundle")))
     return path.with_name(f".{path.name}.search.jsonl")
 
 

@@ -20,6 +20,8 @@ from monai_xtiny.search.scorer import Scorer, describe_environment
 from monai_xtiny.search.workers import score_side_by_side, share_out
 from monai_xtiny.system.devices import select_device
 
+# Initializations of a width, in a search that still ends.
+MAX_SEEDS = 10_000
 MIN_LADDER = 5
 
 
@@ -123,6 +125,8 @@ def _check_sample(sample: Sample, plan: UNetPlan, seeds: Sequence[int]) -> None:
         raise ValueError(
             f"{len(sample.images)} images and {len(seeds)} seeds: give at least one of each"
         )
+    if len(seeds) > MAX_SEEDS:
+        raise ValueError(f"{len(seeds)} seeds: give at most {MAX_SEEDS}")
     expected = (plan.in_channels, *plan.patch_size)
     for name, image in zip(sample.names, sample.images, strict=True):
         if tuple(image.shape) != expected:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Mapping
 from typing import Any
 
@@ -61,7 +62,8 @@ def selection_from_dict(content: Mapping[str, Any], table: ScoreTable) -> Select
     """The selection that :func:`selection_to_dict` wrote.
 
     Raises:
-        ValueError: a field is missing, has another form, or names a width that is not in the table.
+        ValueError: a field is missing, has another form, or names a width that is not in the table;
+            or the method is no name.
     """
     try:
         confidence, threshold = content["confidence"], content.get("threshold")
@@ -73,11 +75,16 @@ def selection_from_dict(content: Mapping[str, Any], table: ScoreTable) -> Select
             table=table,
             threshold=None if threshold is None else float(threshold),
         )
-    except (KeyError, TypeError, ValueError, AttributeError) as error:
+    except (LookupError, TypeError, ValueError, AttributeError, OverflowError) as error:
         raise ValueError(f"no selection ({error}): write it with monai_xtiny select") from error
     if selection.max_features not in table.widths:
         raise ValueError(
             f"the selected width {selection.max_features} is not in the ladder {table.widths}"
+        )
+    is_text = isinstance(content["method"], str)
+    if not is_text or not re.fullmatch("[A-Za-z0-9_-]{1,50}", selection.method):
+        raise ValueError(
+            f"method is {selection.method[:50]!r}: it must be the name of a rule, such as paper"
         )
     for share in (*selection.votes.values(), selection.confidence or 0.0):
         if not 0 <= share <= 1:

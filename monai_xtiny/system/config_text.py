@@ -41,6 +41,32 @@ def check_config_text(text: str, what: str) -> str:
     return text
 
 
+def path_text(path: str | os.PathLike[str], what: str) -> str:
+    """A path that may come from ``monai.bundle run``, which makes numbers of digits.
+
+    Args:
+        path: as the config has it.
+        what: what it is, for the message.
+
+    Raises:
+        ValueError: it is a number, or MONAI has read the ``#`` in it as ``::``.
+
+    >>> path_text(7, "images")
+    Traceback (most recent call last):
+    ...
+    ValueError: images is 7, which is no path: write ./NAME for a name of digits
+    """
+    if not isinstance(path, (str, os.PathLike)):
+        raise ValueError(f"{what} is {path!r}, which is no path: write ./NAME for a name of digits")
+    text = os.fspath(path)
+    if isinstance(path, str) and "::" in text and not os.path.exists(text):
+        raise ValueError(
+            f"{what} {text!r} is not there, and MONAI reads '#' as '::': rename it, or give it to "
+            "python -m monai_xtiny, which reads paths as they are"
+        )
+    return text
+
+
 class PlainPath(os.PathLike[str]):
     """A path as it was typed, opaque to MONAI's config parser, which evaluates strings only.
 

@@ -7,7 +7,8 @@ def root_cause(error: BaseException) -> str:
     """The innermost error's own words; MONAI wraps them in those of its transforms."""
     while error.__cause__ is not None:
         error = error.__cause__
-    first_line = str(error).strip().splitlines()[0] if str(error).strip() else ""
+    words = plain_words(error).strip()
+    first_line = words.splitlines()[0] if words else ""
     if isinstance(error, ValueError) and first_line:
         return first_line
     return f"cannot be read, {type(error).__name__}: {first_line}"
@@ -18,3 +19,9 @@ def innermost(error: BaseException) -> BaseException:
     while isinstance(error, RuntimeError) and error.__cause__ is not None:
         error = error.__cause__
     return error
+
+
+def plain_words(error: BaseException) -> str:
+    """An error's own words, without PyTorch's advice to read a file as code."""
+    text = str(error)
+    return "a file of more than tensors, which could be code" if "weights_only" in text else text

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import glob
 import json
+import math
 import os
 import shutil
 import tempfile
@@ -64,18 +65,26 @@ def read_json(path: str | os.PathLike[str]) -> dict[str, Any]:
 
     Raises:
         FileNotFoundError: there is no such file.
-        ValueError: it holds no JSON object.
+        ValueError: it holds no JSON object, or a number that is not finite.
     """
     file = Path(path)
     if not file.is_file():
         raise FileNotFoundError(f"no such file: {str(file)!r}: check the path")
     try:
-        content = json.loads(file.read_text(encoding="utf-8-sig"))  # Windows writes a BOM
-    except (UnicodeDecodeError, json.JSONDecodeError, RecursionError) as error:
+        text = file.read_text(encoding="utf-8-sig")  # Windows writes a BOM
+        content = json.loads(text, parse_constant=_finite_number, parse_float=_finite_number)
+    except (ValueError, RecursionError) as error:
         raise ValueError(f"{str(file)!r} is not JSON: {error}") from error
     if not isinstance(content, dict):
         raise ValueError(f"{str(file)!r} holds no JSON object")
     return content
+
+
+def _finite_number(text: str) -> float:
+    """A number of JSON, which Python would take from NaN, Infinity and 1e999 too."""
+    if not math.isfinite(float(text)):
+        raise ValueError(f"it holds the number {text}: numbers must be finite")
+    return float(text)
 
 
 def append_line(path: str | os.PathLike[str], content: Mapping[str, Any]) -> None:

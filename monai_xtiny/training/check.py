@@ -14,6 +14,7 @@ from monai.data.utils import affine_to_spacing
 from monai.transforms import Compose, Orientation
 
 from monai_xtiny.bundle.folder import SEARCH, TRAIN, WEIGHTS, Bundle
+from monai_xtiny.bundle.weights import check_network_size
 from monai_xtiny.bundle.workflow import LabeledCases, Split, case_name
 from monai_xtiny.data.case import Case, Header
 from monai_xtiny.plan.data_set import describe_data_set
@@ -193,6 +194,7 @@ def _weight_problems(bundle: Bundle, parser: ConfigParser) -> list[str]:
     """Whether ``model.pt`` holds the network that the configs describe."""
     path = bundle.path(WEIGHTS)
     try:
+        check_network_size(bundle.config("train"), bundle.path(TRAIN))
         parser.get_parsed_content("network_def").load_state_dict(bundle.weights())
     except FileNotFoundError:
         return [f"{str(path)!r} is missing: export the bundle again"]

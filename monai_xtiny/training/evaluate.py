@@ -20,6 +20,7 @@ from monai_xtiny.bundle.card import check_marks
 from monai_xtiny.bundle.exclusive import exclusive
 from monai_xtiny.bundle.figures import Plane
 from monai_xtiny.bundle.folder import CARD, SPLIT, Bundle
+from monai_xtiny.bundle.measured import trained_epochs
 from monai_xtiny.bundle.results import Evaluation
 from monai_xtiny.bundle.workflow import Split, fold_file
 from monai_xtiny.data.cases import NIFTI_SUFFIXES
@@ -84,6 +85,7 @@ def evaluate_held_out(
         _refuse_trained(split.get("training", []), datalist, root)
     if predict is None:
         check_marks(bundle.path(CARD).read_text(encoding="utf-8"))
+        trained_epochs(bundle)
     planes: list[Plane] = []
     with tempfile.TemporaryDirectory() as folder:
         evaluation = evaluate_bundle(

@@ -38,6 +38,7 @@ NUM_EPOCHS = 10
 EPOCH_LENGTH = 40
 MAX_HELD_OUT = 100
 MIN_SEEDS = 2
+_MAX_TRAININGS = 1000
 # Workers start anew with each pass over the cases: not for passes of fewer batches.
 _MIN_BATCHES = 10
 
@@ -165,6 +166,8 @@ def _check_arguments(
             f"num_seeds is {num_seeds}: give at least {MIN_SEEDS}, since one training does not "
             "show how much trainings differ"
         )
+    if num_seeds > _MAX_TRAININGS:
+        raise ValueError(f"num_seeds is {num_seeds}: give at most {_MAX_TRAININGS}")
     if epochs is not None and epochs < 1:
         raise ValueError(f"epochs is {epochs}: give at least 1")
     if work_dir is not None:

@@ -106,3 +106,101 @@ def test_package_bundle_refuses_a_bundle_whose_large_files_are_elsewhere(bundle)
     (bundle / "large_files.yml").write_text(json.dumps(listed))
     with pytest.raises(FileNotFoundError, match="has no models/extra.pt, which .*: download it"):
         package_bundle(bundle)
+
+
+@pytest.mark.parametrize("version", ["../../x", "", "1/2", None, ["0.1.0"], "a\nb", "/etc/x"])
+def test_package_bundle_writes_no_file_outside_by_the_version(bundle, version) -> None:
+    path = bundle / "configs" / "metadata.json"
+    path.write_text(json.dumps({**json.loads(path.read_text()), "version": version}))
+    before = sorted(bundle.parent.parent.rglob("*"))
+    with pytest.raises(ValueError, match=r"version in configs/metadata\.json is .*: give digits"):
+        package_bundle(bundle)
+    assert sorted(bundle.parent.parent.rglob("*")) == before
+
+
+def test_package_bundle_takes_a_bundle_by_any_path(bundle, monkeypatch) -> None:
+    expected = package_bundle(bundle).read_bytes()
+    monkeypatch.chdir(bundle / "configs")
+    target = package_bundle("..")
+    assert target == bundle.with_name("x_segmentation_v0.1.0.zip")
+    assert target.read_bytes() == expected
+
+
+def test_package_bundle_leaves_hidden_folders_out(tmp_path, bundle) -> None:
+    expected = package_bundle(bundle, tmp_path / "first.zip").read_bytes()
+    for name in (".git", "docs/.git", "configs/.ipynb_checkpoints", "scripts/__pycache__"):
+        (bundle / name).mkdir()
+        (bundle / name / "secret").write_text("mine")
+    assert package_bundle(bundle, tmp_path / "second.zip").read_bytes() == expected
+
+
+@pytest.mark.parametrize("name", ["docs/notes", "models/model.pt", "configs", "LICENSE"])
+def test_package_bundle_refuses_links_that_leave_the_bundle(tmp_path, bundle, name) -> None:
+    outside = tmp_path / "outside"
+    place = bundle / name
+    if place.exists():
+        place.rename(outside)
+    else:
+        outside.write_text("secret")
+    place.symlink_to(outside)
+    with pytest.raises(ValueError, match=f"{name}.* is a link to '{outside}"):
+        package_bundle(bundle, tmp_path / "x.zip")
+    assert not (tmp_path / "x.zip").exists()
+
+
+def test_package_bundle_never_holds_itself(bundle) -> None:
+    for name in ("x.zip", "docs/x.zip", "models/../docs/x.zip"):
+        with pytest.raises(ValueError, match="lies in the bundle that it would hold"):
+            package_bundle(bundle, bundle / name)
+    assert not list(bundle.rglob("*.zip"))
+
+
+def empty(models: Path) -> None:
+    (models / "model.pt").write_bytes(b"")
+
+
+def no_tensors(models: Path) -> None:
+    torch.save({}, models / "model.pt")
+
+
+def pickled(models: Path) -> None:
+    torch.save(Path("x"), models / "model.pt")
+
+
+def pickled_besides(models: Path) -> None:
+    torch.save(Path("x"), models / "old.pt")
+
+
+def plain_pickle(models: Path) -> None:
+    (models / "model.pkl").write_bytes(b"cposix\nsystem\n.")
+
+
+def not_finite(models: Path) -> None:
+    weights = torch.load(models / "model.pt", weights_only=True)
+    next(iter(weights.values())).fill_(float("nan"))
+    torch.save(weights, models / "model.pt")
+
+
+def of_another_network(models: Path) -> None:
+    torch.save({"weight": torch.zeros(3)}, models / "model.pt")
+
+
+@pytest.mark.parametrize(
+    ("spoil", "message"),
+    [
+        (empty, r"model\.pt' is empty"),
+        (no_tensors, r"model\.pt' holds no state dict"),
+        (pickled, r"model\.pt' holds no weights that can be read safely"),
+        (pickled_besides, r"old\.pt' holds no weights that can be read safely"),
+        (plain_pickle, r"model\.pkl' is a pickle, which is code"),
+        (not_finite, r"model\.pt' holds weights that are NaN or infinite"),
+        (of_another_network, r"model\.pt' holds the weights of another network"),
+    ],
+    ids=lambda value: getattr(value, "__name__", ""),
+)
+def test_package_bundle_refuses_weights_that_nobody_can_use(bundle, spoil, message) -> None:
+    spoil(bundle / "models")
+    with pytest.raises(ValueError, match=message) as stop:
+        package_bundle(bundle)
+    assert "weights_only" not in str(stop.value)
+    assert not list(bundle.parent.glob("*.zip"))

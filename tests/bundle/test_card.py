@@ -101,3 +101,9 @@ def test_model_card_of_alignment_states_votes_and_confidence(plan_2d) -> None:
     text = card(aligned(plan_2d, {8: 0.79, 4: 0.21}, 0.79))
     assert "Confidence: 79 % of resamples of initializations and images agree." in text
     assert re.search(r"\| \*\*8\*\* .*\| 79 % \|", text)
+
+
+def test_model_card_keeps_a_name_in_its_line(paper_choice) -> None:
+    text = card(paper_choice, ("background", "cell\n# Heading\u2028<b>"))
+    assert "cell # Heading \\<b\\>" in text
+    assert "# Heading" not in [line.strip() for line in text.splitlines()]

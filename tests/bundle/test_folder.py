@@ -128,3 +128,13 @@ def test_data_kind_tells_volumes_slices_and_images(plan_2d, plan_3d) -> None:
     assert data_kind(plan_3d) == "volumes"
     assert data_kind(plan_2d) == "images"
     assert data_kind(replace(plan_2d, slice_axis=2)) == "slices"
+
+
+@pytest.mark.parametrize("name", ["$import os", "a\nb", "\x1b[2J", "@device", "\u202egnp"])
+def test_open_refuses_names_of_classes_that_are_more_than_names(tmp_path, selection, name) -> None:
+    path = export_bundle(selection, tmp_path / "x_segmentation") / "configs" / "metadata.json"
+    metadata = json.loads(path.read_text())
+    metadata["network_data_format"]["outputs"]["pred"]["channel_def"]["1"] = name
+    path.write_text(json.dumps(metadata))
+    with pytest.raises(ValueError, match="label name in .*metadata.json"):
+        Bundle.open(tmp_path / "x_segmentation")

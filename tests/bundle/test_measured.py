@@ -1,15 +1,18 @@
 from __future__ import annotations
 
 import json
+from pathlib import Path
 
 import numpy as np
 import pytest
+import torch
 
 from monai_xtiny.bundle.figures import Plane
-from monai_xtiny.bundle.folder import CARD, EVALUATION, OVERLAY, Bundle
-from monai_xtiny.bundle.measured import read_evaluation, write_evaluation
+from monai_xtiny.bundle.folder import CARD, EVALUATION, METADATA, OVERLAY, Bundle
+from monai_xtiny.bundle.measured import read_evaluation, trained_epochs, write_evaluation
 from monai_xtiny.bundle.results import Evaluation
 from monai_xtiny.bundle.writer import export_bundle
+from monai_xtiny.system.files import write_json
 
 FOUND = Evaluation(("a", "b"), ((0.6,), (0.8,)), ((3.0,), (None,)))
 PLANES = [Plane(name, *(np.eye(4) for _ in range(3))) for name in FOUND.cases]
@@ -42,3 +45,35 @@ def test_write_evaluation_writes_nothing_where_the_card_lost_a_mark(bundle) -> N
 def test_read_evaluation_needs_one(bundle) -> None:
     with pytest.raises(FileNotFoundError, match=r"evaluation\.json"):
         read_evaluation(bundle)
+
+
+def test_write_evaluation_takes_out_that_an_earlier_version_was_not_trained(bundle) -> None:
+    metadata = bundle.config("metadata")
+    assert "not trained" not in json.dumps(metadata)  # which nobody would renew after training
+    former = "selected from unlabeled images, not trained yet"
+    changelog = {"0.1.1": "our own entry", "0.1.0": former}
+    write_json(bundle.path(METADATA), {**metadata, "changelog": changelog})
+    write_evaluation(bundle, FOUND, PLANES)
+    renewed = {**changelog, "0.1.0": "the width was selected from unlabeled images"}
+    assert bundle.config("metadata") == {**metadata, "changelog": renewed}
+
+
+@pytest.mark.parametrize("epochs", ["<script>", 1.5, True, [3]])
+def test_write_evaluation_takes_no_text_for_a_number_of_epochs(bundle, epochs) -> None:
+    write_json(bundle.path(EVALUATION), {"num_epochs": epochs})
+    with pytest.raises(ValueError, match=r"num_epochs in .*evaluation\.json' is no whole number"):
+        write_evaluation(bundle, FOUND, PLANES)
+
+
+def test_trained_epochs_names_a_broken_state_without_pytorchs_advice(bundle) -> None:
+    path = bundle.path("eval/checkpoints/training_state.pt")
+    path.parent.mkdir(parents=True)
+    for content in (Path("code"), {}, {"trainer": {"iteration": 3}}):
+        torch.save(content, path)
+        with pytest.raises(
+            ValueError, match=r"training_state\.pt' is no state of a training"
+        ) as stop:
+            trained_epochs(bundle)
+        assert "weights_only" not in str(stop.value)
+    torch.save({"trainer": {"iteration": 30, "epoch_length": 10}}, path)
+    assert trained_epochs(bundle) == 3

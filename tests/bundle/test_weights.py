@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+import json
 from pathlib import Path
 
 import pytest
@@ -47,3 +48,25 @@ def test_weights_digest_is_of_names_and_values_alone() -> None:
     assert weights_digest({**weights, "a": weights["a"].mT.contiguous().mT}) == digest
     assert weights_digest({**weights, "b": torch.tensor([1.0, 1.0 + 1e-7])}) != digest
     assert weights_digest({"a": weights["a"], "c": weights["b"]}) != digest
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        ({"filters": [10**7] * 4}, "parameters, more than 1,000,000,000"),
+        ({"in_channels": 10**12}, "parameters, more than 1,000,000,000"),
+        ({"out_channels": 10**30}, "cannot be built"),
+        ({"filters": []}, "cannot be built"),
+        ({"_target_": "NoSuchNetwork"}, "cannot be built"),
+    ],
+    ids=["filters", "channels", "overflow", "empty", "unknown"],
+)
+def test_load_network_refuses_a_giant_before_it_takes_memory(bundle, change, message) -> None:
+    path = bundle / "configs" / "inference.json"
+    config = json.loads(path.read_text())
+    config["network_def"].update(change)
+    path.write_text(json.dumps(config))
+    with pytest.raises(ValueError, match=f"network_def of .*inference.json.*{message}"):
+        Bundle.open(bundle).network()
+    with pytest.raises(ValueError, match=f"network_def of .*inference.json.*{message}"):
+        Bundle.open(bundle).workflow(["inference"])

@@ -24,8 +24,11 @@ from torch import nn
 
 from monai_xtiny import __version__
 from monai_xtiny.bundle import workflow
+from monai_xtiny.bundle.folder import Bundle
 from monai_xtiny.bundle.templates import SCRIPTS, script_sources
 from monai_xtiny.bundle.writer import export_bundle
+from monai_xtiny.system.config_text import PlainPath
+from monai_xtiny.system.errors import innermost
 from tests.data.test_masks import PAIRS
 
 NIFTI = {"file_endings": ["nii.gz", "nii"], "in_channels": 2}
@@ -1053,3 +1056,23 @@ def test_workflow_runs_where_monai_xtiny_cannot_be_imported(
     monkeypatch.setitem(sys.modules, "monai_xtiny", None)
     space = runpy.run_path(os.fspath(bundle / "scripts" / "workflow.py"))
     assert space["find_rotated_axes"]([3, 3]) == [0, 1]
+
+
+@pytest.mark.parametrize("name", ["train", "inference"])
+@pytest.mark.parametrize(
+    ("path", "message"),
+    [(123, "is 123, which is no path: write ./NAME"), ("a#b", "is 'a::b', and MONAI reads '#'")],
+    ids=["digits", "hash"],
+)
+def test_check_paths_stops_a_workflow_before_it_reads_or_writes(
+    tmp_path, selection, monkeypatch, name, path, message
+) -> None:
+    bundle = Bundle.open(export_bundle(selection, tmp_path / "x_segmentation"))
+    monkeypatch.chdir(tmp_path)
+    file = "split_file" if name == "train" else "checkpoint"
+    for option in ("dataset_dir", "output_dir", "ckpt_dir", file):
+        with pytest.raises(RuntimeError) as stop:
+            bundle.workflow((name,), {option: path})
+        assert message in str(innermost(stop.value)) and f"--{option}" in str(innermost(stop.value))
+    assert bundle.workflow((name,), {"dataset_dir": PlainPath("a#b")})
+    assert [item.name for item in tmp_path.iterdir()] == ["x_segmentation"]

@@ -52,6 +52,7 @@ def test_search_overrides_refuses_what_would_be_evaluated(name) -> None:
     [
         ({"spatial_dims": 4}, "--spatial_dims is 4: give 2 or 3"),
         ({"num_seeds": 0}, "--num_seeds is 0: give at least 1"),
+        ({"num_seeds": 1_000_000_000}, "--num_seeds is 1000000000: give .* at most 10000"),
         ({"num_seeds": "some"}, "--num_seeds is 'some': give a whole number"),
         ({"seed": -1}, "--seed is -1: give a number from 0"),
         ({"num_images": "many"}, "--num_images is 'many': give a whole number"),

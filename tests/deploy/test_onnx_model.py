@@ -12,7 +12,13 @@ from torch.nn.functional import instance_norm
 from monai_xtiny.bundle.archive import check_onnx, package_bundle, weights_digest
 from monai_xtiny.bundle.folder import Bundle
 from monai_xtiny.deploy import onnx_model
-from monai_xtiny.deploy.onnx_model import export_onnx, input_format, quantize_onnx, write_onnx
+from monai_xtiny.deploy.onnx_model import (
+    export_onnx,
+    input_format,
+    quantize_onnx,
+    remove_stale_int8,
+    write_onnx,
+)
 from monai_xtiny.deploy.segmenter import load_segmenter
 from tests.deploy.deployed import PLANS, drawn_images, exported_bundle
 
@@ -188,3 +194,16 @@ def test_package_bundle_refuses_onnx_of_other_weights(exported, tmp_path) -> Non
         package_bundle(exported, tmp_path / "x.zip")
     (exported / "models" / "model.onnx").unlink()
     check_onnx(Bundle.open(exported))
+
+
+@pytest.mark.parametrize("content", [b"", b"broken", None], ids=["empty", "text", "cut off"])
+def test_remove_stale_int8_takes_a_broken_file_for_one_of_other_weights(tmp_path, content) -> None:
+    bundle = Bundle.open(exported_bundle("pictures", tmp_path))
+    model, quantized = (bundle.path(f"models/{name}.onnx") for name in ("model", "model_int8"))
+    whole = model.read_bytes()
+    quantized.write_bytes(whole[: len(whole) // 2] if content is None else content)
+    remove_stale_int8(bundle)
+    assert not quantized.exists()
+    quantized.write_bytes(whole)
+    remove_stale_int8(bundle)
+    assert quantized.exists()

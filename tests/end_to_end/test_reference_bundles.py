@@ -55,6 +55,12 @@ def test_reference_bundle_is_what_the_exporter_writes(bundle, tmp_path) -> None:
     assert not (bundle / "eval").exists()
 
 
+def test_reference_bundle_is_nowhere_called_untrained(bundle) -> None:
+    for path in [*(bundle / "configs").glob("*.json"), bundle / "docs" / "README.md"]:
+        text = path.read_text(encoding="utf-8").lower()
+        assert "not trained yet" not in text and "until it is trained" not in text, path
+
+
 def test_reference_bundle_holds_small_trained_weights(bundle) -> None:
     weights = bundle / "models" / "model.pt"
     assert [path.name for path in weights.parent.iterdir()] == ["model.pt"]

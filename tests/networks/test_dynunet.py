@@ -1,5 +1,7 @@
 from __future__ import annotations
 
+from dataclasses import replace
+
 import pytest
 import torch
 from monai.bundle import ConfigParser
@@ -136,3 +138,10 @@ def test_network_definition_is_what_monai_instantiates(plan_2d) -> None:
     assert [item.shape for item in network.parameters()] == [
         item.shape for item in build_network(plan_2d, 8).parameters()
     ]
+
+
+def test_build_network_refuses_a_giant_before_it_takes_memory(plan_3d) -> None:
+    giant = replace(plan_3d, features_per_stage=(4096,) * 3)
+    with pytest.raises(ValueError, match=r"parameters, more than 1,000,000,000"):
+        build_network(giant)
+    assert build_network(giant, 1).in_channels == giant.in_channels

@@ -131,3 +131,23 @@ def test_suited_method_is_the_one_that_the_table_was_scored_for(plan_2d) -> None
     bare = tuple(replace(rung, alignment=()) for rung in table.ladder)
     assert suited_method(replace(table, ladder=bare)) == "paper"
     assert select_width(table, "paper").confidence is None
+
+
+@pytest.mark.parametrize(
+    "method", ["<script>alert(1)</script>", "a b", "![x](y)", "", "a\nb", "x" * 99]
+)
+def test_selection_from_dict_refuses_a_method_that_is_no_name(plan_2d, method) -> None:
+    selection = select_width(make_table(plan_2d, [CASES[1]["sensitivity"]]))
+    content = {**selection_to_dict(selection), "method": method}
+    with pytest.raises(ValueError, match="method is .*: it must be the name of a rule"):
+        selection_from_dict(content, selection.table)
+
+
+@pytest.mark.parametrize("value", [10**400, [], None, {}], ids=["huge", "list", "none", "object"])
+@pytest.mark.parametrize("field", ["method", "selected", "votes", "confidence", "threshold"])
+def test_selection_from_dict_refuses_what_has_another_form(plan_2d, field, value) -> None:
+    if (field, value) in [("votes", {}), ("confidence", None), ("threshold", None)]:
+        return
+    selection = select_width(make_table(plan_2d, [CASES[1]["sensitivity"]]))
+    with pytest.raises(ValueError, match="no selection|method is|shares"):
+        selection_from_dict({**selection_to_dict(selection), field: value}, selection.table)

@@ -2,7 +2,7 @@ from __future__ import annotations
 
 import pytest
 
-from monai_xtiny.system.errors import innermost, root_cause
+from monai_xtiny.system.errors import innermost, plain_words, root_cause
 
 
 def chained(*errors: BaseException) -> BaseException:
@@ -33,3 +33,11 @@ def test_innermost_unwraps_runtime_errors_and_nothing_else() -> None:
     assert innermost(chained(other, cause)) is other
     alone = RuntimeError("alone")
     assert innermost(alone) is alone
+
+
+@pytest.mark.parametrize("say", [plain_words, root_cause])
+def test_errors_pass_no_advice_on_to_read_a_file_as_code(say) -> None:
+    advice = "Weights only load failed. In PyTorch 2.6 ... re-running with `weights_only=False`"
+    assert "weights_only" not in say(RuntimeError(advice))
+    assert "more than tensors, which could be code" in say(RuntimeError(advice))
+    assert say(ValueError("wrong")) == "wrong"

@@ -112,3 +112,15 @@ def test_write_text_replaces_a_file_but_nothing_else(tmp_path) -> None:
     with pytest.raises(FileExistsError, match="is no file"):
         write_text(tmp_path / "pipe", "three")
     assert listing(tmp_path) == ["a", "pipe"]
+
+
+@pytest.mark.parametrize(
+    "number",
+    ["NaN", "Infinity", "-Infinity", "1e999", "-1e999", "9" * 5000],
+    ids=lambda text: text[:9],
+)
+def test_read_json_refuses_numbers_that_are_not_finite_and_names_the_file(tmp_path, number) -> None:
+    path = tmp_path / "a.json"
+    path.write_text(f'{{"a": [{number}]}}')
+    with pytest.raises(ValueError, match=r"a\.json' is not JSON: "):
+        read_json(path)

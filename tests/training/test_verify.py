@@ -288,6 +288,7 @@ def nothing(root: Path) -> None:
         (five_cases, [], "fold 0 holds out 1 of 5 labeled cases, and an interval needs 2"),
         (nothing, ["--fold", "5"], "fold 5 holds out 0 of 10 labeled cases"),
         (nothing, ["--num_seeds", "1"], "num_seeds is 1: give at least 2"),
+        (nothing, ["--num_seeds", "1000000000"], "num_seeds is 1000000000: give at most 1000"),
         (nothing, ["--epochs", "0"], "epochs is 0: give at least 1"),
         (nothing, ["--epochs", "few"], "--epochs is 'few': give a whole number"),
         (nothing, ["--seed", "-1"], "--seed is -1"),
