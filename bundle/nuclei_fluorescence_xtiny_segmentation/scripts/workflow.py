@@ -1,4 +1,3 @@
-# Written by monai_xtiny 0.1.0, which need not be installed.
 """What a bundle does beyond MONAI's components: find, check and split cases; save and resume.
 
 This file travels in the bundle as ``scripts/workflow.py``, and imports PyTorch, MONAI and ignite
@@ -8,11 +7,17 @@ hold several bundles, as MONAI Label does. Axis order is MONAI's: C, *spatial.
 
 from __future__ import annotations
 
+import atexit
+import errno
+import glob
 import json
 import math
 import os
 import re
-from collections.abc import Mapping, Sequence
+import shutil
+import tempfile
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, TypeAlias, cast
@@ -30,6 +35,11 @@ from torch import nn
 from torch.optim import Optimizer
 from torch.optim.lr_scheduler import LambdaLR
 
+try:
+    import fcntl
+except ImportError:  # Windows, where nothing is locked
+    fcntl = None  # type: ignore[assignment]
+
 # What MONAI's datasets take: "image", one file or one per channel, and "label", a file.
 Case: TypeAlias = dict[str, Any]
 PathLike: TypeAlias = "str | os.PathLike[str]"
@@ -38,6 +48,11 @@ PathLike: TypeAlias = "str | os.PathLike[str]"
 _MAX_MISPLACEMENT = 0.1
 # Cases that a message names.
 _NAMED = 5
+# Of the lock files that this process holds: the open file, and the folders made for it. To close
+# any other handle of such a file would give the lock up.
+_LOCKS: dict[Path, tuple[int, list[Path]]] = {}
+if fcntl is not None:
+    os.register_at_fork(after_in_child=_LOCKS.clear)  # a worker holds none
 
 
 @dataclass(frozen=True)
@@ -238,9 +253,8 @@ def write_split(split: Split, file: PathLike, data_root: PathLike) -> None:
         "training": [relative(case) for case in split.training],
         "validation": [relative(case) for case in split.validation],
     }
-    part = Path(f"{file}.part")
-    part.write_text(json.dumps(content, indent=4) + "\n", encoding="utf-8")
-    part.replace(file)
+    with _written_whole(file) as part:
+        part.write_text(json.dumps(content, indent=4) + "\n", encoding="utf-8")
 
 
 def check_cases(
@@ -347,6 +361,43 @@ def check_images(
         )
     if images.duplicates:
         raise ValueError(f"two images would give one label file: rename {_some(images.duplicates)}")
+
+
+def check_output_dir(found: ImageCases | LabeledCases, output_dir: PathLike) -> None:
+    """Refuse to write results where they could take the place of images or labels.
+
+    Args:
+        found: what is read.
+        output_dir: folder of the results, which need not exist.
+
+    Raises:
+        ValueError: the folder is one of the data set's, or holds a link to one of its files.
+    """
+    output = Path(os.path.realpath(output_dir))
+    if output.exists() and not output.is_dir():
+        raise ValueError(f"{str(output_dir)!r} is a file: give another --output_dir")
+    if isinstance(found, ImageCases):
+        files = [file for names in found.cases.values() for file in names]
+        sources = [Path(found.folder)]
+    else:
+        files = [file for case in [*found.cases, *found.validation] for file in _files_of(case)]
+        sources = []
+    sources += {Path(file).parent for file in files}
+    roots = {root for source in sources for root in (source, source.absolute().parent)}
+    parts = ("imagesTr", "imagesTs", "labelsTr", "labelsTs")
+    folders = [*sources, *(root / part for root in roots for part in parts)]
+    if _identities([output]) & _identities(folders):
+        raise ValueError(
+            f"the results in {str(output_dir)!r} would lie among the images or labels: give "
+            "another --output_dir"
+        )
+    taken = _identities(files)
+    for file in output.iterdir() if output.is_dir() else ():
+        if _identities([file]) & taken:
+            raise ValueError(
+                f"{str(file)!r} is a link to an image or a label, which a result could replace: "
+                "give another --output_dir"
+            )
 
 
 def check_weights(file: str, network: nn.Module) -> None:
@@ -605,9 +656,163 @@ class TrainingState:
 
 @idist.one_rank_only()
 def _save_whole(content: Any, file: str) -> None:
-    """Write by way of a temporary sibling, so that a kill leaves the former file."""
-    torch.save(content, f"{file}.part")
-    os.replace(f"{file}.part", file)
+    """Save with PyTorch, so that a kill leaves the former file."""
+    with _written_whole(file) as part:
+        torch.save(content, part)
+
+
+@contextmanager
+def _written_whole(file: PathLike) -> Iterator[Path]:
+    """A temporary file that takes the place of ``file`` if the block succeeds.
+
+    It has the same name, in a hidden folder beside it that nobody else can guess or enter; what
+    killed processes left of such folders goes.
+    """
+    target = Path(file)
+    prefix = f".{target.name}.tmp."
+    for left in target.parent.glob(glob.escape(prefix) + "*"):
+        shutil.rmtree(left, ignore_errors=True)
+    with tempfile.TemporaryDirectory(prefix=prefix, dir=target.parent) as folder:
+        part = Path(folder, target.name)
+        try:
+            yield part
+        except (OSError, RuntimeError) as error:  # PyTorch's own words name no file
+            raise OSError(
+                f"{str(file)!r} cannot be written ({error}): is the disk full?"
+            ) from error
+        os.replace(part, target)
+
+
+def hold_lock(path: PathLike, *, shared: bool = False) -> bool:
+    """Keep other processes from writing a file or folder, until :func:`release_lock` or the end.
+
+    The lock is the kernel's, on a hidden, empty file beside the path: a process that was killed
+    holds none, and neither do the workers of a process. Nothing is locked where the file system has
+    no locks or a file cannot be made there, and on ranks other than the first.
+
+    Args:
+        path: need not exist; the folders above are made, until the lock is released.
+        shared: whether others may hold it too, if they share it as well.
+
+    Returns:
+        Whether it is held from now on; ``False`` where nothing was locked, or it was already.
+
+    Raises:
+        BlockingIOError: another process holds it.
+    """
+    target, file = _lock_file(path)
+    if fcntl is None or file in _LOCKS or idist.get_rank() > 0:
+        return False
+    made = [folder for folder in file.parents if not folder.exists()]
+    kind = fcntl.LOCK_SH if shared else fcntl.LOCK_EX
+    while True:
+        try:
+            file.parent.mkdir(parents=True, exist_ok=True)
+            handle = os.open(file, os.O_RDWR | os.O_CREAT | os.O_NOFOLLOW | os.O_CLOEXEC, 0o666)
+        except OSError:
+            _remove_empty(made)
+            return False
+        try:
+            fcntl.lockf(handle, kind | fcntl.LOCK_NB)
+        except OSError as error:
+            os.close(handle)
+            if error.errno not in (errno.EACCES, errno.EAGAIN):
+                file.unlink(missing_ok=True)
+                return False
+            raise BlockingIOError(
+                f"another process writes {str(target)!r} (it holds {str(file)!r}): wait for it, "
+                "or end it"
+            ) from error
+        if os.fstat(handle).st_nlink:
+            _LOCKS[file] = handle, made
+            return True
+        os.close(handle)  # who held it has removed it meanwhile
+
+
+def lock_training(bundle_root: PathLike, model_file: PathLike) -> None:
+    """Keep other processes from writing a bundle, and from training the same weights.
+
+    Trainings that write other weights, of other folds, may run side by side.
+
+    Raises:
+        BlockingIOError: another process does.
+    """
+    is_new = hold_lock(bundle_root, shared=True)
+    try:
+        hold_lock(model_file)
+    except BlockingIOError:
+        if is_new:
+            release_lock(bundle_root)
+        raise
+
+
+def release_lock(path: PathLike) -> None:
+    """Let other processes write again; nothing happens where this process holds no lock."""
+    _, file = _lock_file(path)
+    _release(file)
+
+
+@contextmanager
+def write_lock(path: PathLike) -> Iterator[None]:
+    """Hold a lock on a path during a block, if this process does not hold it already.
+
+    Raises:
+        BlockingIOError: another process holds it.
+    """
+    is_new = hold_lock(path)
+    try:
+        yield
+    finally:
+        if is_new:
+            release_lock(path)
+
+
+def _lock_file(path: PathLike) -> tuple[Path, Path]:
+    """A path without links, and the file beside it that stands for the right to write it."""
+    target = Path(os.path.realpath(path))
+    return target, target.with_name(f".{target.name.lstrip('.')}.lock")
+
+
+@atexit.register
+def release_locks() -> None:
+    """Release all locks that this process holds, and leave no lock file behind."""
+    for file in list(_LOCKS):
+        _release(file)
+
+
+def _release(file: Path) -> None:
+    """Remove a lock file while nobody else holds it, then close it."""
+    if file not in _LOCKS:
+        return
+    handle, made = _LOCKS.pop(file)
+    with suppress(OSError):
+        fcntl.lockf(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)  # of a shared lock others may be left
+        file.unlink()
+        _remove_empty(made)
+    os.close(handle)
+
+
+def _remove_empty(folders: Sequence[Path]) -> None:
+    """Take away folders that were made for nothing, the innermost first."""
+    for folder in folders:
+        with suppress(OSError):
+            folder.rmdir()
+
+
+def _files_of(case: Case) -> list[str]:
+    """Image files and label of a case."""
+    images = [case["image"]] if isinstance(case["image"], str) else case["image"]
+    return [str(file) for file in (*images, case.get("label")) if file]
+
+
+def _identities(paths: Iterable[PathLike]) -> set[tuple[int, int]]:
+    """What the file system knows files and folders by, whatever their names; of those there are."""
+    found = set()
+    for path in paths:
+        with suppress(OSError):
+            state = os.stat(path)
+            found.add((state.st_dev, state.st_ino))
+    return found
 
 
 def _files_by_name(folder: Path, endings: Sequence[str]) -> tuple[dict[str, str], list[str]]:
