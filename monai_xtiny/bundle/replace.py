@@ -11,6 +11,8 @@ from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 
+from monai_xtiny.system.files import names_file
+
 # In the names of a folder that is being written, and of the one that it replaces.
 _PART, _FORMER = ".part.", ".former"
 # Of Linux: paths are relative to the working folder; both must exist and are exchanged.
@@ -44,7 +46,8 @@ def replaced_whole(target: Path) -> Iterator[Path]:
         umask = os.umask(0)
         os.umask(umask)
         folder.chmod(0o777 & ~umask)
-        yield folder
+        with names_file(target):
+            yield folder
         if not target.exists():
             folder.rename(target)
         elif _exchange(folder, target):

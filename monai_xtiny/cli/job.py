@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import errno
+import io
 import logging
 import os
 import sys
@@ -44,8 +46,13 @@ class Job:
         warnings.filterwarnings("ignore")
         # MONAI and ignite log what is said here in one line.
         logging.disable(logging.CRITICAL)
+        for stream in (sys.stdout, sys.stderr):
+            if isinstance(stream, io.TextIOWrapper):  # no name that a terminal cannot show is fatal
+                stream.reconfigure(errors="backslashreplace")
         try:
             self._run()
+            if sys.stdout is not None:
+                sys.stdout.flush()
         except KeyboardInterrupt:
             resumes = ": the same command goes on from what it has finished"
             print(f"interrupted{resumes if self._resumes else ''}", file=sys.stderr)
@@ -67,6 +74,10 @@ def _report(error: Exception) -> int:
     text = " ".join(plain_words(cause).split()) or type(cause).__name__
     if isinstance(cause, OSError) and cause.strerror and cause.filename is not None:
         text = f"{os.fspath(cause.filename)!r}: {cause.strerror}"
+    elif isinstance(cause, OSError) and cause.errno in (errno.ENOSPC, errno.EIO, errno.EBADF):
+        # Errors of files carry their names.
+        text = f"standard output: {cause.strerror}"
+        sys.stdout = open(os.devnull, "w")  # noqa: SIM115 - what is left cannot be written at exit
     if isinstance(cause, (ValueError, TypeError, OSError, ImportError, MemoryError)):
         print(f"error: {text}", file=sys.stderr)
         return 2

@@ -2,8 +2,11 @@
 
 from __future__ import annotations
 
+import json
 import os
+import zipfile
 from collections.abc import Mapping
+from contextlib import suppress
 from dataclasses import dataclass
 from math import inf
 from pathlib import Path
@@ -182,12 +185,38 @@ def parse_flag(name: str, value: Any) -> bool:
 
 
 def check_output(output: str | None) -> None:
-    """Refuse, before any work, a file that cannot be written."""
+    """Refuse, before any work, a file that cannot be written, or that no command has written.
+
+    Raises:
+        FileNotFoundError: there is no such folder, or no file but something else.
+        FileExistsError: the file may be an image, or a data set's ``dataset.json``.
+    """
     if output is None:
         return
     path = Path(output)
     if (path.exists() and not path.is_file()) or not path.absolute().parent.is_dir():
         raise FileNotFoundError(f"cannot write {output!r}: give a file in a folder that exists")
+    if path.is_file() and not _is_result(path):
+        raise FileExistsError(
+            f"{output!r} exists, and is no earlier result: give another --output, or remove it"
+        )
+
+
+def _is_result(path: Path) -> bool:
+    """Whether a file looks like one that a command has written: JSON, a bundle's zip, a curve."""
+    with suppress(ValueError, OSError):
+        if path.stat().st_size == 0:
+            return True
+        if zipfile.is_zipfile(path):
+            with zipfile.ZipFile(path) as archive:
+                return any(name.endswith("/configs/metadata.json") for name in archive.namelist())
+        if path.read_bytes()[:4] == b"\x89PNG":
+            from PIL import Image
+
+            with Image.open(path) as image:  # as matplotlib writes it, and no camera
+                return image.mode == "RGBA" and round(image.info.get("dpi", (0, 0))[0]) == 120
+        return not {"plan", "patch_size", "opset"}.isdisjoint(json.loads(path.read_text("utf-8")))
+    return False
 
 
 def emit(text: str, output: str | None) -> None:

@@ -15,6 +15,25 @@ from typing import Any
 
 
 @contextmanager
+def names_file(path: str | os.PathLike[str]) -> Iterator[None]:
+    """Let errors of writing say which file it was: a full disk's do not, and PyTorch's neither.
+
+    Raises:
+        OSError: the file could not be written.
+    """
+    try:
+        yield
+    except OSError as error:
+        if error.filename is None and error.errno is not None:
+            error.filename = os.fspath(path)
+        raise
+    except RuntimeError as error:
+        if "inline_container" not in str(error):  # PyTorch's zip of tensors
+            raise
+        raise OSError(f"{os.fspath(path)!r} cannot be written: is the disk full?") from error
+
+
+@contextmanager
 def atomic_write(path: str | os.PathLike[str]) -> Iterator[Path]:
     """A temporary file that takes the place of ``path`` if the block succeeds.
 
@@ -37,7 +56,10 @@ def atomic_write(path: str | os.PathLike[str]) -> Iterator[Path]:
     prefix = f".{target.name}.tmp."
     for left in target.parent.glob(glob.escape(prefix) + "*"):
         shutil.rmtree(left, ignore_errors=True)
-    with tempfile.TemporaryDirectory(prefix=prefix, dir=target.parent) as folder:
+    with (
+        names_file(target),
+        tempfile.TemporaryDirectory(prefix=prefix, dir=target.parent) as folder,
+    ):
         part = Path(folder) / target.name
         yield part
         part.replace(target)
@@ -96,7 +118,7 @@ def append_line(path: str | os.PathLike[str], content: Mapping[str, Any]) -> Non
     """
     file = Path(path)
     cut_half_line(file)
-    with open(file, "a", encoding="utf-8") as stream:
+    with names_file(file), open(file, "a", encoding="utf-8") as stream:
         stream.write(json.dumps(content) + "\n")
         stream.flush()
         os.fsync(stream.fileno())

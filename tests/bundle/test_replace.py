@@ -1,9 +1,12 @@
 from __future__ import annotations
 
+import os
+import sys
 from pathlib import Path
 
 import pytest
 
+from monai_xtiny.bundle import replace as swap
 from monai_xtiny.bundle.replace import replaced_whole, restore_interrupted
 
 
@@ -46,6 +49,49 @@ def test_restore_interrupted_puts_back_what_a_kill_between_two_renames_left(targ
     assert target.is_dir() and not former.exists()
     restore_interrupted(target)  # nothing to do
     assert target.is_dir()
+
+
+@pytest.mark.parametrize("can_exchange", [True, False])
+def test_replaced_whole_never_leaves_the_place_empty_where_folders_can_be_exchanged(
+    target, monkeypatch, can_exchange
+) -> None:
+    if not can_exchange:
+        monkeypatch.setattr(swap, "_exchange", lambda one, other: False)
+    renamed, rename = [], Path.rename
+    monkeypatch.setattr(
+        Path, "rename", lambda one, other: renamed.append(one) or rename(one, other)
+    )
+    with replaced_whole(target) as folder:
+        (folder / "b").write_text("new")
+    assert [path.name for path in target.iterdir()] == ["b"]
+    assert [path.name for path in target.parent.iterdir()] == ["x"]
+    if sys.platform == "linux":
+        assert len(renamed) == (0 if can_exchange else 2)
+
+
+def test_replaced_whole_deletes_no_former_folder_that_was_not_replaced(target) -> None:
+    new, former = (target.with_name(f".x.part.abc{end}") for end in ("", ".former"))
+    for folder in (new, former):
+        folder.mkdir()
+        (folder / "mine").touch()
+    with replaced_whole(target):  # which somebody has made anew meanwhile
+        pass
+    assert (former / "mine").exists()
+    target.rmdir()
+    restore_interrupted(target)
+    assert (target / "mine").exists()
+    with replaced_whole(target):
+        pass
+    assert [path.name for path in target.parent.iterdir()] == ["x"]
+
+
+@pytest.mark.skipif(os.geteuid() != 0, reason="gives a folder to somebody else")
+def test_restore_interrupted_takes_nothing_that_somebody_else_has_put_there(target) -> None:
+    former = target.with_name(".x.part.abc.former")
+    target.rename(former)
+    os.chown(former, 12345, 12345)
+    restore_interrupted(target)
+    assert not target.exists()
 
 
 def test_replaced_whole_clears_what_killed_processes_left_of_this_folder_alone(target) -> None:

@@ -548,6 +548,24 @@ def test_check_output_dir_knows_labeled_cases_too(tmp_path) -> None:
             workflow.check_output_dir(found, tmp_path / folder)
 
 
+def test_write_split_names_the_file_of_a_full_disk_and_follows_no_link(tmp_path, monkeypatch):
+    file, victim = tmp_path / "datalist.json", touch(tmp_path, "victim") / "victim"
+    (tmp_path / "datalist.json.part").symlink_to(victim)
+    (tmp_path / ".datalist.json.tmp.killed").mkdir()
+    workflow.write_split(workflow.Split([], []), file, tmp_path)
+    assert victim.read_text() == ""
+    assert sorted(path.name for path in tmp_path.glob("*data*")) == [file.name, f"{file.name}.part"]
+
+    def fail(*arguments, **options):
+        raise OSError(28, "No space left on device")
+
+    before = file.read_bytes()
+    monkeypatch.setattr(Path, "write_text", fail)
+    with pytest.raises(OSError, match=r"datalist\.json' cannot be written .*is the disk full"):
+        workflow.write_split(workflow.Split([], []), file, tmp_path)
+    assert file.read_bytes() == before
+
+
 def test_check_weights_takes_a_bare_state_dict_and_one_under_model(tmp_path) -> None:
     network, file = nn.Linear(2, 3), str(tmp_path / "model.pt")
     for content in (network.state_dict(), {"model": network.state_dict()}):

@@ -140,6 +140,19 @@ def test_export_bundle_replaces_a_test_only_with_overwrite(tmp_path, selection) 
     assert "BUNDLE_NAME" in test.read_text()
 
 
+@pytest.mark.parametrize("name", ["former_width8", "dataset", ".git", "notes.txt"])
+def test_export_bundle_overwrites_no_bundle_that_holds_more(tmp_path, selection, name) -> None:
+    bundle = export_bundle(selection, tmp_path / "x_segmentation", unit_test=True)
+    (bundle / "eval").mkdir()
+    (bundle / "test_x_segmentation.py").touch()  # as a kill leaves it
+    export_bundle(selection, bundle, overwrite=True, unit_test=True)
+    (bundle / name).mkdir()
+    before = listing(tmp_path)
+    with pytest.raises(FileExistsError, match=f"holds {name}, which --overwrite would delete: mov"):
+        export_bundle(selection, bundle, overwrite=True)
+    assert listing(tmp_path) == before
+
+
 def test_export_bundle_replaces_no_folder_by_a_test(tmp_path, selection) -> None:
     (tmp_path / "test_x_segmentation.py").mkdir()
     with pytest.raises(FileExistsError, match="exists: .* remove it yourself first"):

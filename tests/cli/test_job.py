@@ -1,7 +1,11 @@
 from __future__ import annotations
 
+import io
+import sys
+
 import pytest
 
+from monai_xtiny.bundle.workflow import hold_lock
 from monai_xtiny.cli.job import Job, as_typed
 from monai_xtiny.plan import planner as plan
 from tests.cli.typed import run_main
@@ -55,3 +59,29 @@ def test_as_typed_keeps_the_text_of_text_options_alone() -> None:
 
     found = command.FIRE_METADATA["FIRE_PARSE_FNS"]["named"]
     assert found == {"path": str, "name": str}
+
+
+def test_run_shows_names_that_the_terminal_has_no_letters_for(monkeypatch) -> None:
+    buffer = io.BytesIO()
+    monkeypatch.setattr(sys, "stdout", io.TextIOWrapper(buffer, encoding="ascii"))
+    Job(lambda: print("é_segmentation"), debug=False).run()
+    assert buffer.getvalue() == b"\\xe9_segmentation\n"
+
+
+def test_run_says_that_the_output_is_full(monkeypatch, capsys) -> None:
+    monkeypatch.setattr(sys, "stdout", open("/dev/full", "w"))  # noqa: SIM115
+    with pytest.raises(SystemExit, match="2"):
+        Job(lambda: print("done"), debug=False).run()
+    assert capsys.readouterr().err == "error: standard output: No space left on device\n"
+
+
+def test_run_works_without_streams(monkeypatch) -> None:
+    for name in ("stdout", "stderr"):
+        monkeypatch.setattr(sys, name, None)
+    with pytest.raises(SystemExit, match="2"):
+        Job(lambda: int("no"), debug=False).run()
+
+
+def test_run_releases_what_a_command_has_locked(tmp_path) -> None:
+    Job(lambda: hold_lock(tmp_path / "x") or None, debug=False).run()
+    assert not list(tmp_path.iterdir())

@@ -1,10 +1,13 @@
 from __future__ import annotations
 
+import zipfile
 from pathlib import Path
 from typing import Any
 
 import pytest
+from PIL import Image
 
+from monai_xtiny.bundle.figures import plot_sensitivity
 from monai_xtiny.cli.options import (
     SearchOptions,
     check_output,
@@ -100,6 +103,32 @@ def test_parse_number_and_parse_flag_refuse_each_others_values() -> None:
 def test_make_workflow_names_a_missing_config() -> None:
     with pytest.raises(FileNotFoundError, match=r"no such file: 'none\.json'"):
         make_workflow("none.json", {})
+
+
+@pytest.mark.parametrize(
+    "content", [b"\x89PNG image", b"mine", b'{"training": []}', b"[1]", b"PK\x03\x04", b"\x1f\x8b"]
+)
+def test_check_output_refuses_to_replace_what_no_command_wrote(tmp_path, content) -> None:
+    path = tmp_path / "case_0000"
+    path.write_bytes(content)
+    with pytest.raises(FileExistsError, match="case_0000' exists, and is no earlier result: give"):
+        check_output(str(path))
+    assert path.read_bytes() == content
+
+
+def test_check_output_takes_earlier_results(tmp_path, selection) -> None:
+    curve, image = tmp_path / "curve.png", tmp_path / "image.png"
+    plot_sensitivity(selection, curve)
+    check_output(str(curve))
+    Image.new("RGBA", (840, 504)).save(image)
+    with pytest.raises(FileExistsError, match="no earlier result"):
+        check_output(str(image))
+    for name, content in (("a.json", '{"plan": {}}'), ("b.json", '{"opset": 18}'), ("c", "")):
+        (tmp_path / name).write_text(content)
+        check_output(str(tmp_path / name))
+    with zipfile.ZipFile(tmp_path / "x.zip", "w") as archive:
+        archive.writestr("x_segmentation/configs/metadata.json", "{}")
+    check_output(str(tmp_path / "x.zip"))
 
 
 def test_emit_writes_whole_files_in_folders_that_exist(tmp_path: Path, capsys) -> None:

@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+import errno
 import json
 import os
 import stat
@@ -9,6 +10,7 @@ import pytest
 from monai_xtiny.system.files import (
     append_line,
     atomic_write,
+    names_file,
     read_json,
     read_lines,
     write_json,
@@ -37,6 +39,26 @@ def test_atomic_write_is_not_led_elsewhere_by_a_file_that_waits_there(tmp_path) 
         assert part.name == "a.txt" and stat.S_IMODE(part.parent.stat().st_mode) == 0o700
         part.write_text("new")
     assert victim.read_text() == "mine" and (tmp_path / "a.txt").read_text() == "new"
+
+
+def test_atomic_write_names_the_file_of_a_full_disk(tmp_path) -> None:
+    with pytest.raises(OSError, match=r"\[Errno 28\] full: '.*a\.txt'"):
+        with atomic_write(tmp_path / "a.txt"):
+            raise OSError(errno.ENOSPC, "full")
+    with pytest.raises(OSError, match=r"a\.pt' cannot be written: is the disk full\?"):
+        with names_file("a.pt"):
+            raise RuntimeError("[enforce fail at inline_container.cc:672] . unexpected pos 1 vs 2")
+    with pytest.raises(RuntimeError, match="other"), names_file("a.pt"):
+        raise RuntimeError("other")
+    assert not list(tmp_path.iterdir())
+
+
+def test_atomic_write_clears_what_killed_processes_left_of_this_file_alone(tmp_path) -> None:
+    names = (".a.txt.tmp.x1", ".b.txt.tmp.x1", ".a.txt.mine")
+    for name in names:
+        (tmp_path / name).mkdir()
+    write_text(tmp_path / "a.txt", "new")
+    assert listing(tmp_path) == [".a.txt.mine", ".b.txt.tmp.x1", "a.txt"]
 
 
 def test_atomic_write_gives_a_file_the_mode_that_open_would(tmp_path) -> None:

@@ -1243,7 +1243,12 @@ def _written_whole(file: PathLike) -> Iterator[Path]:
         shutil.rmtree(left, ignore_errors=True)
     with tempfile.TemporaryDirectory(prefix=prefix, dir=target.parent) as folder:
         part = Path(folder, target.name)
-        yield part
+        try:
+            yield part
+        except (OSError, RuntimeError) as error:  # PyTorch's own words name no file
+            raise OSError(
+                f"{str(file)!r} cannot be written ({error}): is the disk full?"
+            ) from error
         os.replace(part, target)
 
 
