@@ -9,6 +9,9 @@ from typing import Any
 
 from monai_xtiny.plan.unet_plan import UNetPlan
 
+# More parameters than any network has; whatever is less can be divided and printed.
+_MAX_COUNT = 10**15
+
 
 @dataclass(frozen=True)
 class Rung:
@@ -93,8 +96,8 @@ def table_from_dict(content: Mapping[str, Any]) -> ScoreTable:
     """The table that :func:`table_to_dict` wrote.
 
     Raises:
-        ValueError: a field is missing or has another form, the widths do not descend, or a score
-            is not finite.
+        ValueError: a field is missing or has another form, the widths do not descend, a score is
+            not finite, or a network has no size.
     """
     try:
         ladder = tuple(
@@ -126,6 +129,11 @@ def table_from_dict(content: Mapping[str, Any]) -> ScoreTable:
         raise ValueError(f"the ladder {table.widths} must descend: write the table again")
     num_seeds, num_images = len(table.seeds), len(table.images)
     for rung in table.ladder:
+        counts = (*rung.features_per_stage, rung.num_parameters, rung.num_parameters_nnunet)
+        if not all(1 <= count <= _MAX_COUNT for count in (rung.max_features, *counts)):
+            raise ValueError(
+                f"width {rung.max_features} has sizes {counts} that no network has: score again"
+            )
         sizes = {len(row) for row in (*rung.sensitivity, *rung.alignment)}
         if sizes != {num_images} or len(rung.sensitivity) != num_seeds or 0 in sizes:
             raise ValueError(

@@ -60,3 +60,12 @@ def test_table_from_dict_refuses_a_score_that_is_no_number(table, value) -> None
     content["ladder"][1]["sensitivity"] = [[1.0, value, 2.0]]
     with pytest.raises(ValueError, match="not finite|no table of scores .*'a lot'"):
         table_from_dict(content)
+
+
+@pytest.mark.parametrize("count", [0, -1, 10**300])
+@pytest.mark.parametrize("field", ["max_features", "num_parameters", "num_parameters_nnunet"])
+def test_table_from_dict_refuses_networks_without_a_size(selection, field, count) -> None:
+    content = table_to_dict(selection.table)
+    content["ladder"][0 if count > 0 else -1][field] = count
+    with pytest.raises(ValueError, match="that no network has: score again"):
+        table_from_dict(content)
