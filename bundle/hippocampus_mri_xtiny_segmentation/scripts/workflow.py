@@ -1,3 +1,4 @@
+# Written by monai_xtiny 0.1.0, which need not be installed.
 """What a bundle does beyond MONAI's components: find, check and split cases; save and resume.
 
 This file travels in the bundle as ``scripts/workflow.py``, and imports PyTorch, MONAI and ignite
