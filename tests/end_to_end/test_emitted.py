@@ -20,6 +20,7 @@ import torch
 from monai.bundle import ConfigParser, ConfigWorkflow, verify_metadata, verify_net_in_out
 from PIL import Image
 
+from monai_xtiny.bundle.workflow import write_lock
 from monai_xtiny.cli.commands import main
 from tests.conftest import DATA, texture
 from tests.processes import run_module, start_module
@@ -621,6 +622,25 @@ def test_bundle_refuses_volumes_that_would_spoil_the_weights(
     log = run_bundle(emitted, "train", *options, cwd=tmp_path, status=1)
     assert message in log and "case Fall é 2.nii.gz" in log
     assert (emitted.bundle / "models" / "model.pt").read_bytes() == before
+
+
+@PICTURES
+def test_bundle_writes_neither_what_another_process_writes_nor_over_images(
+    emitted, tmp_path
+) -> None:
+    options = ("--dataset_dir", emitted.dataset, "--num_workers", 0, "--epochs", 1)
+    with write_lock(emitted.bundle):
+        log = run_bundle(emitted, "train", *options, cwd=tmp_path, status=1)
+    assert f"another process writes '{emitted.bundle}'" in log
+    run_bundle(emitted, "train", *options, cwd=tmp_path)
+    assert not list(emitted.bundle.parent.rglob("*.lock"))
+    before = {path: path.read_bytes() for path in emitted.dataset.rglob("*.*")}
+    for output in ("imagesTr", "labelsTr"):
+        folders = ("--dataset_dir", emitted.dataset, "--output_dir", emitted.dataset / output)
+        for config in ("inference", "train+evaluate"):
+            log = run_bundle(emitted, config, *folders, cwd=tmp_path, status=1)
+            assert "would lie among the images or labels: give another --output_dir" in log
+    assert {path: path.read_bytes() for path in emitted.dataset.rglob("*.*")} == before
 
 
 @PICTURES
