@@ -57,7 +57,7 @@ _HOMES = {
     "check_destination": "bundle.writer",
     "clear_finished": "bundle.writer",
     "export_bundle": "bundle.writer",
-    "hold_lock": "bundle.workflow",
+    "lock_bundle": "bundle.exclusive",
     "release_lock": "bundle.workflow",
     "ladder_table": "bundle.summary",
     "package_bundle": "bundle.archive",

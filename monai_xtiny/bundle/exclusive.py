@@ -8,10 +8,26 @@ from functools import wraps
 from typing import Concatenate, ParamSpec, TypeAlias, TypeVar
 
 from monai_xtiny.bundle.folder import Bundle
+from monai_xtiny.system.config_text import path_text
 
 BundleLike: TypeAlias = "str | os.PathLike[str] | Bundle"
 Options = ParamSpec("Options")
 Made = TypeVar("Made")
+
+
+def lock_bundle(bundle_dir: str | os.PathLike[str]) -> None:
+    """Keep other processes from writing a bundle until this one ends.
+
+    Args:
+        bundle_dir: its folder, which need not exist.
+
+    Raises:
+        BlockingIOError: another process writes it.
+        ValueError: it is no path.
+    """
+    from monai_xtiny.bundle.workflow import hold_lock  # it imports all of MONAI
+
+    hold_lock(path_text(bundle_dir, "bundle"))
 
 
 def exclusive(

@@ -99,13 +99,13 @@ def _cases_in_folder(folder: Path) -> tuple[Case, ...]:
     training = folder / "imagesTr"
     if training.is_dir():
         # MSD roots have imagesTr too, but without channel suffixes.
-        files = _image_files(training)
+        files = _names_of_images(training)
         if not files:
             raise FileNotFoundError(f"no images in {str(training)!r}: expected {_formats()}")
         _refuse_dicom_beside(files[0], training)
         suffixed = (_CHANNEL_SUFFIX.match(_stem(os.path.basename(name))) for name in files)
         return _group_files(files, folder, channel_suffixes=all(suffixed))
-    files = _image_files(folder)
+    files = _names_of_images(folder)
     if files:
         _refuse_dicom_beside(files[0], folder)
         return _group_files(files, folder, channel_suffixes=None)
@@ -241,7 +241,7 @@ def _refuse_masks(names: list[str], root: Path) -> None:
     )
 
 
-def _image_files(folder: Path) -> list[str]:
+def _names_of_images(folder: Path) -> list[str]:
     """NIfTI and raster files of one folder, hidden ones left out."""
     with os.scandir(folder) as entries:
         return [

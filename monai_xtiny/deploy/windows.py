@@ -15,7 +15,7 @@ from numpy.typing import NDArray
 from monai_xtiny.bundle.folder import Bundle
 from monai_xtiny.data.cases import find_cases, sample_cases
 from monai_xtiny.data.headers import read_headers
-from monai_xtiny.data.images import check_image
+from monai_xtiny.data.images import image_reader
 from monai_xtiny.system.errors import root_cause
 
 
@@ -46,24 +46,21 @@ def sample_windows(
     cases = sample_cases(find_cases(images), num_images, seed=seed)
     read_headers(cases)  # refuses what the search refuses
     parser = ConfigParser({**bundle.config("inference"), "bundle_root": str(bundle.root)})
-    parser["preprocessing#transforms#0#reader"] = cases[0].reader
+    parser["reader"] = image_reader(cases[0])
     preprocess = parser.get_parsed_content("preprocessing")
     inferer = cast(Inferer, parser.get_parsed_content("inferer"))
-    num_channels, num_classes = parser["in_channels"], parser["num_classes"]
+    num_classes = parser["num_classes"]
     generator = random.Random(seed)
     windows: list[NDArray[np.float32]] = []
     for case in cases:
         try:
             image = preprocess({"image": list(case.images)})["image"].as_subclass(torch.Tensor)
-            if len(image) != num_channels:
-                raise ValueError(f"{len(image)} channels, the network takes {num_channels}")
-            check_image(image, "the image")
             recorder = _Recorder(windows_per_image, num_classes, generator)
             inferer(image[None], recorder)
         except Exception as error:
-            raise ValueError(
-                f"case {case.name!r}: {root_cause(error)}: repair it or leave it out"
-            ) from error
+            text = str(root_cause(error))  # of the bundle's own checks, which name the file
+            named = text if os.path.basename(case.name) in text else f"case {case.name!r}: {text}"
+            raise ValueError(named) from error
         windows += recorder.windows
     return tuple(windows)
 

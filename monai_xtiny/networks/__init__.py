@@ -21,6 +21,7 @@ _HOMES = {
     "network_definition": "dynunet",
     "network_from_config": "dynunet",
     "build_network": "dynunet",
+    "MAX_PARAMETERS": "dynunet",
     "NetworkCost": "cost",
     "network_cost": "cost",
     "num_activations": "cost",

@@ -215,7 +215,7 @@ def _check_case(
         content = read(dict(case))
     except Exception as error:
         text = " ".join(str(root_cause(error)).split())
-        problem = text if text.startswith("case ") else f"case {name!r}: {text}: repair it"
+        problem = text if name in text else f"case {name!r}: {text}: repair it"
         return problem, 0.0, set()
     image, classes = content["image"], {int(value) for value in content["label"].unique()}
     spacing = parser.get("spacing")

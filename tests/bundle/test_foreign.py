@@ -77,17 +77,17 @@ CODE: dict[str, tuple[str, Callable[[dict[str, Any]], object], str]] = {
     "a check left out": (
         "inference",
         lambda config: config["run"].pop(0),
-        "configs/inference.json: run#2 is missing, and was '$@evaluator.run()'",
+        "configs/inference.json: run#6 is missing, and was '$@labeling.finish()'",
     ),
     "a check turned into a number": (
         "evaluate",
         lambda config: config["run"].__setitem__(0, 0),
-        "configs/evaluate.json: run#0 is 0, not '$@workflow.check_weights",
+        "configs/evaluate.json: run#0 is 0, not '$@workflow.check_options",
     ),
     "a step turned off": (
         "train",
         lambda config: config["reading_transforms"][-1].update(_disabled_=True),
-        "configs/train.json: reading_transforms#2#_disabled_ is True, and this version has no",
+        "configs/train.json: reading_transforms#4#_disabled_ is True, and this version has no",
     ),
     "merged": (
         "train",
@@ -155,6 +155,8 @@ def test_check_with_trust_says_what_it_runs(capsys, tmp_path, root) -> None:
     assert run_main("check", root, "--data", tmp_path, "--trust") == 0
     assert capsys.readouterr().out.splitlines() == [
         "warning: configs/train.json: epochs is '$100 * 3', not 300",
+        "found 1 case with 1 channel (a_0000.png), 2D, median size 32 x 48 pixels",
+        "patch 32 x 48 pixels, 4 stages, at most 256 features",
         "1 labeled cases fit the bundle",
         f"this ran the configs and scripts of {str(root)!r}",
     ]
