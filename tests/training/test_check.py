@@ -316,7 +316,7 @@ def not_finite(root: Path) -> None:
         (no_channels, "label 'v2' has no image with the plan's channels"),
         (unknown_class, "the label holds 3.0"),
         (label_elsewhere, "the label lies 38.0 voxels away from its image"),
-        (not_finite, "voxels that are not finite"),
+        (not_finite, "voxels are NaN or infinite"),
     ],
     ids=lambda value: getattr(value, "__name__", ""),
 )
