@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import re
 from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any, TypeAlias
@@ -23,6 +24,8 @@ _PLAIN_TEXTS = {
 _STEPS = ("imports", "initialize", "run", "finalize")
 # What Python imports in place of a module of that name, since MONAI puts the bundle in its path.
 _IMPORTED = (".py", ".pyc", ".pyd", ".so")
+# Keys that MONAI takes apart: paths in a config, and what is to be merged or removed.
+_MERGING = re.compile("#|::|^[+~]")
 _ABSENT = object()
 
 
@@ -99,6 +102,8 @@ def _differences(found: Mapping[_Place, Any], emitted: Mapping[_Place, Any]) -> 
     for place in dict.fromkeys((*emitted, *found)):
         has, wants = found.get(place, _ABSENT), emitted.get(place, _ABSENT)
         is_code = isinstance(has, str) or isinstance(wants, str) or _is_special(place)
+        # Such a key replaces, adds or removes a place elsewhere in the config.
+        is_code |= wants is _ABSENT and any(_MERGING.search(key) for key in place)
         if has == wants or not is_code or place[-1:] == ("_desc_",):
             continue
         if has is not _ABSENT and _may_replace(place, has, wants):
@@ -114,7 +119,7 @@ def _differences(found: Mapping[_Place, Any], emitted: Mapping[_Place, Any]) -> 
 
 def _may_replace(place: _Place, has: Any, wants: Any) -> bool:
     """Whether a value is a setting where it stands: no code, and no check that it turns off."""
-    if _is_special(place) or place[0] in _STEPS:
+    if _is_special(place) or place[0] in _STEPS or any(map(_MERGING.search, place)):
         return False
     if _is_setting(has):
         return True

@@ -89,6 +89,14 @@ _NUMBERS = {"learning_rate": False, "max_grad_norm": False, "weight_decay": True
 _SWITCHES = ("resume", "amp", "tensorboard")
 # What --tracking adds to a config.
 _TRACKING = ("tracking_uri", "experiment_name", "run_name", "save_execute_config")
+# What the model card says of the weights' accuracy, between its marks.
+_PERFORMANCE = re.compile(
+    r"(<!-- xtiny:performance -->).*?(<!-- /xtiny:performance -->)", re.DOTALL
+)
+_NOT_MEASURED = (
+    "Not measured since the network was trained anew: run `python -m monai_xtiny evaluate --bundle "
+    "BUNDLE --data DATA`."
+)
 # What a training's state consists of.
 _STATE = ("network", "optimizer", "lr_scheduler", "trainer", "best", "split")
 
@@ -373,8 +381,8 @@ def write_split(split: Split, file: PathLike, data_root: PathLike) -> None:
     def relative(case: Case) -> Case:
         images = [case["image"]] if isinstance(case["image"], str) else case["image"]
         return {
-            "image": [os.path.relpath(image, data_root) for image in images],
-            "label": os.path.relpath(case["label"], data_root),
+            "image": [Path(os.path.relpath(image, data_root)).as_posix() for image in images],
+            "label": Path(os.path.relpath(case["label"], data_root)).as_posix(),
         }
 
     content = {
@@ -505,8 +513,11 @@ def check_held_out(
     trained: dict[str, PathLike] = {}
     for file in filter(os.path.isfile, split_files):
         content = json.loads(Path(file).read_text(encoding="utf-8"))
-        trained |= {os.path.normpath(case["label"]): file for case in content["training"]}
-    labels = [os.path.relpath(case["label"], data_root) for case in data]
+        for case in content["training"]:
+            # By the ends of the paths, too: two data lists may lie at different depths.
+            parts = _path_parts(case["label"])
+            trained |= {"/".join(parts[start:]): file for start in range(len(parts))}
+    labels = ["/".join(_path_parts(os.path.relpath(case["label"], data_root))) for case in data]
     both = [label for label in labels if label in trained]
     if both:
         raise ValueError(
@@ -514,6 +525,11 @@ def check_held_out(
             f"{trained[both[0]]} says: give the --fold, --group, --split_seed and --val_fraction "
             "of its training, or --datalist FILE with other cases in its validation section"
         )
+
+
+def _path_parts(path: str) -> list[str]:
+    """Folders and name of a relative path, of Windows too, without those that lead upwards."""
+    return [part for part in path.replace("\\", "/").split("/") if part not in ("", ".", "..")]
 
 
 @idist.one_rank_only()
@@ -526,8 +542,8 @@ def warn_of_missing_classes(dataset: Sequence[Mapping[str, Any]], num_classes: i
     """
     held: list[set[float]] = []
     empty: list[str] = []
-    for item in dataset:
-        label = item["label"]
+    for index in range(len(dataset)):  # an empty CacheDataset ends no iteration
+        label = dataset[index]["label"]
         held.append(set(label.unique().tolist()))
         if held[-1] <= {0}:
             meta = getattr(label, "meta", {})
@@ -716,6 +732,28 @@ def join_networks(network: nn.Module, files: Sequence[str]) -> nn.Module:
     return MeanNetwork(networks)
 
 
+def check_trained(files: Sequence[str]) -> None:
+    """Say that weights are those of an initialization, and refuse them beside trained folds.
+
+    Args:
+        files: as :func:`check_weights` takes them.
+
+    Raises:
+        ValueError: one is untrained, and other folds lie beside it.
+    """
+    for file in files:
+        if not _is_initialization(_load(file, "train it, or give other weights")):
+            continue
+        root, ending = os.path.splitext(file)
+        folds = sorted(glob.glob(f"{glob.escape(root)}_fold*{glob.escape(ending)}"))
+        if folds:
+            raise ValueError(
+                f"{file} was not trained, but {_some(map(os.path.basename, folds))} beside it: "
+                "pass --folds '[1]', say, or --checkpoint FILE"
+            )
+        print(f"warning: {file} was not trained: its labels mean nothing", flush=True)
+
+
 def fold_file(file: str, fold: int) -> str:
     """Where a fold keeps a file of its own.
 
@@ -832,7 +870,15 @@ class CaseByCase:
         """A batch of the items that could be read, and the problems of the others."""
         problems = [item["problem"] for item in items if "problem" in item]
         read = [item for item in items if "problem" not in item]
-        batch = cast(dict[str, Any], list_data_collate(read)) if read else {}
+        try:
+            batch = cast(dict[str, Any], list_data_collate(read)) if read else {}
+        except RuntimeError:
+            batch = {}
+            problems += [
+                f"{item['image'].meta['filename_or_obj']}: its batch holds images of other sizes: "
+                "pass --batch_size 1"
+                for item in read
+            ]
         return {"problems": problems, "batch": batch} if problems else batch
 
     def __call__(self, engine: SupervisedEvaluator, batch: dict[str, Any]) -> dict[str, Any]:
@@ -846,7 +892,9 @@ class CaseByCase:
         try:
             output = engine._iteration(engine, batch)
         except Exception as error:
-            self.problems.append(_problem_of(batch["image"].meta["filename_or_obj"], error))
+            files = batch["image"].meta["filename_or_obj"]
+            for file in [files] if isinstance(files, str) else files:
+                self.problems.append(_problem_of(file, error))
             return {}
         self.num_labeled += len(batch["image"])
         return output
@@ -892,7 +940,7 @@ class LabelWriter(NibabelWriter):
         shape = image.shape[:3]
         if label.size != math.prod(shape):
             raise ValueError(f"{self.image_file!r} has shape {shape}, its label {label.shape}")
-        with _written_whole(filename) as part:
+        with _written_whole(filename, clears=False) as part:  # thousands may lie there
             written = type(image)(label.reshape(shape), None, dtype=label.dtype)
             _copy_geometry(image.header, written.header)
             nibabel.save(written, part)
@@ -1059,10 +1107,20 @@ class TrainingState:
         split: the cases; a training of others is not gone on with.
         network: the network, on any device.
         resume: whether to go on with what the file holds.
+        checkpoint: weights that the training starts from.
     """
 
-    def __init__(self, file: str, split: Split, network: nn.Module, *, resume: bool) -> None:
+    def __init__(
+        self,
+        file: str,
+        split: Split,
+        network: nn.Module,
+        *,
+        resume: bool,
+        checkpoint: str | None = None,
+    ) -> None:
         self.file, self.network = file, network
+        self.checkpoint = None if checkpoint is None else os.path.abspath(checkpoint)
         self.label_names = split.label_names()
         self.former: dict[str, Any] = {}
         if resume and os.path.isfile(file):
@@ -1096,6 +1154,11 @@ class TrainingState:
             raise ValueError(
                 f"the training in {self.file} is of another network: pass another --output_dir, "
                 f"{anew}"
+            )
+        if self.checkpoint is not None and self.former.get("checkpoint") != self.checkpoint:
+            raise ValueError(
+                f"the training in {self.file} did not start from {self.checkpoint}: leave "
+                f"--checkpoint out to go on, pass another --output_dir, {anew}"
             )
         if self.former_epoch > max_epochs:
             raise ValueError(
@@ -1181,6 +1244,7 @@ class TrainingState:
             **{name: part.state_dict() for name, part in parts.items()},
             "best": {name: getattr(state, name) for name in ("best_metric", "best_metric_epoch")},
             "split": self.label_names,
+            "checkpoint": self.checkpoint or self.former.get("checkpoint"),
         }
         if best_weights is not None:
             content["best_weights"] = best_weights.written
@@ -1230,15 +1294,16 @@ def _save_whole(content: Any, file: str) -> None:
 
 
 @contextmanager
-def _written_whole(file: PathLike) -> Iterator[Path]:
+def _written_whole(file: PathLike, *, clears: bool = True) -> Iterator[Path]:
     """A temporary file that takes the place of ``file`` if the block succeeds.
 
     It has the same name, in a hidden folder beside it that nobody else can guess or enter; what
-    killed processes left of such folders goes.
+    killed processes left of such folders goes, if ``clears``.
     """
     target = Path(file)
     prefix = f".{target.name}.tmp."
-    for left in target.parent.glob(glob.escape(prefix) + "*"):
+    lefts = target.parent.glob(glob.escape(prefix) + "*") if clears else ()
+    for left in lefts:
         shutil.rmtree(left, ignore_errors=True)
     with tempfile.TemporaryDirectory(prefix=prefix, dir=target.parent) as folder:
         part = Path(folder, target.name)
@@ -1355,7 +1420,8 @@ def _release(file: Path) -> None:
     handle, made = _LOCKS.pop(file)
     with suppress(OSError):
         fcntl.lockf(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)  # of a shared lock others may be left
-        file.unlink()
+        if os.path.samestat(os.fstat(handle), os.stat(file)):  # and not that of another process
+            file.unlink()
         _remove_empty(made)
     os.close(handle)
 
@@ -1426,13 +1492,17 @@ def _holds_training(file: str, split_file: str | None, is_own: bool) -> bool:
         return False
     if split_file is not None and os.path.isfile(split_file):
         return True
-    # Norms and biases start as ones and zeros.
     try:
-        state = _load(file, "")
-        vectors = [value for value in state.get("model", state).values() if value.ndim == 1]
+        is_trained = not _is_initialization(_load(file, ""))
     except (ValueError, AttributeError):
         return True  # somebody's, whatever it is
-    return is_own and any(set(value.tolist()) not in ({0.0}, {1.0}) for value in vectors)
+    return is_own and is_trained
+
+
+def _is_initialization(state: Mapping[str, Any]) -> bool:
+    """Whether norms and biases are the ones and zeros that they start as."""
+    values = state.get("model", state).values()
+    return all(set(value.tolist()) in ({0.0}, {1.0}) for value in values if value.ndim == 1)
 
 
 @idist.one_rank_only()
@@ -1444,7 +1514,9 @@ def _keep_aside(file: str, split_file: str | None) -> None:
     root = Path(os.path.abspath(file)).parent.parent
     folders = (root / f"former_training_{number}" for number in count(1))
     former = next(folder for folder in folders if not folder.exists())
-    docs = [root / "docs" / name for name in ("evaluation.json", "README.md")]
+    is_bundle = (root / "configs" / "metadata.json").is_file()  # --ckpt_dir may lie anywhere
+    names = ("evaluation.json", "README.md") if is_bundle else ()
+    docs = [root / "docs" / name for name in names]
     for path in [Path(os.path.abspath(item)) for item in (file, split_file) if item] + docs:
         if path.is_file():
             inside = path.relative_to(root) if path.is_relative_to(root) else Path(path.name)
@@ -1452,7 +1524,21 @@ def _keep_aside(file: str, split_file: str | None) -> None:
             shutil.copy2(path, former / inside)
     if split_file is not None:
         Path(split_file).unlink(missing_ok=True)
+    if is_bundle and "_fold" not in os.path.basename(file):  # the card tells of fold 0 alone
+        _forget_performance(root / "docs")
     print(f"the weights of the former training are in {former}", flush=True)
+
+
+def _forget_performance(docs: Path) -> None:
+    """Take what the card says of former weights out of it; what was measured is kept aside."""
+    (docs / "evaluation.json").unlink(missing_ok=True)
+    card = docs / "README.md"
+    if card.is_file():
+        text = card.read_text(encoding="utf-8")
+        renewed = _PERFORMANCE.sub(rf"\1\n{_NOT_MEASURED}\n\2", text)
+        if renewed != text:
+            with _written_whole(card) as part:
+                part.write_text(renewed, encoding="utf-8")
 
 
 def _read_names(split_file: PathLike) -> list[list[str]] | None:

@@ -70,8 +70,10 @@ def export_onnx(
 def input_format(bundle: Bundle) -> InputFormat:
     """What the network of a bundle takes, from its search and its metadata."""
     plan = bundle.plan
+    steps = bundle.config("inference")["preprocessing"]["transforms"]
+    crop = any(step.get("_target_") == "CropForegroundd" for step in steps)
     return InputFormat(
-        bundle.kind, plan.in_channels, plan.patch_size, plan.divisor, bundle.label_names
+        bundle.kind, plan.in_channels, plan.patch_size, plan.divisor, bundle.label_names, crop
     )
 
 

@@ -30,6 +30,8 @@ _OVERLAP, _WINDOWS_AT_ONCE = 0.5, 4
 _SIGMA_SCALE, _SMALLEST_WEIGHT = 0.125, 1e-3
 CUDA_PROVIDER = "CUDAExecutionProvider"
 
+_LARGEST = 1e15
+
 # What follows, and the functions at the end, stands in monai_xtiny/data/gate.py too, which this one
 # file cannot import; a test holds them equal.
 # Pillow's modes whose pixels are read as they are in the file: gray, and three colors of 8 bits.
@@ -51,6 +53,7 @@ class InputFormat:
         patch_size: voxels along each spatial axis that the network was trained on.
         divisor: spatial sizes that the network takes are its multiples.
         labels: names of the classes, background first.
+        crop: whether images are cropped to their nonzero voxels; not in files of earlier versions.
     """
 
     kind: str
@@ -58,6 +61,7 @@ class InputFormat:
     patch_size: tuple[int, ...]
     divisor: tuple[int, ...]
     labels: tuple[str, ...]
+    crop: bool = False
 
     def padded(self, size: Sequence[int]) -> tuple[int, ...]:
         """The smallest size that holds an image of another and that the network takes.
@@ -84,7 +88,9 @@ def format_from_metadata(metadata: Mapping[str, str]) -> InputFormat:
         ValueError: a field is missing.
     """
     try:
-        values = {name: json.loads(metadata[name]) for name in InputFormat.__dataclass_fields__}
+        names = [name for name in InputFormat.__dataclass_fields__ if name != "crop"]
+        values = {name: json.loads(metadata[name]) for name in names}
+        values["crop"] = json.loads(metadata.get("crop", "false"))
     except KeyError as error:
         raise ValueError(f"the ONNX file names no {error.args[0]}: deploy the bundle") from error
     lists = {name: tuple(value) for name, value in values.items() if isinstance(value, list)}
@@ -173,7 +179,7 @@ class Segmenter:
             raise ValueError("a slice alone cannot be normalized: z-score the volume, use logits()")
         _check_values(image, "the image")
         labels = np.zeros(image.shape[1:], np.uint8)
-        box = _content(image)
+        box = _content(image) if self.form.crop else (slice(None),) * (image.ndim - 1)
         in_box = (slice(None), *box)
         labels[box] = _argmax(self.logits(_z_score(image[in_box])))
         return labels
@@ -346,6 +352,11 @@ def _check_values(image: NDArray[Any], name: str) -> None:
         low, high = float(channel.min()), float(channel.max())
         if not np.isfinite([low, high]).all():
             raise ValueError(f"{name}: voxels are NaN or infinite: repair or leave it out")
+        if max(-low, high) > _LARGEST:
+            raise ValueError(
+                f"{name}: channel {index} reaches from {low:g} to {high:g}, beside which nothing "
+                "else can be told apart: replace such values (no data?), or leave the image out"
+            )
         if low == high:
             raise ValueError(
                 f"{name}: channel {index} is constant ({low} everywhere): leave the image out"
@@ -413,7 +424,10 @@ def _find_turn(image: Any) -> int:
     if image.format == "TIFF":
         return int(image.tag_v2.get(_ORIENTATION, 1))
     exif = Image.Exif()
-    exif.load(image.info.get("exif", b""))
+    try:
+        exif.load(image.info.get("exif", b""))
+    except Exception:  # damaged, so that no program turns the image by it
+        return 1
     return int(exif.get(_ORIENTATION, 1))
 
 

@@ -190,7 +190,8 @@ def _keep_trained(bundle: Bundle, name: str) -> str:
     if bundle.path("eval").exists():
         bundle.path("eval").rename(folder / "eval")
     made = [path for path in bundle.path("models").iterdir() if path.is_file()]
-    for path in (*made, *(bundle.path(file) for file in _RESULTS)):
+    splits = bundle.path("configs").glob("datalist_fold*.json")
+    for path in (*made, *splits, *(bundle.path(file) for file in _RESULTS)):
         path.unlink(missing_ok=True)
     return folder.name
 

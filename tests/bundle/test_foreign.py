@@ -77,7 +77,7 @@ CODE: dict[str, tuple[str, Callable[[dict[str, Any]], object], str]] = {
     "a check left out": (
         "inference",
         lambda config: config["run"].pop(0),
-        "configs/inference.json: run#6 is missing, and was '$@labeling.finish()'",
+        "configs/inference.json: run#7 is missing, and was '$@labeling.finish()'",
     ),
     "a check turned into a number": (
         "evaluate",
@@ -88,6 +88,16 @@ CODE: dict[str, tuple[str, Callable[[dict[str, Any]], object], str]] = {
         "train",
         lambda config: config["reading_transforms"][-1].update(_disabled_=True),
         "configs/train.json: reading_transforms#4#_disabled_ is True, and this version has no",
+    ),
+    "a check replaced by its place": (
+        "train",
+        lambda config: config.update({"run#0": 0}),
+        "configs/train.json: run#0 is 0, and this version has no such key",
+    ),
+    "a step taken away by its place": (
+        "evaluate",
+        lambda config: config.update({"~run#0": None}),
+        "configs/evaluate.json: ~run#0 is None, and this version has no such key",
     ),
     "merged": (
         "train",

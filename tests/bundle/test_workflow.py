@@ -17,7 +17,7 @@ import pytest
 import torch
 from ignite.engine import Events
 from monai.bundle import ConfigParser
-from monai.data import DataLoader, Dataset, MetaTensor
+from monai.data import CacheDataset, DataLoader, Dataset, MetaTensor
 from monai.engines import SupervisedEvaluator, SupervisedTrainer
 from monai.handlers import CheckpointLoader, MeanDice, StatsHandler, from_engine
 from torch import nn
@@ -1094,3 +1094,48 @@ def test_check_paths_stops_a_workflow_before_it_reads_or_writes(
         assert message in str(innermost(stop.value)) and f"--{option}" in str(innermost(stop.value))
     assert bundle.workflow((name,), {"dataset_dir": PlainPath("a#b")})
     assert [item.name for item in tmp_path.iterdir()] == ["x_segmentation"]
+
+
+def test_an_empty_cached_set_lacks_no_class(capsys) -> None:
+    workflow.warn_of_missing_classes(CacheDataset([], lambda item: item, progress=False), 2)
+    assert capsys.readouterr().out == ""
+
+
+@pytest.mark.parametrize("listed", ["p1\\a.png", "data/p1/a.png", "./p1/a.png"])
+def test_check_held_out_knows_a_path_however_it_is_written(tmp_path, listed) -> None:
+    content = {"training": [{"image": "x", "label": listed}], "validation": []}
+    (tmp_path / "list.json").write_text(json.dumps(content))
+    cases = [{"image": "x", "label": str(tmp_path / "data" / "p1" / "a.png")}]
+    with pytest.raises(ValueError, match=r"was trained on a\.png"):
+        workflow.check_held_out(cases, [tmp_path / "list.json"], tmp_path / "data")
+    other = [{"image": "x", "label": str(tmp_path / "data" / "p2" / "a.png")}]
+    workflow.check_held_out(other, [tmp_path / "list.json"], tmp_path / "data")
+
+
+def test_check_trained_refuses_an_initialization_beside_trained_folds(tmp_path, capsys) -> None:
+    file = str(tmp_path / "model.pt")
+    torch.save(nn.InstanceNorm2d(2, affine=True).state_dict(), file)
+    workflow.check_trained([file])
+    assert f"warning: {file} was not trained" in capsys.readouterr().out
+    torch.save({"model": {"weight": torch.rand(2)}}, tmp_path / "model_fold1.pt")
+    workflow.check_trained([str(tmp_path / "model_fold1.pt")])
+    assert capsys.readouterr().out == ""
+    with pytest.raises(ValueError, match=r"was not trained, but model_fold1\.pt beside it"):
+        workflow.check_trained([file])
+
+
+def test_case_by_case_names_every_image_of_a_batch_that_fails(tmp_path) -> None:
+    labeling = workflow.CaseByCase(workflow.find_images(tmp_path, **PNG), 1)
+
+    def fail(*_arguments: object) -> None:
+        raise RuntimeError("out of memory")
+
+    meta = {"filename_or_obj": ["a.png", "b.png"]}
+    batch = {"image": SimpleNamespace(meta=meta)}
+    assert labeling(SimpleNamespace(_iteration=fail), batch) == {}
+    assert labeling.problems == ["'a.png': out of memory", "'b.png': out of memory"]
+    sizes = [
+        {"image": MetaTensor(torch.zeros(1, 4, size), meta={"filename_or_obj": f"{size}.png"})}
+        for size in (4, 5)
+    ]
+    assert len(labeling.collate(sizes)["problems"]) == 2

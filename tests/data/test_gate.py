@@ -194,6 +194,42 @@ def test_volumes_of_real_numbers_are_read_as_they_are(tmp_path, shape, dtype) ->
     assert np.array_equal(np.asarray(nibabel.load(path).dataobj), values)
 
 
+@pytest.mark.parametrize("value", [1e20, -3.4028e38])
+def test_check_image_refuses_a_value_beside_which_all_others_vanish(value) -> None:
+    image = torch.rand(1, 20, 20)
+    image[0, 3, 3] = value
+    with pytest.raises(ValueError, match="a: channel 0 reaches from .* nothing else can be told"):
+        check_image(image, "a")
+
+
+def test_an_unset_qform_never_takes_the_place_of_the_sform(tmp_path) -> None:
+    # MONAI takes it, the identity, where pixdim and sform disagree a little.
+    turned = np.array([[0, 0, -0.9375, 9], [-0.9375, 0, 0, -4], [0, 1.5, 0, 3], [0, 0, 0, 1]])
+    image = nibabel.Nifti1Image(pixels("i2", 6, 7, 8), turned)
+    image.header["pixdim"][1:4] = 0.94, 1.5, 0.94
+    image.header["qform_code"], image.header["sform_code"] = 0, 1
+    for name in ("quatern_b", "quatern_c", "quatern_d"):
+        image.header[name] = 0
+    header, data = image.header, np.asarray(image.dataobj)
+    header["vox_offset"] = 352
+    path = tmp_path / "a.nii"
+    path.write_bytes(header.binaryblock + bytes(4) + data.tobytes(order="F"))
+    with pytest.raises(ValueError, match="a.nii.*its spacing .* disagree, and its qform points"):
+        check_files({"image": str(path)})
+
+
+def test_a_label_that_is_a_word_is_no_file(tmp_path) -> None:
+    path = str(write_nifti(tmp_path / "a.nii"))
+    data = {"image": path, "label": "spleen"}
+    assert gate.check_image_files(data) is data
+
+
+def test_voxels_of_nanometers_are_read(tmp_path) -> None:
+    image = nibabel.Nifti1Image(pixels("u1", 5, 6, 7), np.diag([6.5e-5, 6.5e-5, 2e-4, 1.0]))
+    nibabel.save(image, tmp_path / "a.nii")
+    inspect_file(tmp_path / "a.nii")
+
+
 @pytest.mark.parametrize("byteorder", ["<", ">"])
 @pytest.mark.parametrize("dtype", ["u1", "u2", "i2", "i4", "f4"])
 def test_gray_tiff_is_read_as_it_is(tmp_path, dtype, byteorder) -> None:

@@ -605,7 +605,7 @@ def moved(image: nibabel.Nifti1Image) -> nibabel.Nifti1Image:
 @pytest.mark.parametrize(
     "file, spoil, message",
     [
-        ("imagesTr/Fall é 2_0000.nii.gz", not_finite, "holds voxels that are not finite"),
+        ("imagesTr/Fall é 2_0000.nii.gz", not_finite, "voxels are NaN or infinite"),
         ("labelsTr/Fall é 2.nii.gz", moved, "the label lies 3.0 voxels away from its image"),
     ],
     ids=["not_finite", "moved"],
@@ -620,7 +620,7 @@ def test_bundle_refuses_volumes_that_would_spoil_the_weights(
     before = (emitted.bundle / "models" / "model.pt").read_bytes()
     options = ("--dataset_dir", dataset, "--num_workers", 0, "--output_dir", tmp_path / "out")
     log = run_bundle(emitted, "train", *options, cwd=tmp_path, status=1)
-    assert message in log and "case Fall é 2.nii.gz" in log
+    assert message in log and "Fall é 2" in log
     assert (emitted.bundle / "models" / "model.pt").read_bytes() == before
 
 

@@ -17,7 +17,7 @@ import pytest
 import torch
 from PIL import Image
 
-from monai_xtiny.bundle.folder import Bundle
+from monai_xtiny.bundle.folder import CARD, EVALUATION, Bundle
 from monai_xtiny.bundle.writer import export_bundle
 from monai_xtiny.system.errors import innermost
 from tests.conftest import texture
@@ -133,10 +133,15 @@ def test_a_second_training_keeps_the_first_aside(bundle, data, tmp_path, capsys,
     names = ("models/model.pt", "configs/datalist.json")
     first = [bundle.path(name).read_bytes() for name in names]
     card = bundle.path("docs/README.md").read_bytes()
+    bundle.path(EVALUATION).write_text("{}")
     train(bundle, data, **again)
     former = bundle.path("former_training_1")
     assert [(former / name).read_bytes() for name in names] == first
     assert (former / "docs/README.md").read_bytes() == card
+    # What was measured is not true of the new weights.
+    assert "Not measured since the network was trained anew" in bundle.path(CARD).read_text()
+    assert not bundle.path(EVALUATION).exists()
+    assert (former / EVALUATION).read_text() == "{}"
     assert bundle.path("models/model.pt").read_bytes() != first[0]
     assert f"the weights of the former training are in {former}" in capsys.readouterr().out
     # What goes on keeps nothing aside.
@@ -182,8 +187,10 @@ def test_a_training_starts_from_the_weights_of_checkpoint(bundle, data, tmp_path
         found = load(bundle.path("models/model.pt"))
         for name, value in trained.items():
             torch.testing.assert_close(found[name], value, atol=1e-6, rtol=0, msg=name)
-    # What it has gone on to wins over it.
-    train(bundle, data, epochs=2, checkpoint=str(bundle.path("docs/README.md")))
+    # A training that started from it goes on; of other weights it is told.
+    train(bundle, data, epochs=2, checkpoint=str(tmp_path / "own.pt"))
+    message = refusal(bundle, data, epochs=3, checkpoint=str(bundle.path("docs/README.md")))
+    assert "did not start from" in message and "README.md" in message
     torch.save({name: value[..., :1] for name, value in trained.items()}, tmp_path / "own.pt")
     message = refusal(bundle, data, resume=False, checkpoint=str(tmp_path / "own.pt"))
     assert "own.pt are of another network than network_def" in message

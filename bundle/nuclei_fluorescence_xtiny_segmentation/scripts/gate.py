@@ -19,11 +19,14 @@ import nibabel
 import numpy as np
 import torch
 from monai.data import NibabelReader
+from monai.data.utils import correct_nifti_header_if_necessary
 from nibabel.openers import ImageOpener
 from PIL import Image
 
 # Images, or an image and its label, further from each other than this, in voxels, are of two grids.
 MAX_MISPLACEMENT = 0.1
+# Values beyond make all others one in float32, once they are normalized.
+LARGEST = 1e15
 
 _NIFTI = (".nii", ".nii.gz")
 _RASTER = (".png", ".jpg", ".jpeg", ".tif", ".tiff", ".bmp")
@@ -72,6 +75,7 @@ def inspect_file(path: str | os.PathLike[str], *, is_label: bool = False) -> Any
             header = _read_nifti_header(name)
             problem = _find_nifti_problem(header)
             found = _as_image(header) if problem is None else None
+            problem = problem or _find_turned_axes(found)
         elif lower.endswith(_RASTER):
             with Image.open(name) as found:
                 problem = _find_raster_problem(found, is_label=is_label)
@@ -82,6 +86,12 @@ def inspect_file(path: str | os.PathLike[str], *, is_label: bool = False) -> Any
     if problem is not None:
         raise ValueError(problem)
     return found
+
+
+def check_image_files(data: dict[Hashable, Any]) -> dict[Hashable, Any]:
+    """As :func:`check_files`, of the image alone: a server's ``label`` may be a word."""
+    check_files({"image": data.get("image")})
+    return data
 
 
 def check_files(data: dict[Hashable, Any]) -> dict[Hashable, Any]:
@@ -177,6 +187,11 @@ def check_image(image: torch.Tensor, name: str) -> None:
         num_bad = int(torch.logical_not(torch.isfinite(values)).sum())
         raise ValueError(f"{name}: {num_bad} voxels are NaN or infinite: repair or leave it out")
     for index, (low, high) in enumerate(bounds):
+        if max(-low, high) > LARGEST:
+            raise ValueError(
+                f"{name}: channel {index} reaches from {low:g} to {high:g}, beside which nothing "
+                "else can be told apart: replace such values (no data?), or leave the image out"
+            )
         if low == high:
             raise ValueError(
                 f"{name}: channel {index} is constant ({low} everywhere): leave the image out"
@@ -346,10 +361,21 @@ def _find_nifti_problem(header: Any) -> str | None:
     if not (np.isfinite(spacing).all() and min(spacing) > 0):
         sizes = ", ".join(f"{size:g}" for size in spacing)
         return f"its voxels measure {sizes} mm (pixdim): repair the header"
-    affine = header.get_best_affine()
-    if not np.isfinite(affine).all() or abs(np.linalg.det(affine[:3, :3])) < 1e-12:
+    axes = header.get_best_affine()[:3]
+    volume = np.linalg.norm(axes[:, :3], axis=0).prod()  # of a voxel, were its edges upright
+    if not np.isfinite(axes).all() or abs(np.linalg.det(axes[:, :3])) <= 1e-6 * volume:
         return "its affine says not where it lies (sform or qform): repair the header"
     return None
+
+
+def _find_turned_axes(image: Any) -> str | None:
+    """Where spacing and sform disagree, MONAI may take a qform that the header calls unset."""
+    found = image.affine[:3, :3]
+    taken = correct_nifti_header_if_necessary(_as_image(image.header.copy())).affine[:3, :3]
+    directions = [axes / np.linalg.norm(axes, axis=0) for axes in (found, taken)]
+    if np.abs(directions[0] - directions[1]).max() < 1e-3:
+        return None
+    return "its spacing (pixdim) and its sform disagree, and its qform points elsewhere: repair it"
 
 
 def _find_raster_problem(image: Image.Image, *, is_label: bool) -> str | None:
@@ -379,7 +405,10 @@ def _find_orientation(image: Any) -> int:
     if image.format == "TIFF":
         return int(image.tag_v2.get(_ORIENTATION, 1))
     exif = Image.Exif()
-    exif.load(image.info.get("exif", b""))
+    try:
+        exif.load(image.info.get("exif", b""))
+    except Exception:  # damaged, so that no program turns the image by it
+        return 1
     return int(exif.get(_ORIENTATION, 1))
 
 
