@@ -495,7 +495,7 @@ def test_bundle_refuses_an_empty_datalist(copied, tmp_path) -> None:
     datalist = copied.dataset / "dataset.json"
     datalist.write_text(json.dumps({"training": []}))
     log = run_bundle(copied, "train", "--datalist", datalist, cwd=tmp_path, status=1)
-    assert f"no labeled image in {datalist}" in log
+    assert f"{datalist} lists no cases: it needs a 'training' list as MSD has" in log
 
 
 @PICTURES

@@ -307,7 +307,8 @@ def test_verify_command_refuses_bad_input_in_one_line(
     spoil(labeled)
     before = contents(tmp_path)
     with pytest.raises(SystemExit) as stop:
-        main(["verify", str(bundle), "--data", str(labeled), *options])
+        data = [] if "--data" in options else ["--data", str(labeled)]
+        main(["verify", str(bundle), *data, *options])
     assert stop.value.code == 2
     printed = capsys.readouterr()
     assert message in printed.err and len(printed.err.strip().splitlines()) == 1
@@ -418,4 +419,4 @@ def test_verify_command_takes_volumes_and_a_datalist(capsys, tmp_path, dims) -> 
     out = capsys.readouterr().out.splitlines()
     assert sum(line.startswith("width ") and ", seed " in line for line in out) in (4, 6)
     assert "1 updates a training, 2 cases held out" in out
-    assert "(tolerance 0.01)" in out[-2]
+    assert any("(tolerance 0.01)" in line for line in out[-3:])
