@@ -182,11 +182,10 @@ def _keep_trained(bundle: Bundle, name: str) -> str:
     folder.mkdir()
     for part in PARTS:
         if bundle.path(part).is_dir():
-            shutil.copytree(
-                bundle.path(part), folder / part, symlinks=True, copy_function=_link_or_copy
-            )
+            # Real copies: what is edited in the bundle later shall not change here.
+            shutil.copytree(bundle.path(part), folder / part, symlinks=True)
         elif bundle.path(part).is_file():
-            _link_or_copy(str(bundle.path(part)), str(folder / part))
+            shutil.copy2(bundle.path(part), folder / part, follow_symlinks=False)
     if bundle.path("eval").exists():
         bundle.path("eval").rename(folder / "eval")
     made = [path for path in bundle.path("models").iterdir() if path.is_file()]

@@ -1139,3 +1139,10 @@ def test_case_by_case_names_every_image_of_a_batch_that_fails(tmp_path) -> None:
         for size in (4, 5)
     ]
     assert len(labeling.collate(sizes)["problems"]) == 2
+
+
+def test_check_options_wants_no_workers_that_are_not_forked(monkeypatch) -> None:
+    monkeypatch.setattr(workflow.multiprocessing, "get_start_method", lambda: "spawn")
+    workflow.check_options({"num_workers": 0})
+    with pytest.raises(ValueError, match="--num_workers is 2: workers that are not forked"):
+        workflow.check_options({"num_workers": 2})

@@ -17,6 +17,7 @@ import glob
 import inspect
 import json
 import math
+import multiprocessing
 import os
 import re
 import shutil
@@ -466,6 +467,11 @@ def check_options(options: Mapping[str, Any]) -> None:
             allowed = f"a number, {'0 or more' if _NUMBERS[name] else 'more than 0'}"
         if not is_right:
             raise ValueError(f"--{name} is {value!r}: give {allowed}")
+        if name == "num_workers" and value and multiprocessing.get_start_method() != "fork":
+            raise ValueError(
+                f"--num_workers is {value}: workers that are not forked cannot take this bundle's "
+                "Python: give 0"
+            )
 
 
 def check_patch(network: nn.Module, **sizes: Sequence[int]) -> None:
