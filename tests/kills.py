@@ -23,7 +23,12 @@ _TEMPORARY = re.compile(r"[.](part|tmp)[.][^/.]+")
 
 
 def kill_everywhere(
-    root: Path, work: Callable[[], object], check: Callable[[], object], *, tidy: bool = True
+    root: Path,
+    work: Callable[[], object],
+    check: Callable[[], object],
+    *,
+    tidy: bool = True,
+    every: int = 1,
 ) -> int:
     """Assert something of every state that a kill of some work can leave.
 
@@ -32,6 +37,7 @@ def kill_everywhere(
         work: what is killed; run again it must succeed.
         check: asserts that nothing was lost, after a kill and after the work was run again.
         tidy: whether the work, run again, leaves nothing of the killed process.
+        every: after how many of the states long work is run again.
 
     Returns:
         The number of states.
@@ -40,10 +46,12 @@ def kill_everywhere(
     states.mkdir()
     _run(work, Watch(root, states))
     found = sorted(states.iterdir())
-    for state in found:
+    for number, state in enumerate(found):
         shutil.rmtree(root)
         state.rename(root)
         check()
+        if number % every:
+            continue
         _run(work)
         check()
         left = [path for path in root.rglob(".*") if re.search("[.](part|tmp|lock)", path.name)]

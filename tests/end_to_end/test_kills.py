@@ -25,6 +25,8 @@ from monai_xtiny.deploy import pipeline
 from monai_xtiny.deploy.pipeline import Deployment
 from monai_xtiny.system.files import atomic_write
 from monai_xtiny.training.update import update_bundle
+from tests.end_to_end.test_trainings import train as train_really
+from tests.end_to_end.test_trainings import write_data
 from tests.kills import kill_everywhere
 from tests.training.test_update import MOVED, contents, train
 
@@ -175,6 +177,33 @@ def test_deploy_that_is_killed_leaves_each_file_whole(bundle) -> None:
 
     assert kill_everywhere(bundle.parent, work, check) > 3
     assert files[0].read_text() == "new" and "opset" in files[1].read_text()
+
+
+@pytest.mark.slow
+def test_training_that_is_killed_at_any_write_goes_on(tmp_path, selection) -> None:
+    root = tmp_path / "root"
+    bundle = Bundle.open(export_bundle(selection, root / "x_segmentation"))
+    data = write_data(tmp_path / "data")
+    files = [bundle.path(name) for name in ("models/model.pt", "configs/datalist.json")]
+    train_really(bundle, data)
+    first = [file.read_bytes() for file in files]
+
+    def check() -> None:
+        folders = [bundle.root, *bundle.root.glob("former_training_*")]
+        # What the first training left is in its place, or kept aside, weights and split together.
+        held = [[folder / file.relative_to(bundle.root) for file in files] for folder in folders]
+        assert first in [
+            [path.read_bytes() if path.is_file() else None for path in paths] for paths in held
+        ]
+        torch.load(files[0], weights_only=True)
+        state = bundle.path("eval/checkpoints/training_state.pt")
+        if state.is_file():
+            torch.load(state, weights_only=True)
+
+    again = {"split_seed": 1, "output_dir": str(root / "again")}
+    work = lambda: train_really(bundle, data, epochs=2, **again)  # noqa: E731
+    assert kill_everywhere(root, work, check, tidy=False, every=12) > 3
+    assert bundle.path("former_training_1/models/model.pt").read_bytes() == first[0]
 
 
 def test_training_that_is_killed_while_it_writes_leaves_each_file_whole(tmp_path) -> None:
