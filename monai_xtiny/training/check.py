@@ -15,7 +15,7 @@ from monai.transforms import Compose, Orientation
 
 from monai_xtiny.bundle.folder import SEARCH, TRAIN, WEIGHTS, Bundle
 from monai_xtiny.bundle.weights import check_network_size
-from monai_xtiny.bundle.workflow import LabeledCases, Split, case_name
+from monai_xtiny.bundle.workflow import LabeledCases, Split, case_names
 from monai_xtiny.data.case import Case, Header
 from monai_xtiny.plan.data_set import describe_data_set
 from monai_xtiny.plan.unet_plan import UNetPlan
@@ -144,7 +144,7 @@ def _class_warnings(
 
 def _patient_warnings(cases: Sequence[Mapping[str, Any]]) -> list[str]:
     """Whether cases are named as several files of a patient are."""
-    names = [case_name(dict(case)) for case in cases if case.get("label") is not None]
+    names = case_names([dict(case) for case in cases if case.get("label") is not None])
     matches = [re.search(_PATIENT, name) for name in names]
     counts = Counter(match[1] for match in matches if match is not None)
     shared = {patient: number for patient, number in counts.items() if number > 1}

@@ -1146,3 +1146,10 @@ def test_check_options_wants_no_workers_that_are_not_forked(monkeypatch) -> None
     workflow.check_options({"num_workers": 0})
     with pytest.raises(ValueError, match="--num_workers is 2: workers that are not forked"):
         workflow.check_options({"num_workers": 2})
+
+
+def test_find_patients_looks_at_folders_where_names_repeat(tmp_path) -> None:
+    labels = ("p1/a/seg.nii.gz", "p1/b/seg.nii.gz", "p2/a/seg.nii.gz")
+    cases = [{"image": "x", "label": str(tmp_path / label)} for label in labels]
+    assert workflow.find_patients(cases, "^p[0-9]+") == ["p1", "p1", "p2"]
+    assert workflow.find_patients(cases[:1], "seg") == ["seg"]

@@ -334,9 +334,9 @@ def find_patients(cases: Sequence[Case], group: str | None) -> list[str]:
 
     Args:
         cases: labeled cases.
-        group: a regular expression whose first group, or whole match, in the name of a case is the
-            patient; or a JSON file that maps names of cases to patients; ``None``: each case is
-            a patient of its own.
+        group: a regular expression whose first group, or whole match, in the name of a case (with
+            its folders, where names repeat) is the patient; or a JSON file that maps names of cases
+            to patients; ``None``: each case is a patient of its own.
 
     Raises:
         ValueError: a case has no patient, or ``group`` is neither.
@@ -349,7 +349,7 @@ def find_patients(cases: Sequence[Case], group: str | None) -> list[str]:
         return [str(number) for number in range(len(cases))]
     if not isinstance(group, str):
         raise ValueError(f"--group is read as {group!r}: put it in two pairs of quotes, \"'...'\"")
-    names = [case_name(case) for case in cases]
+    names = case_names(cases)
     if group.endswith(".json"):
         known = json.loads(Path(group).read_text(encoding="utf-8"))
         if not isinstance(known, dict):
@@ -373,7 +373,26 @@ def find_patients(cases: Sequence[Case], group: str | None) -> list[str]:
 
 def case_name(case: Case) -> str:
     """Name of a labeled case: that of its label's file without the ending."""
-    return os.path.basename(str(case.get("label"))).removesuffix(".gz").rsplit(".", 1)[0]
+    return _without_ending(os.path.basename(str(case.get("label"))))
+
+
+def case_names(cases: Sequence[Case]) -> list[str]:
+    """Names of labeled cases, with their folders where some are called alike.
+
+    >>> case_names([{"label": "d/p1/seg.nii.gz"}, {"label": "d/p2/seg.nii.gz"}])
+    ['p1/seg', 'p2/seg']
+    """
+    names = [case_name(case) for case in cases]
+    if len(set(names)) == len(names):
+        return names
+    return [
+        _without_ending(Path(label).as_posix()) for label in Split(list(cases), []).label_names()[0]
+    ]
+
+
+def _without_ending(name: str) -> str:
+    """A name without its ending; ``.nii.gz`` is one."""
+    return name.removesuffix(".gz").rsplit(".", 1)[0]
 
 
 @idist.one_rank_only()
