@@ -996,11 +996,11 @@ class GradientClipping:
 
 
 class Interruption:
-    """Stop a training at SIGINT, wherever in it the signal arrives.
+    """Stop a training at SIGINT, before its next iteration; at a second SIGINT where it is.
 
-    Python drops a ``KeyboardInterrupt`` that is raised in a destructor, such as that of a loader
-    which ends its workers after each epoch; the next event raises it again. Workers leave the
-    signal to the process that they work for, which ends them.
+    A ``KeyboardInterrupt`` in the middle of a loader that starts or ends its workers is dropped by
+    Python, or leaves them waiting for each other. Workers leave the signal to the process that they
+    work for, which ends them.
     """
 
     def __init__(self) -> None:
@@ -1030,12 +1030,16 @@ class Interruption:
 
     def _remember(self, number: int, frame: Any) -> None:
         """The signal's handler, which forked workers inherit."""
-        if os.getpid() == self.process:
-            self.is_asked = True
+        if os.getpid() != self.process:
+            return
+        if self.is_asked:
             signal.default_int_handler(number, frame)
+        self.is_asked = True
+        # Nothing buffered, which the signal may have interrupted.
+        os.write(2, b"\nstopping before the next iteration\n")
 
     def _stop(self) -> None:
-        """Raise what was dropped."""
+        """Do what was asked for."""
         if self.is_asked:
             raise KeyboardInterrupt
 
