@@ -227,7 +227,7 @@ def test_a_label_that_is_a_word_is_no_file(tmp_path) -> None:
 def test_voxels_of_nanometers_are_read(tmp_path) -> None:
     image = nibabel.Nifti1Image(pixels("u1", 5, 6, 7), np.diag([6.5e-5, 6.5e-5, 2e-4, 1.0]))
     nibabel.save(image, tmp_path / "a.nii")
-    inspect_file(tmp_path / "a.nii")
+    assert np.allclose(inspect_file(tmp_path / "a.nii").affine, image.affine, rtol=1e-6, atol=0)
 
 
 @pytest.mark.parametrize("byteorder", ["<", ">"])
@@ -285,7 +285,7 @@ def test_a_label_with_the_affine_of_its_image_lies_on_it(tmp_path) -> None:
     read = LoadImaged(["image", "label"], reader=ChannelReader, ensure_channel_first=True)(
         {key: str(tmp_path / f"{key}.nii") for key in ("image", "label")}
     )
-    check_read_label(read, num_classes=2)
+    assert check_read_label(read, num_classes=2) is read
 
 
 def test_gate_knows_nifti_by_its_ending_alone() -> None:
