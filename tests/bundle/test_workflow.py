@@ -1153,3 +1153,13 @@ def test_find_patients_looks_at_folders_where_names_repeat(tmp_path) -> None:
     cases = [{"image": "x", "label": str(tmp_path / label)} for label in labels]
     assert workflow.find_patients(cases, "^p[0-9]+") == ["p1", "p1", "p2"]
     assert workflow.find_patients(cases[:1], "seg") == ["seg"]
+
+
+def test_check_shared_memory_names_what_is_not_there(monkeypatch) -> None:
+    def fail() -> None:
+        raise OSError(28, "No space left on device")
+
+    workflow.check_shared_memory()
+    monkeypatch.setattr(workflow.multiprocessing, "Lock", fail)
+    with pytest.raises(OSError, match=r"no shared memory \(No space .*: give /dev/shm some room"):
+        workflow.check_shared_memory()

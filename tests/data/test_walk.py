@@ -83,4 +83,4 @@ def test_check_file_name_refuses_what_no_text_file_holds(name) -> None:
 
 def test_check_file_name_takes_every_language() -> None:
     for name in ("Größe 1.png", "画像.nii.gz", "e\u0301.png", "a\u00a0b.png"):
-        check_file_name(name)
+        assert check_file_name(name) is None

@@ -493,6 +493,21 @@ def check_options(options: Mapping[str, Any]) -> None:
             )
 
 
+def check_shared_memory() -> None:
+    """Name what the locks of cached data sets and of workers need.
+
+    Raises:
+        OSError: there is no shared memory.
+    """
+    try:
+        _ = [multiprocessing.Lock() for _ in range(64)]  # as a pool and its queues take
+    except OSError as error:
+        raise OSError(
+            f"no shared memory ({error.strerror}): give /dev/shm some room, such as by docker's "
+            "--shm-size 1g"
+        ) from error
+
+
 def check_patch(network: nn.Module, **sizes: Sequence[int]) -> None:
     """Refuse patches that the network's strides do not divide, or leave one voxel of.
 
