@@ -12,9 +12,12 @@ from __future__ import annotations
 import os
 import re
 import shutil
+import subprocess
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from pathlib import Path
+
+from monai_xtiny.cli.commands import main
 
 _CHANGES = ("os.rename", "os.remove", "os.mkdir", "os.rmdir", "os.link", "os.symlink")
 _WRITING = os.O_WRONLY | os.O_RDWR | os.O_CREAT | os.O_TRUNC
@@ -24,7 +27,7 @@ _TEMPORARY = re.compile(r"[.](part|tmp)[.][^/.]+")
 
 def kill_everywhere(
     root: Path,
-    work: Callable[[], object],
+    work: Callable[[], object] | Sequence[str],
     check: Callable[[], object],
     *,
     tidy: bool = True,
@@ -34,7 +37,8 @@ def kill_everywhere(
 
     Args:
         root: folder that the work writes to, as it is before; then as it is after.
-        work: what is killed; run again it must succeed.
+        work: what is killed; run again it must succeed. Words of the command line are run by a
+            new Python, for what cannot run in a forked process.
         check: asserts that nothing was lost, after a kill and after the work was run again.
         tidy: whether the work, run again, leaves nothing of the killed process.
         every: after how many of the states long work is run again.
@@ -100,21 +104,36 @@ class Watch:
             shutil.copytree(self.root, self.states / f"{number:03d}", symlinks=True)
 
 
-def _run(work: Callable[[], object], watch: Watch | None = None) -> None:
+def _run(work: Callable[[], object] | Sequence[str], watch: Watch | None = None) -> None:
     """Do the work in a process of its own."""
+    if not callable(work):
+        folders = [] if watch is None else [str(watch.root), str(watch.states)]
+        subprocess.run([sys.executable, "-m", "tests.kills", *folders, "--", *work], check=True)
+        return
     child = os.fork()
     if child == 0:
         status = 1
         try:
-            if watch is not None:
-                watch.look()
-                sys.addaudithook(watch)
-            work()
-            if watch is not None:
-                watch.look()
+            _do(work, watch)
             status = 0
         except BaseException as error:
             print(f"{type(error).__name__}: {error}", file=sys.stderr, flush=True)
         finally:
             os._exit(status)
     assert os.waitstatus_to_exitcode(os.waitpid(child, 0)[1]) == 0
+
+
+def _do(work: Callable[[], object], watch: Watch | None) -> None:
+    """Do the work while it is watched."""
+    if watch is not None:
+        watch.look()
+        sys.addaudithook(watch)
+    work()
+    if watch is not None:
+        watch.look()
+
+
+if __name__ == "__main__":
+    end = sys.argv.index("--")
+    folders, words = map(Path, sys.argv[1:end]), sys.argv[end + 1 :]
+    _do(lambda: main(words), Watch(*folders) if end > 1 else None)

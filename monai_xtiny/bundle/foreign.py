@@ -72,6 +72,29 @@ def foreign_code(bundle: Bundle) -> tuple[str, ...]:
     return (*lines, *(f"{file} would be imported" for file in _imported_files(bundle.root)))
 
 
+def edited_places(bundle: Bundle) -> tuple[str, ...]:
+    """Where configs or scripts differ from what this version writes, settings included.
+
+    Args:
+        bundle: of anybody.
+
+    Returns:
+        One entry per place, ``configs/train.json: patch_size``.
+    """
+    places = list(foreign_code(bundle))
+    for name, expected in emitted_configs(bundle.selection).items():
+        file = f"configs/{name}.json"
+        found = bundle.config(name) if bundle.path(file).is_file() else expected
+        keys = dict.fromkeys((*expected, *found))
+        changed = [key for key in keys if found.get(key) != expected.get(key)]
+        places += [
+            f"{file}: {key}"
+            for key in changed
+            if not any(line.startswith((f"{file}: {key} ", f"{file}: {key}#")) for line in places)
+        ]
+    return tuple(places)
+
+
 def _leaves(value: Any, place: _Place = ()) -> Iterator[tuple[_Place, Any]]:
     """Values of a config and where they are; a list without text is one value."""
     if isinstance(value, Mapping):

@@ -2,10 +2,13 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
+from contextlib import contextmanager
 from typing import TYPE_CHECKING
 
 from monai_xtiny.cli.job import Job, as_typed
 from monai_xtiny.cli.options import check_output, parse_flag, parse_int
+from monai_xtiny.system.errors import innermost, is_bad_input, plain_words
 
 if TYPE_CHECKING:
     from monai_xtiny.bundle.folder import Bundle
@@ -40,21 +43,21 @@ def check(
         from monai_xtiny.training.check import check_bundle
 
         number = parse_int("fold", fold)
-        opened = _open_to_run(bundle, trust)
-        found = check_bundle(opened, data=data, datalist=datalist, group=group, fold=number)
-        print(found.summary)
-        for problem in found.problems:
-            print(problem)
-        for warning in found.warnings:
-            print(f"warning: {warning}")
-        if found.problems:
-            raise ValueError(
-                f"{len(found.problems)} problems with {found.num_cases} labeled cases: "
-                f"{found.problems[0]}"
-            )
-        padded = f"; {found.num_padded} are smaller than the patch and padded"
-        print(f"{found.num_cases} labeled cases fit the bundle{padded if found.num_padded else ''}")
-        _say_what_ran(opened)
+        with _opened_to_run(bundle, trust) as opened:
+            found = check_bundle(opened, data=data, datalist=datalist, group=group, fold=number)
+            print(found.summary)
+            for problem in found.problems:
+                print(problem)
+            for warning in found.warnings:
+                print(f"warning: {warning}")
+            if found.problems:
+                raise ValueError(
+                    f"{len(found.problems)} problems with {found.num_cases} labeled cases: "
+                    f"{found.problems[0]}"
+                )
+            small = f"; {found.num_padded} are smaller than the patch and padded"
+            padded = small if found.num_padded else ""
+            print(f"{found.num_cases} labeled cases fit the bundle{padded}")
 
     return Job(run, debug)
 
@@ -102,40 +105,41 @@ def verify(
         from monai_xtiny.training.update import update_bundle
         from monai_xtiny.training.verify import verify_bundle
 
-        opened = _open_to_run(bundle, trust)
-        is_update = parse_flag("update", update)
-        if is_update:  # not only once all is trained
-            hold_lock(opened.root)
-        found = verify_bundle(
-            opened,
-            data=data,
-            datalist=datalist,
-            epochs=None if epochs is None else parse_int("epochs", epochs),
-            num_seeds=parse_int("num_seeds", num_seeds),
-            fold=parse_int("fold", fold),
-            group=group,
-            seed=parse_int("seed", seed),
-            work_dir=work,
-            progress=lambda training: print(
-                f"width {training.max_features}, seed {training.seed}: Dice "
-                f"{training.evaluation.mean_dice:.4f}, trained in {training.seconds:.0f} s",
-                flush=True,
-            ),
-        )
-        ladder = opened.selection.table.ladder
-        parameters = {rung.max_features: rung.num_parameters for rung in ladder}
-        print(verification_summary(found, parameters))
-        is_other = found.recommended != found.selected
-        if is_update:
-            former = update_bundle(opened, found)
-            print(opened.path(VERIFICATION))
-            if is_other:
-                print(f"{bundle}: width {found.recommended} now, at its initialization: train it")
-            if former is not None:
-                print(f"what was trained at width {found.selected} is in {former}")
-        elif is_other:
-            print(f"--update moves {bundle} to width {found.recommended}")
-        _say_what_ran(opened)
+        with _opened_to_run(bundle, trust) as opened:
+            is_update = parse_flag("update", update)
+            if is_update:  # not only once all is trained
+                hold_lock(opened.root)
+            found = verify_bundle(
+                opened,
+                data=data,
+                datalist=datalist,
+                epochs=None if epochs is None else parse_int("epochs", epochs),
+                num_seeds=parse_int("num_seeds", num_seeds),
+                fold=parse_int("fold", fold),
+                group=group,
+                seed=parse_int("seed", seed),
+                work_dir=work,
+                progress=lambda training: print(
+                    f"width {training.max_features}, seed {training.seed}: Dice "
+                    f"{training.evaluation.mean_dice:.4f}, trained in {training.seconds:.0f} s",
+                    flush=True,
+                ),
+            )
+            ladder = opened.selection.table.ladder
+            parameters = {rung.max_features: rung.num_parameters for rung in ladder}
+            print(verification_summary(found, parameters))
+            is_other = found.recommended != found.selected
+            if is_update:
+                former = update_bundle(opened, found)
+                print(opened.path(VERIFICATION))
+                if is_other:
+                    print(
+                        f"{bundle}: width {found.recommended} now, at its initialization: train it"
+                    )
+                if former is not None:
+                    print(f"what was trained at width {found.selected} is in {former}")
+            elif is_other:
+                print(f"--update moves {bundle} to width {found.recommended}")
 
     return Job(run, debug, resumes=work is not None)
 
@@ -168,15 +172,14 @@ def evaluate(
         from monai_xtiny.training.evaluate import evaluate_held_out
 
         number = parse_int("fold", fold)
-        opened = _open_to_run(bundle, trust)
-        found, planes = evaluate_held_out(opened, data=data, datalist=datalist, fold=number)
-        card = f"\n{write_evaluation(opened, found, planes)}" if number == 0 else ""
-        for name, dice, distance in zip(
-            opened.label_names[1:], found.class_dice, found.class_hd95, strict=True
-        ):
-            print(f"{name}: Dice {dice:.4f}, HD95 {distance:.2f}")
-        print(f"mean Dice {found.mean_dice:.4f} over {len(found.cases)} cases held out{card}")
-        _say_what_ran(opened)
+        with _opened_to_run(bundle, trust) as opened:
+            found, planes = evaluate_held_out(opened, data=data, datalist=datalist, fold=number)
+            card = f"\n{write_evaluation(opened, found, planes)}" if number == 0 else ""
+            for name, dice, distance in zip(
+                opened.label_names[1:], found.class_dice, found.class_hd95, strict=True
+            ):
+                print(f"{name}: Dice {dice:.4f}, HD95 {distance:.2f}")
+            print(f"mean Dice {found.mean_dice:.4f} over {len(found.cases)} cases held out{card}")
 
     return Job(run, debug)
 
@@ -215,27 +218,28 @@ def deploy(
         from monai_xtiny.deploy.pipeline import deploy_bundle, deployment_table
 
         check_output(output)
-        opened = _open_to_run(bundle, trust)
-        made = deploy_bundle(
-            opened,
-            images=images,
-            data=data,
-            int8=parse_flag("int8", int8),
-            benchmark=parse_flag("benchmark", benchmark),
-            device=device,
-            size=None if size is None else [parse_int("size", edge) for edge in size.split(",")],
-            output=output,
-            progress=lambda text: print(text, flush=True),
-        )
-        for file in made.files:
-            print(file)
-        print(f"logits differ from PyTorch's by {made.max_difference:.1e} at most")
-        for name, dice in (("float32", made.dice), ("int8", made.dice_int8)):
-            if dice is not None:
-                print(f"{name}: mean Dice {dice:.4f} over {made.num_cases} cases held out")
-        if made.timings:
-            print(deployment_table(made))
-        _say_what_ran(opened)
+        with _opened_to_run(bundle, trust) as opened:
+            made = deploy_bundle(
+                opened,
+                images=images,
+                data=data,
+                int8=parse_flag("int8", int8),
+                benchmark=parse_flag("benchmark", benchmark),
+                device=device,
+                size=None
+                if size is None
+                else [parse_int("size", edge) for edge in size.split(",")],
+                output=output,
+                progress=lambda text: print(text, flush=True),
+            )
+            for file in made.files:
+                print(file)
+            print(f"logits differ from PyTorch's by {made.max_difference:.1e} at most")
+            for name, dice in (("float32", made.dice), ("int8", made.dice_int8)):
+                if dice is not None:
+                    print(f"{name}: mean Dice {dice:.4f} over {made.num_cases} cases held out")
+            if made.timings:
+                print(deployment_table(made))
 
     return Job(run, debug)
 
@@ -265,16 +269,27 @@ def package(
 
         check_output(output)
         is_run = parse_flag("torchscript", torchscript)
-        opened = _open_to_run(bundle, trust) if is_run else bundle
-        print(package_bundle(opened, output, torchscript=is_run))
+        if not is_run:
+            print(package_bundle(bundle, output))
+            return
+        with _opened_to_run(bundle, trust) as opened:
+            print(package_bundle(opened, output, torchscript=True))
 
     return Job(run, debug)
 
 
-def _open_to_run(bundle: str, trust: bool) -> Bundle:
-    """Open a bundle whose configs are to be run; its code is compared before any of it runs."""
+@contextmanager
+def _opened_to_run(bundle: str, trust: bool) -> Iterator[Bundle]:
+    """Open a bundle whose configs are run, and say at the end that they were.
+
+    A bundle is a program: its code is compared before any of it runs.
+
+    Raises:
+        ValueError: the bundle holds code that this version does not write, and is not trusted; or
+            running its configs failed, and they were edited.
+    """
     from monai_xtiny.bundle.folder import Bundle
-    from monai_xtiny.bundle.foreign import foreign_code
+    from monai_xtiny.bundle.foreign import edited_places, foreign_code
 
     is_trusted = parse_flag("trust", trust)
     opened = Bundle.open(bundle)
@@ -288,9 +303,16 @@ def _open_to_run(bundle: str, trust: bool) -> Bundle:
             "somebody else; read the places listed, then give --trust, or export its "
             "docs/search.json anew and copy models/model.pt"
         )
-    return opened
-
-
-def _say_what_ran(bundle: Bundle) -> None:
-    """The last line of what a command on a bundle prints: a bundle is a program."""
-    print(f"this ran the configs and scripts of {str(bundle.root)!r}")
+    try:
+        yield opened
+    except Exception as error:
+        places = () if is_bad_input(error) else edited_places(opened)
+        if not places:
+            raise
+        cause = innermost(error)
+        raise ValueError(
+            f"{str(opened.root)!r} cannot be run as it was edited ({'; '.join(places[:3])}), "
+            f"{type(cause).__name__}: {plain_words(cause)}: put that right, or export its "
+            "docs/search.json anew and copy models/model.pt"
+        ) from error
+    print(f"this ran the configs and scripts of {str(opened.root)!r}")

@@ -14,7 +14,7 @@ from inspect import signature
 
 from fire.decorators import SetParseFns
 
-from monai_xtiny.system.errors import innermost, plain_words
+from monai_xtiny.system.errors import innermost, is_bad_input, plain_words
 
 
 class Job:
@@ -78,7 +78,7 @@ def _report(error: Exception) -> int:
         # Errors of files carry their names.
         text = f"standard output: {cause.strerror}"
         sys.stdout = open(os.devnull, "w")  # noqa: SIM115 - what is left cannot be written at exit
-    if isinstance(cause, (ValueError, TypeError, OSError, ImportError, MemoryError)):
+    if is_bad_input(cause):
         print(f"error: {text}", file=sys.stderr)
         return 2
     print(f"failed: {type(cause).__name__}: {text} (--debug shows where)", file=sys.stderr)

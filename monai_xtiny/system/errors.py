@@ -21,6 +21,12 @@ def innermost(error: BaseException) -> BaseException:
     return error
 
 
+def is_bad_input(error: BaseException) -> bool:
+    """Whether an error says what is wrong with what was given, not that the program failed."""
+    kinds = (ValueError, TypeError, OSError, ImportError, MemoryError)
+    return isinstance(innermost(error), kinds)
+
+
 def plain_words(error: BaseException) -> str:
     """An error's own words, without PyTorch's advice to read a file as code."""
     text = str(error)
