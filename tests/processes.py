@@ -24,6 +24,7 @@ _CONTEXT = multiprocessing.get_context("forkserver")
 _CONTEXT.set_forkserver_preload(
     ["monai.bundle", "monai.data", "monai.engines", "monai.handlers", "monai.transforms"]
     + ["ignite.distributed", "nibabel", "PIL.Image", "matplotlib.figure", "scipy.ndimage", "fire"]
+    + ["torch._dynamo"]  # which the first optimizer imports
 )
 
 

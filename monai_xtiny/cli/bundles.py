@@ -306,13 +306,13 @@ def _opened_to_run(bundle: str, trust: bool) -> Iterator[Bundle]:
     try:
         yield opened
     except Exception as error:
-        places = () if is_bad_input(error) else edited_places(opened)
+        places = edited_places(opened)
         if not places:
             raise
-        cause = innermost(error)
+        kind = "" if is_bad_input(error) else f"{type(innermost(error)).__name__}: "
         raise ValueError(
-            f"{str(opened.root)!r} cannot be run as it was edited ({'; '.join(places[:3])}), "
-            f"{type(cause).__name__}: {plain_words(cause)}: put that right, or export its "
-            "docs/search.json anew and copy models/model.pt"
+            f"{kind}{plain_words(innermost(error))}; the bundle was edited, which may be why "
+            f"({'; '.join(places[:3])}{', ...' if len(places) > 3 else ''}): export its "
+            "docs/search.json anew and copy models/model.pt to have it as it was"
         ) from error
     print(f"this ran the configs and scripts of {str(opened.root)!r}")

@@ -465,7 +465,7 @@ def test_search_killed_at_random_moments_goes_on_and_ends_with_the_same_bytes(tm
     for index in range(4):
         write_png(folder / f"case{index}.png", (128, 136), seed=index)
     results, num_units, seconds = [], 0, 0.0
-    for name, num_kills in (("whole", 0), ("killed", 20)):
+    for name, num_kills in (("whole", 0), ("killed", 8)):
         parent = tmp_path / name
         parent.mkdir()
         bundle = parent / "x_segmentation"
@@ -476,7 +476,7 @@ def test_search_killed_at_random_moments_goes_on_and_ends_with_the_same_bytes(tm
         for number in range(num_kills):
             process = start_module("monai_xtiny", *command, cwd=tmp_path)
             # Half of them spread over the units, the others at any moment before scoring.
-            target = max(finished, num_units * number // (num_kills + 6))
+            target = max(finished, num_units * number // (num_kills + 2))
             deadline = time.monotonic() + 120
             while number % 2 and process.is_alive() and time.monotonic() < deadline:
                 if finished_units(journal) > target:

@@ -3,6 +3,8 @@ from __future__ import annotations
 import csv
 import json
 import shutil
+from functools import reduce
+from operator import getitem
 from pathlib import Path
 
 import numpy as np
@@ -21,6 +23,7 @@ from monai_xtiny.training.evaluate import (
     evaluate_held_out,
 )
 from monai_xtiny.training.labeled import data_options
+from tests.cli.typed import refused
 from tests.conftest import texture, write_nifti
 
 pytestmark = pytest.mark.slow
@@ -231,3 +234,34 @@ def test_read_evaluation_gives_back_what_was_written(volumes) -> None:
     assert read_evaluation(Bundle.open(bundle)) == EVALUATION
     text = (bundle / "docs" / "evaluation.json").read_text(encoding="utf-8")
     assert json.loads(text)["dice"][2] == [None, None]
+
+
+@pytest.mark.parametrize(
+    ("name", "place", "value"),
+    [
+        ("evaluate", "validate#postprocessing", "@nothing"),
+        ("evaluate", "validate#handlers", [{"_target_": "NoSuchHandler"}]),
+        ("evaluate", "run", ["$[][0]"]),
+        ("evaluate", "run", ["$unknown"]),
+        ("evaluate", "run", ["$1 / 0"]),
+        ("train", "num_classes", 0),
+        ("train", "patch_size", [0, 0, 0]),
+        ("train", "network_def#strides", [1]),
+        ("train", "validate", None),
+    ],
+    ids=str,
+)
+def test_evaluate_of_a_malformed_config_names_what_was_edited(
+    volumes, capsys, name, place, value
+) -> None:
+    bundle, data = volumes
+    file = bundle / "configs" / f"{name}.json"
+    config = json.loads(file.read_text())
+    *parents, key = [place] if place in config else place.split("#")
+    key_in_file = (*parents, key)[0]
+    reduce(getitem, parents, config)[key] = value
+    file.write_text(json.dumps(config))
+    before = (bundle / "docs" / "README.md").read_bytes()
+    line = refused(capsys, "evaluate", bundle, "--data", data, "--trust")
+    assert f"the bundle was edited, which may be why (configs/{name}.json: {key_in_file}" in line
+    assert (bundle / "docs" / "README.md").read_bytes() == before
