@@ -58,7 +58,7 @@ _HOMES = {
     "clear_finished": "bundle.writer",
     "export_bundle": "bundle.writer",
     "lock_bundle": "bundle.exclusive",
-    "release_lock": "bundle.workflow",
+    "release_lock": "bundled.locks",
     "ladder_table": "bundle.summary",
     "package_bundle": "bundle.archive",
     "search_summary": "bundle.summary",

@@ -18,9 +18,9 @@ import torch
 from monai.bundle import ConfigParser
 
 import monai_xtiny
+from monai_xtiny.bundled import gate
 from monai_xtiny.cli.commands import main
 from monai_xtiny.cli.options import make_workflow
-from monai_xtiny.data import gate
 from monai_xtiny.plan.preprocessing import preprocessing_fragment
 from monai_xtiny.system.errors import innermost
 from tests.conftest import DATA, write_dicom_series, write_nifti, write_png

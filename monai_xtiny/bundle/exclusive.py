@@ -25,7 +25,7 @@ def lock_bundle(bundle_dir: str | os.PathLike[str]) -> None:
         BlockingIOError: another process writes it.
         ValueError: it is no path.
     """
-    from monai_xtiny.bundle.workflow import hold_lock  # it imports all of MONAI
+    from monai_xtiny.bundled.locks import hold_lock  # it imports ignite, so PyTorch
 
     hold_lock(path_text(bundle_dir, "bundle"))
 
@@ -44,7 +44,7 @@ def exclusive(
 
     @wraps(work)
     def locked(bundle_dir: BundleLike, *arguments: Options.args, **options: Options.kwargs) -> Made:
-        from monai_xtiny.bundle.workflow import write_lock  # it imports all of MONAI
+        from monai_xtiny.bundled.locks import write_lock  # it imports ignite, so PyTorch
 
         root = Bundle.open(bundle_dir).root
         with write_lock(root):

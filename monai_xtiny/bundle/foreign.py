@@ -33,7 +33,7 @@ def foreign_code(bundle: Bundle) -> tuple[str, ...]:
     """Where a bundle would run other code than this version writes for its ``search.json``.
 
     Compared are every text in the configs that can call something (expressions, references,
-    ``_target_``, names of readers and modes), ``_disabled_`` and the like, ``scripts/workflow.py``,
+    ``_target_``, names of readers and modes), ``_disabled_`` and the like, ``scripts/*.py``,
     ``logging.conf``, and Python files that would be imported. Numbers, switches, sizes, and paths
     at the top of a config are settings, not code. Nothing of the bundle is run.
 

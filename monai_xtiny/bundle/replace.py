@@ -83,7 +83,7 @@ def restore_interrupted(target: Path) -> None:
         return
     for former in _parts(target):
         if former.suffix == _FORMER:
-            from monai_xtiny.bundle.workflow import write_lock
+            from monai_xtiny.bundled.locks import write_lock
 
             with write_lock(target):
                 former.rename(target)

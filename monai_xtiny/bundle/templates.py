@@ -11,9 +11,6 @@ from jinja2 import Environment, FileSystemLoader, StrictUndefined
 from monai_xtiny import __version__
 from monai_xtiny.system.files import read_json
 
-# Modules that travel in a bundle, in its folder scripts/.
-SCRIPTS = ("data/gate.py", "bundle/workflow.py")
-
 # Sections of a config that an overlay changes in part; its other keys it replaces.
 _MERGED_SECTIONS = ("train", "validate")
 
@@ -57,10 +54,10 @@ def merged_template(workflow: str, kind: str, templates: Path) -> dict[str, Any]
 
 
 def script_sources() -> dict[str, str]:
-    """The Python of an emitted bundle by name: modules of this package, and who wrote it."""
+    """The Python of an emitted bundle by name: files of this package, and who wrote them."""
     header = f"# Written by monai_xtiny {__version__}, which need not be installed.\n"
-    package = Path(__file__).parent.parent
+    folder = Path(__file__).parent.parent / "bundled"
     return {
-        Path(module).name: header + (package / module).read_text(encoding="utf-8")
-        for module in SCRIPTS
+        path.name: header + path.read_text(encoding="utf-8")
+        for path in sorted(folder.glob("[a-z]*.py"))
     }

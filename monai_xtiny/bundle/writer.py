@@ -29,7 +29,7 @@ from monai_xtiny.bundle.search_file import read_search, write_search
 from monai_xtiny.bundle.templates import merged_template, script_sources, templates_dir
 from monai_xtiny.bundle.torchscript import write_torchscript
 from monai_xtiny.bundle.unit_test import render_unit_test
-from monai_xtiny.bundle.workflow import write_lock
+from monai_xtiny.bundled.locks import write_lock
 from monai_xtiny.data.case import Case
 from monai_xtiny.networks.dynunet import build_network, network_definition
 from monai_xtiny.plan.preprocessing import preprocessing_fragment

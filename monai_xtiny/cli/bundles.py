@@ -100,7 +100,7 @@ def verify(
 
     def run() -> None:
         from monai_xtiny.bundle.folder import VERIFICATION
-        from monai_xtiny.bundle.workflow import hold_lock
+        from monai_xtiny.bundled.locks import hold_lock
         from monai_xtiny.training.compare import verification_summary
         from monai_xtiny.training.update import update_bundle
         from monai_xtiny.training.verify import verify_bundle
@@ -272,15 +272,15 @@ def package(
         if not is_run:
             print(package_bundle(bundle, output))
             return
-        with _opened_to_run(bundle, trust) as opened:
+        with _opened_to_run(bundle, trust, quiet=True) as opened:  # the zip is all it prints
             print(package_bundle(opened, output, torchscript=True))
 
     return Job(run, debug)
 
 
 @contextmanager
-def _opened_to_run(bundle: str, trust: bool) -> Iterator[Bundle]:
-    """Open a bundle whose configs are run, and say at the end that they were.
+def _opened_to_run(bundle: str, trust: bool, *, quiet: bool = False) -> Iterator[Bundle]:
+    """Open a bundle whose configs are run, and say at the end that they were, unless ``quiet``.
 
     A bundle is a program: its code is compared before any of it runs.
 
@@ -315,4 +315,5 @@ def _opened_to_run(bundle: str, trust: bool) -> Iterator[Bundle]:
             f"({'; '.join(places[:3])}{', ...' if len(places) > 3 else ''}): export its "
             "docs/search.json anew and copy models/model.pt to have it as it was"
         ) from error
-    print(f"this ran the configs and scripts of {str(opened.root)!r}")
+    if not quiet:
+        print(f"this ran the configs and scripts of {str(opened.root)!r}")

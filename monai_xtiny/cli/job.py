@@ -63,9 +63,9 @@ class Job:
             raise SystemExit(_report(error)) from None
         finally:
             logging.disable(logging.NOTSET)
-            workflow = sys.modules.get("monai_xtiny.bundle.workflow")
-            if workflow is not None:  # a command that wrote nothing has not imported it
-                workflow.release_locks()
+            locks = sys.modules.get("monai_xtiny.bundled.locks")
+            if locks is not None:  # a command that wrote nothing has not imported it
+                locks.release_locks()
 
 
 def _report(error: Exception) -> int:

@@ -171,7 +171,7 @@ def score(
     def run() -> None:
         import ignite.distributed as idist
 
-        from monai_xtiny.bundle.workflow import write_lock
+        from monai_xtiny.bundled.locks import write_lock
         from monai_xtiny.scores.table import table_to_dict
         from monai_xtiny.search.journal import journal_path, remove_journal
 

@@ -14,7 +14,7 @@ _HOMES = {
     "load_sample": "images",
     "measure_nonzero": "images",
     "image_reader": "images",
-    "check_image": "gate",
+    "check_image": "..bundled.gate",
     "CheckImaged": "images",
     "MiddleSliced": "images",
     "LoadOnced": "loading",

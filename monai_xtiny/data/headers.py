@@ -15,9 +15,9 @@ from monai.data.utils import correct_nifti_header_if_necessary
 from nibabel.affines import voxel_sizes
 from nibabel.orientations import io_orientation
 
+from monai_xtiny.bundled.gate import check_grids, inspect_file
 from monai_xtiny.data.case import Case, Header
 from monai_xtiny.data.cases import has_dicom_magic, is_dicom
-from monai_xtiny.data.gate import check_grids, inspect_file
 from monai_xtiny.data.walk import check_regular
 from monai_xtiny.system.errors import root_cause
 

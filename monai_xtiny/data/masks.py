@@ -10,10 +10,8 @@ from collections.abc import Iterable, Sequence
 from fnmatch import fnmatchcase
 from pathlib import PurePosixPath
 
-_MASK_WORD = re.compile(
-    "(?:masks?|seg(?:s|mentations?|mented)?|labels?|labelmaps?|lbls?|gts?|(?:ground)?truths?"
-    r"|annotations?|annos?|preds?|predictions?|overlays?|rois?|contours?|manual)\d{0,2}"
-)
+from monai_xtiny.bundled.masks import MASK_WORD, pair_masks, split_words
+
 # What every such word holds.
 _MAYBE = re.compile(
     "mask|seg|label|lbl|gt|truth|anno|pred|overlay|roi|contour|manual", re.IGNORECASE
@@ -59,45 +57,6 @@ def find_masks(names: Iterable[str]) -> dict[str, str]:
     return found
 
 
-def pair_masks(stems: Iterable[str]) -> dict[str, str]:
-    """Names in one folder, without their endings, that are called as the mask of another.
-
-    >>> pair_masks(["case1_0000", "case1_seg", "img-2", "gt-2", "label_free_3"])
-    {'case1_seg': 'case1_0000', 'gt-2': 'img-2'}
-    """
-    words = {stem: _words(stem) for stem in stems}
-    places = {
-        stem: next((i for i, word in enumerate(split) if _MASK_WORD.fullmatch(word)), None)
-        for stem, split in words.items()
-    }
-    if not any(place is not None for place in places.values()):
-        return {}
-    known: dict[tuple[str, tuple[str, ...]], str] = {}
-    for stem, split in words.items():
-        # x_0000 is a channel of x.
-        is_channel = re.fullmatch("[0-9]{4}", split[-1])
-        for form in [split, split[:-1]] if is_channel else [split]:
-            if places[stem] is None:
-                known.setdefault(("all", form), stem)
-                for cut in range(len(form) + 1):
-                    known.setdefault(("start", form[:cut]), stem)
-                    known.setdefault(("end", form[cut:]), stem)
-    found = {}
-    for stem, place in places.items():
-        if place is None:
-            continue
-        before, after = words[stem][:place], words[stem][place + 1 :]
-        keys = [("all", before)]
-        if after and not before:
-            keys.append(("end", after))
-        elif all(re.fullmatch("[0-9]{1,4}", word) for word in after):
-            keys.append(("start", before))
-        image = next((known[key] for key in keys if key in known), None)
-        if image is not None:
-            found[stem] = image
-    return found
-
-
 def suggest_glob(root: str, images: Sequence[str], masks: Sequence[str]) -> str | None:
     """A glob that takes the images and none of the masks, if there is a simple one.
 
@@ -139,18 +98,12 @@ def suggest_glob(root: str, images: Sequence[str], masks: Sequence[str]) -> str 
     return None
 
 
-def _words(stem: str) -> tuple[str, ...]:
-    """A name cut into its words, in lower case."""
-    joined = re.sub("ground[_. -]+truth", "groundtruth", stem.lower())
-    return tuple(re.split("[_. -]+", joined))
-
-
 def _is_mask_folder(name: str) -> bool:
     """Whether a folder is called as one of labels: masks, train_masks, labelsTr, gt, ..."""
-    words = _words(re.sub("(?<=[a-z])(Tr|Ts|Val)$", "", name))
+    words = split_words(re.sub("(?<=[a-z])(Tr|Ts|Val)$", "", name))
     while len(words) > 1 and _PART.fullmatch(words[-1]):
         words = words[:-1]
-    return _MASK_WORD.fullmatch(words[-1]) is not None
+    return MASK_WORD.fullmatch(words[-1]) is not None
 
 
 def _stem_of(name: str) -> str:

@@ -32,8 +32,8 @@ CUDA_PROVIDER = "CUDAExecutionProvider"
 
 _LARGEST = 1e15
 
-# What follows, and the functions at the end, stands in monai_xtiny/data/gate.py too, which this one
-# file cannot import; a test holds them equal.
+# What follows, and the functions at the end, stands in monai_xtiny/bundled/gate.py too, which this
+# one file cannot import; a test holds them equal.
 # Pillow's modes whose pixels are read as they are in the file: gray, and three colors of 8 bits.
 _GRAY_MODES = ("1", "L", "I", "I;16", "I;16L", "I;16B", "I;16N", "F")
 _MODES = (*_GRAY_MODES, "RGB")

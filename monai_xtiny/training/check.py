@@ -15,7 +15,8 @@ from monai.transforms import Compose, Orientation
 
 from monai_xtiny.bundle.folder import SEARCH, TRAIN, WEIGHTS, Bundle
 from monai_xtiny.bundle.weights import check_network_size
-from monai_xtiny.bundle.workflow import LabeledCases, Split, case_names
+from monai_xtiny.bundled.cases import LabeledCases
+from monai_xtiny.bundled.splits import Split, case_names
 from monai_xtiny.data.case import Case, Header
 from monai_xtiny.plan.data_set import describe_data_set
 from monai_xtiny.plan.unet_plan import UNetPlan

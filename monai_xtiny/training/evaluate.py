@@ -22,9 +22,10 @@ from monai_xtiny.bundle.figures import Plane
 from monai_xtiny.bundle.folder import CARD, SPLIT, Bundle
 from monai_xtiny.bundle.measured import trained_epochs
 from monai_xtiny.bundle.results import Evaluation
-from monai_xtiny.bundle.workflow import Split, fold_file
+from monai_xtiny.bundled.folds import fold_file
+from monai_xtiny.bundled.gate import ChannelReader
+from monai_xtiny.bundled.splits import Split
 from monai_xtiny.data.cases import NIFTI_SUFFIXES
-from monai_xtiny.data.gate import ChannelReader
 from monai_xtiny.system.config_text import PlainPath
 from monai_xtiny.system.files import read_json
 from monai_xtiny.training.labeled import data_options

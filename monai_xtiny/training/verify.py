@@ -22,8 +22,8 @@ from monai.bundle import ConfigParser
 from monai.utils import get_seed, set_determinism
 
 from monai_xtiny.bundle.folder import EVALUATE, TRAIN, Bundle
-from monai_xtiny.bundle.workflow import write_lock
 from monai_xtiny.bundle.writer import export_bundle
+from monai_xtiny.bundled.locks import write_lock
 from monai_xtiny.selection.choice import Selection
 from monai_xtiny.system.config_text import check_config_text
 from monai_xtiny.system.files import append_line, read_lines, write_json

@@ -31,7 +31,7 @@ def expressions(content, key: str = "") -> dict[str, str]:
 
 
 def refuse_long_expressions(folder) -> int:
-    """Count the expressions of a folder's configs; long ones belong into workflow.py."""
+    """Count the expressions of a folder's configs; long ones belong into scripts/."""
     found = {
         f"{path.name}{key}": text
         for path in folder.glob("*.json")

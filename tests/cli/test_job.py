@@ -5,7 +5,7 @@ import sys
 
 import pytest
 
-from monai_xtiny.bundle.workflow import hold_lock
+from monai_xtiny.bundled.locks import hold_lock
 from monai_xtiny.cli.job import Job, as_typed
 from monai_xtiny.plan import planner as plan
 from tests.cli.typed import run_main

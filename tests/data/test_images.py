@@ -10,8 +10,8 @@ from monai.bundle import ConfigParser
 from monai.transforms import Compose, LoadImaged
 
 from monai_xtiny.bundle.templates import configs_dir
+from monai_xtiny.bundled.gate import check_image
 from monai_xtiny.data.cases import find_cases
-from monai_xtiny.data.gate import check_image
 from monai_xtiny.data.images import CheckImaged, MiddleSliced, load_sample
 from tests.conftest import texture, write_nifti, write_png
 

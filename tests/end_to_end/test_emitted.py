@@ -20,7 +20,7 @@ import torch
 from monai.bundle import ConfigParser, ConfigWorkflow, verify_metadata, verify_net_in_out
 from PIL import Image
 
-from monai_xtiny.bundle.workflow import write_lock
+from monai_xtiny.bundled.locks import write_lock
 from monai_xtiny.cli.commands import main
 from tests.conftest import DATA, texture
 from tests.processes import run_module, start_module

@@ -20,8 +20,9 @@ from monai_xtiny.bundle.figures import Plane
 from monai_xtiny.bundle.folder import Bundle
 from monai_xtiny.bundle.measured import write_evaluation
 from monai_xtiny.bundle.results import Evaluation
-from monai_xtiny.bundle.workflow import BestWeights, Split, write_split
 from monai_xtiny.bundle.writer import export_bundle
+from monai_xtiny.bundled.checkpoints import BestWeights
+from monai_xtiny.bundled.splits import Split, write_split
 from monai_xtiny.system.files import atomic_write
 from monai_xtiny.training.update import update_bundle
 from tests.end_to_end.test_trainings import train as train_really

@@ -49,7 +49,8 @@ def test_reference_bundle_is_what_the_exporter_writes(bundle, tmp_path) -> None:
     )
     names = {path.name for path in (written / "configs").iterdir()}
     assert {path.name for path in (bundle / "configs").iterdir()} == names | {"datalist.json"}
-    same = ["LICENSE", "docs/search.json", "scripts/workflow.py"]
+    scripts = [f"scripts/{path.name}" for path in (written / "scripts").iterdir()]
+    same = ["LICENSE", "docs/search.json", *scripts]
     for path in [*(f"configs/{name}" for name in names), *same]:
         assert (bundle / path).read_bytes() == (written / path).read_bytes(), path
     assert not (bundle / "eval").exists()

@@ -14,8 +14,8 @@ from monai.data import MetaTensor
 from monai.transforms import LoadImaged
 from PIL import Image
 
-from monai_xtiny.data import gate
-from monai_xtiny.data.gate import (
+from monai_xtiny.bundled import gate
+from monai_xtiny.bundled.gate import (
     ChannelReader,
     check_files,
     check_grids,

@@ -1,6 +1,6 @@
 """One gate for every image: what is read, and what is refused in a line.
 
-The search imports this module; every bundle carries a copy as ``scripts/gate.py``, which its
+The search imports this file; every bundle carries a copy as ``scripts/gate.py``, which its
 configs load by path. So training, validation, inference and evaluation accept and refuse the same
 files as the search, by the same rules. It imports NumPy, PyTorch, MONAI, nibabel and Pillow alone.
 Where a file could be read in more than one way, it is refused: a wrong guess would go unnoticed.

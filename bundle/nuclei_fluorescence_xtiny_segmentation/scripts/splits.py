@@ -1,0 +1,199 @@
+# Written by monai_xtiny 0.1.0, which need not be installed.
+"""Which cases are trained on, and which are held out."""
+
+from __future__ import annotations
+
+import json
+import math
+import os
+import re
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+import ignite.distributed as idist
+import numpy as np
+
+from .cases import Case, LabeledCases, name_some
+from .files import PathLike, written_whole
+
+
+@dataclass(frozen=True)
+class Split:
+    """Cases to train on and cases held out."""
+
+    training: list[Case]
+    validation: list[Case]
+
+    def label_names(self) -> list[list[str]]:
+        """Names of the labels of both parts: what a resumed training must agree on.
+
+        They are paths relative to the folder that holds all labels, wherever that lies.
+        """
+        parts = [
+            [os.path.abspath(str(case.get("label"))) for case in part]
+            for part in (self.training, self.validation)
+        ]
+        folders = {os.path.dirname(label) for part in parts for label in part}
+        root = os.path.commonpath(folders) if folders else ""
+        return [[os.path.relpath(label, root) for label in part] for part in parts]
+
+
+def split_cases(
+    labeled: LabeledCases,
+    *,
+    fold: int,
+    val_fraction: float,
+    split_seed: int,
+    group: str | None = None,
+) -> Split:
+    """Hold out a part of the cases, or what a datalist holds out.
+
+    The patients are shuffled; fold 0 holds out the first part, fold 1 the next, so that ``1 /
+    val_fraction`` folds hold out every patient once. Without ``group``, each case is a patient.
+
+    Args:
+        labeled: the cases.
+        fold: number of the part.
+        val_fraction: of the patients that a part holds.
+        split_seed: of the shuffling.
+        group: which cases are of one patient, as :func:`find_patients` takes it.
+
+    Raises:
+        ValueError: a case has no patient, or a datalist holds out a patient that is trained on.
+    """
+    patients: dict[str, list[Case]] = {}
+    for case, patient in zip(labeled.cases, find_patients(labeled.cases, group), strict=True):
+        patients.setdefault(patient, []).append(case)
+    if labeled.validation and group is not None:
+        both = [name for name in find_patients(labeled.validation, group) if name in patients]
+        if both:
+            raise ValueError(
+                f"the patient {both[0]} is in the training and in the validation section of "
+                f"{labeled.source}: move all cases of a patient to one of them"
+            )
+    names = list(patients)
+    order = np.random.RandomState(split_seed).permutation(len(names)).tolist()
+    share = 0 if labeled.validation else val_fraction * len(names)
+    # Rounded, as 0.2 * 15 is more than 3.
+    start = min(math.ceil(round(fold * share, 6)), len(names))
+    stop = min(math.ceil(round((fold + 1) * share, 6)), len(names), start + len(names) - 1)
+
+    def cases_of(numbers: Sequence[int]) -> list[Case]:
+        return [case for number in numbers for case in patients[names[number]]]
+
+    return Split(
+        training=cases_of(order[:start] + order[stop:]),
+        validation=labeled.validation or cases_of(order[start:stop]),
+    )
+
+
+def find_patients(cases: Sequence[Case], group: str | None) -> list[str]:
+    """The patient of each case.
+
+    Args:
+        cases: labeled cases.
+        group: a regular expression whose first group, or whole match, in the name of a case (with
+            its folders, where names repeat) is the patient; or a JSON file that maps names of cases
+            to patients; ``None``: each case is a patient of its own.
+
+    Raises:
+        ValueError: a case has no patient, or ``group`` is neither.
+
+    >>> cases = [{"label": f"{name}.nii.gz"} for name in ("p1_a", "p1_b", "p2_a")]
+    >>> find_patients(cases, "(p[0-9]+)_")
+    ['p1', 'p1', 'p2']
+    """
+    if group is None:
+        return [str(number) for number in range(len(cases))]
+    if not isinstance(group, str):
+        raise ValueError(f"--group is read as {group!r}: put it in two pairs of quotes, \"'...'\"")
+    names = case_names(cases)
+    if group.endswith(".json"):
+        known = json.loads(Path(group).read_text(encoding="utf-8"))
+        if not isinstance(known, dict):
+            raise ValueError(f"{group} is no JSON object of cases and their patients: write one")
+        found = [known.get(name) for name in names]
+    else:
+        try:
+            pattern = re.compile(group)
+        except re.error as error:
+            raise ValueError(f"--group {group} is no regular expression: {error}") from None
+        matches = [pattern.search(name) for name in names]
+        found = [match and match[min(pattern.groups, 1)] for match in matches]
+    lacking = [name for name, patient in zip(names, found, strict=True) if not patient]
+    if lacking:
+        raise ValueError(
+            f"--group {group} finds no patient for the cases {name_some(lacking)}: extend it, or "
+            "leave them out"
+        )
+    return [str(patient) for patient in found]
+
+
+def case_name(case: Case) -> str:
+    """Name of a labeled case: that of its label's file without the ending."""
+    return _without_ending(os.path.basename(str(case.get("label"))))
+
+
+def case_names(cases: Sequence[Case]) -> list[str]:
+    """Names of labeled cases, with their folders where some are called alike.
+
+    >>> case_names([{"label": "d/p1/seg.nii.gz"}, {"label": "d/p2/seg.nii.gz"}])
+    ['p1/seg', 'p2/seg']
+    """
+    names = [case_name(case) for case in cases]
+    if len(set(names)) == len(names):
+        return names
+    return [
+        _without_ending(Path(label).as_posix()) for label in Split(list(cases), []).label_names()[0]
+    ]
+
+
+def _without_ending(name: str) -> str:
+    """A name without its ending; ``.nii.gz`` is one."""
+    return name.removesuffix(".gz").rsplit(".", 1)[0]
+
+
+@idist.one_rank_only()
+def write_split(split: Split, file: PathLike, data_root: PathLike) -> None:
+    """Write a split as an MSD datalist, with paths relative to ``data_root``."""
+
+    def relative(case: Case) -> Case:
+        images = [case["image"]] if isinstance(case["image"], str) else case["image"]
+        return {
+            "image": [Path(os.path.relpath(image, data_root)).as_posix() for image in images],
+            "label": Path(os.path.relpath(case["label"], data_root)).as_posix(),
+        }
+
+    content = {
+        "description": "the cases that the network was trained on and those held out, relative to "
+        "the data set",
+        "training": [relative(case) for case in split.training],
+        "validation": [relative(case) for case in split.validation],
+    }
+    with written_whole(file) as part:
+        part.write_text(json.dumps(content, indent=4) + "\n", encoding="utf-8")
+
+
+def check_fold(split: Split, *, fold: int, val_fraction: float) -> None:
+    """Refuse a fold that holds nothing out, unless that was asked for.
+
+    Raises:
+        ValueError: with the folds that there are.
+    """
+    num_cases = len(split.training) + len(split.validation)
+    is_wanted = fold == 0 and (val_fraction == 0 or num_cases < 2)
+    if not split.validation and not is_wanted:
+        raise ValueError(
+            f"fold {fold} holds out none of the {num_cases} cases: give --fold from 0 to "
+            f"{math.ceil(1 / max(val_fraction, 1e-6)) - 1}, --val_fraction below 1"
+        )
+
+
+def read_names(split_file: PathLike) -> list[list[str]] | None:
+    """Names of labels in a datalist that a training wrote, as ``Split.label_names``."""
+    try:
+        content = json.loads(Path(split_file).read_text(encoding="utf-8"))
+        return Split(content["training"], content["validation"]).label_names()
+    except (OSError, ValueError, KeyError, TypeError):
+        return None
