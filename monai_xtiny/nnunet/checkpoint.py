@@ -159,6 +159,13 @@ def weights_from_nnunet(
             fit into DynUNet's.
     """
     found: _Weights = {}
+    known = _known_names(plan)
+    other = next((name for name in weights if name not in known), None)
+    if other is not None:
+        raise ValueError(
+            f"{source!r} holds {other}, which is not of the plain U-Net of its plans: a network "
+            "with other normalization or more layers is not supported"
+        )
     for ours, theirs, shape in _layers(plan):
         value = weights.get(theirs)
         if value is None:
@@ -342,6 +349,15 @@ def _block(
         yield f"{ours}.norm{number}.bias", f"{there}.norm.bias", (width,)
 
 
+def _known_names(plan: UNetPlan) -> set[str]:
+    """All names of the state dict of nnU-Net's network."""
+    names = [theirs for _, theirs, _ in _layers(plan)]
+    names += [f"{name.removesuffix('.weight')}.bias" for name in names if ".conv.weight" in name]
+    for stage in range(len(plan.features_per_stage) - 2):
+        names += [f"decoder.seg_layers.{stage}.{part}" for part in ("weight", "bias")]
+    return {alias for name in names for alias in _aliases(name)}
+
+
 def _in_shape(value: torch.Tensor, shape: tuple[int, ...], name: str, source: str) -> torch.Tensor:
     """A tensor with zeros around its kernel, where the shape is larger."""
     if value.shape == shape:
@@ -398,15 +414,14 @@ def _kernel_at(plan: UNetPlan, name: str) -> tuple[int, ...]:
 
 
 def _with_aliases(weights: _Weights) -> _Weights:
-    """All names of nnU-Net's state dict: a layer has two, and the decoder has the encoder."""
-    found: _Weights = {}
-    for name, value in weights.items():
-        names = [name]
-        for layer, place in (("conv", 0), ("norm", 1)):
-            if ".convs." in name and f".{layer}." in name:
-                names.append(name.replace(f".{layer}.", f".all_modules.{place}."))
-        for each in names:
-            found[each] = value
-            if each.startswith("encoder."):
-                found[f"decoder.{each}"] = value
-    return found
+    """Weights by all names of nnU-Net's state dict."""
+    return {alias: value for name, value in weights.items() for alias in _aliases(name)}
+
+
+def _aliases(name: str) -> list[str]:
+    """The names of one tensor: a layer of a block has two, and the decoder has the encoder."""
+    names = [name]
+    for layer, place in (("conv", 0), ("norm", 1)):
+        if ".convs." in name and f".{layer}." in name:
+            names.append(name.replace(f".{layer}.", f".all_modules.{place}."))
+    return names + [f"decoder.{each}" for each in names if each.startswith("encoder.")]

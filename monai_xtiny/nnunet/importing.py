@@ -130,12 +130,10 @@ def _read_source(checkpoint: NnunetCheckpoint, plans: str | os.PathLike[str] | N
         content, where = read_nnunet_plans(folder / "plans.json"), str(folder / "plans.json")
         dataset = read_json(folder / "dataset.json")
     name = checkpoint.configuration
-    if checkpoint.trainer_name != _TRAINER and not checkpoint.trainer_name.startswith(
-        (f"{_TRAINER}_", f"{_TRAINER}DA", f"{_TRAINER}NoMirroring", f"{_TRAINER}Xtiny")
-    ):
+    if not checkpoint.trainer_name.startswith(_TRAINER):
         raise ValueError(
-            f"{str(checkpoint.source)!r} was trained by {checkpoint.trainer_name}, whose network may "
-            f"be another than the plans': only {_TRAINER} is supported"
+            f"{str(checkpoint.source)!r} was trained by {checkpoint.trainer_name}, whose network "
+            f"is not the plain U-Net: only {_TRAINER} and its variants are supported"
         )
     in_channels, label_names = channels_and_labels(dataset, where)
     settings = _checked_settings(content, name, where)

@@ -306,10 +306,8 @@ def image_spacing(image: Any) -> tuple[float, ...]:
 
 
 def _like(tensor: Any, array: NDArray[Any]) -> Any:
-    """A tensor of the type and with the metadata of another one."""
-    found = tensor.new_empty(array.shape)
-    found[...] = tensor.new_tensor(np.ascontiguousarray(array))
-    return found
+    """A tensor of the type of another one."""
+    return tensor.new_tensor(np.ascontiguousarray(array))
 
 
 def _read_resampling(options: Mapping[str, Any] | None, order: int) -> Resampling:

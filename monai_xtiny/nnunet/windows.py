@@ -13,6 +13,7 @@ from typing import Any
 
 import numpy as np
 import torch
+from monai.utils import convert_to_dst_type
 from scipy import ndimage
 
 # The weights of a window fall off with an eighth of its edges, from 10 in its middle.
@@ -56,15 +57,13 @@ class NnunetInferer:
 
     def __call__(self, inputs: torch.Tensor, network: Callable[..., Any], *_: Any) -> torch.Tensor:
         """Logits (B, K, x, y[, z]) of images (B, C, x, y[, z]), each as its file has it."""
-        found = None
-        for index, image in enumerate(inputs):
+        found = []
+        for image in inputs:
             data, placement = self.prepare(image)
             logits = self.predict(data.to(inputs.device), network)
-            restored = self.restore(logits.cpu(), placement)
-            if found is None:  # with the metadata of the images
-                found = inputs.new_empty((len(inputs), *restored.shape), dtype=restored.dtype)
-            found[index] = restored
-        return found
+            found.append(self.restore(logits.cpu(), placement))
+        # With the metadata of the images, as MONAI's inferers do.
+        return convert_to_dst_type(torch.stack(found), inputs, dtype=found[0].dtype)[0]
 
     def predict(self, image: torch.Tensor, network: Callable[..., Any]) -> torch.Tensor:
         """Logits (K, *spatial) in float16 of a preprocessed image (C, *spatial)."""
