@@ -56,6 +56,44 @@ def load_nnunet_plan(
     path = Path(path_text(plans, "plans"))
     content = read_nnunet_plans(path)
     _check_labels(path.with_name("dataset.json"))
+    return plan_of_configuration(
+        content,
+        configuration,
+        str(path),
+        in_channels=in_channels,
+        out_channels=out_channels,
+        of_images=of_images,
+        spatial_dims=spatial_dims,
+        any_normalization=any_normalization,
+    )
+
+
+def plan_of_configuration(
+    content: Mapping[str, Any],
+    configuration: str,
+    source: str,
+    *,
+    in_channels: int,
+    out_channels: int,
+    of_images: bool = False,
+    spatial_dims: int | None = None,
+    any_normalization: bool = False,
+) -> UNetPlan:
+    """As :func:`load_nnunet_plan`, of plans that were read, from a checkpoint for example.
+
+    Args:
+        content: of a plans file.
+        configuration: its name.
+        source: the file that it is from, for messages.
+        in_channels: channels of the images.
+        out_channels: classes, background included.
+        of_images: the data are 2D images.
+        spatial_dims: dimensions that the plan must have; ``None`` takes any.
+        any_normalization: the images will be normalized as the plans say.
+
+    Raises:
+        ValueError: it lacks the configuration, or asks for what is not supported.
+    """
     try:
         settings = resolve_configuration(content, configuration)
         architecture = _architecture(settings)
@@ -81,10 +119,10 @@ def load_nnunet_plan(
     except (KeyError, TypeError, IndexError, AttributeError, RecursionError, ValueError) as error:
         name = "" if isinstance(error, ValueError) else f"{type(error).__name__}: "
         raise ValueError(
-            f"{str(path)!r} has no plan for {configuration!r} that can be used ({name}{error}): "
+            f"{source!r} has no plan for {configuration!r} that can be used ({name}{error}): "
             "give an nnUNetPlans.json and one of its configurations"
         ) from error
-    raise ValueError(f"{str(path)!r}: configuration {configuration!r} {unsupported}")
+    raise ValueError(f"{source!r}: configuration {configuration!r} {unsupported}")
 
 
 def read_nnunet_plans(path: str | os.PathLike[str]) -> dict[str, Any]:
