@@ -54,7 +54,7 @@ class Variant:
         bundle: whose weights.
         settings: of the configuration that are replaced.
         plans: keys of the plans that are replaced.
-        mirroring: whether flips are averaged.
+        mirror_axes: of nnU-Net's network, whose flips are averaged.
         channels: of the network; the weights of one are shared out.
         spacing: mm (x, y, z) that the files are given.
         flat: images that are stacked to volumes.
@@ -65,7 +65,7 @@ class Variant:
     bundle: Path
     settings: dict[str, Any] = field(default_factory=dict)
     plans: dict[str, Any] = field(default_factory=dict)
-    mirroring: bool = False
+    mirror_axes: tuple[int, ...] = ()
     channels: int = 1
     spacing: tuple[float, float, float] | None = None
     flat: bool = False
@@ -89,10 +89,10 @@ CT = {
 }
 VARIANTS = [
     Variant("3D, one window", HIPPOCAMPUS, PLAIN, SITK),
-    Variant("3D, one window, flips", HIPPOCAMPUS, PLAIN, SITK, mirroring=True),
+    Variant("3D, one window, flips", HIPPOCAMPUS, PLAIN, SITK, mirror_axes=(0, 1, 2)),
     Variant("3D, several windows", HIPPOCAMPUS, {**PLAIN, "patch_size": [24, 32, 24]}, SITK),
     Variant("3D, several windows, flips", HIPPOCAMPUS, {**PLAIN, "patch_size": [24, 32, 24]}, SITK,
-            mirroring=True),
+            mirror_axes=(0,)),
     Variant("3D, resampled", HIPPOCAMPUS, PLAIN, SITK, spacing=(0.9, 1.2, 1.1)),
     Variant("3D, resampled slice by slice", HIPPOCAMPUS, {**PLAIN, "spacing": [3.5, 1.0, 1.0]},
             SITK, spacing=(1.1, 0.9, 3.9)),
@@ -110,7 +110,7 @@ VARIANTS = [
             spacing=(0.9, 1.2, 1.1)),
     Variant("3D, turned to RAS", HIPPOCAMPUS, PLAIN, {}, spacing=(-1.0, 1.0, 1.0)),
     Variant("2D, one window", NUCLEI, PLAIN),
-    Variant("2D, one window, flips", NUCLEI, PLAIN, mirroring=True),
+    Variant("2D, one window, flips", NUCLEI, PLAIN, mirror_axes=(0, 1)),
     Variant("2D, several windows", NUCLEI, {**PLAIN, "patch_size": [128, 192]}),
     Variant("2D, volumes slice by slice", NUCLEI, PLAIN,
             {**SITK, "original_median_shape_after_transp": [3, 256, 256]}, flat=True),
@@ -191,16 +191,16 @@ def make(variant: Variant, folder: Path, data: Path) -> dict[str, Any]:
     file = model / "fold_0" / "checkpoint_final.pth"
     checkpoint = torch.load(file, weights_only=True)
     checkpoint["network_weights"] = weights_to_nnunet(weights, plan, axes)
-    checkpoint["inference_allowed_mirroring_axes"] = tuple(range(dims))
+    checkpoint["inference_allowed_mirroring_axes"] = variant.mirror_axes or None
     torch.save(checkpoint, file)
     for name, content in (("plans", plans), ("dataset", dataset)):
         (model / f"{name}.json").write_text(json.dumps(content), encoding="utf-8")
     images = folder / "images"
     images.mkdir()
     write_images(variant, images, data)
-    made = import_checkpoint(file, folder / "x_segmentation", mirroring=variant.mirroring)
+    made = import_checkpoint(file, folder / "x_segmentation")
     return {"model": str(model), "images": str(images), "output": str(folder / "nnunet"),
-            "bundle": str(made), "mirroring": variant.mirroring}  # fmt: skip
+            "bundle": str(made), "mirroring": bool(variant.mirror_axes)}  # fmt: skip
 
 
 def write_images(variant: Variant, folder: Path, data: Path) -> None:
@@ -208,7 +208,6 @@ def write_images(variant: Variant, folder: Path, data: Path) -> None:
     if variant.bundle == NUCLEI:
         files = sorted((data / "Dataset076_DSB2018Fluo" / "imagesTr").glob("*.png"))
         arrays = [np.asarray(Image.open(file)) for file in files]
-        wide = [array for array in arrays if array.ndim == 2 and array.shape != (256, 256)]
         if variant.flat:
             flat = [array for array in arrays if array.shape == (256, 256)]
             for number in range(3):
@@ -217,8 +216,7 @@ def write_images(variant: Variant, folder: Path, data: Path) -> None:
                     stack, folder / f"case{number}_0000.nii.gz", variant.spacing or (1, 1, 1)
                 )
             return
-        chosen = wide[:3] if "patch_size" in variant.settings else arrays[:3]
-        for number, array in enumerate(chosen):
+        for number, array in enumerate(arrays[:3]):
             Image.fromarray(array).save(folder / f"case{number}_0000.png")
         return
     files = sorted((data / "Dataset004_Hippocampus" / "imagesTr").glob("*.nii.gz"))
@@ -263,7 +261,6 @@ def compare(name: str, job: dict[str, Any]) -> str:
         for file in sorted(Path(job["output"]).iterdir())
         if file.name.endswith((".nii.gz", ".png"))
     ]
-    assert len(pairs) == 3, f"{name}: {len(pairs)} cases"
     voxels, foreground, differ = (
         sum(int(count(*pair)) for pair in pairs)
         for count in (
@@ -272,6 +269,8 @@ def compare(name: str, job: dict[str, Any]) -> str:
             lambda a, b: (a != b).sum(),
         )
     )
+    if len(pairs) != 3 or not foreground:
+        raise ValueError(f"{name}: {len(pairs)} cases with {foreground} voxels of foreground")
     largest = max(float(np.abs(item).max()) for item in theirs)
     return (
         f"| {name} | {voxels:,} | {foreground:,} | {differ} ({differ / voxels:.4%}) | "
