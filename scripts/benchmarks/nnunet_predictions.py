@@ -9,6 +9,9 @@ The trained reference bundles are exported to nnU-Net. Their plans are then chan
 step of nnU-Net has something to do, nnU-Net predicts, and so does the bundle that each model folder
 is imported to. The weights were trained for other intensities and spacings in some of them: what
 counts is that both predict the same, and foreground.
+
+A second table compares the reference bundles themselves with nnU-Net that predicts with what they
+were exported to: there the two resample, normalize and place windows in their own ways.
 """
 
 from __future__ import annotations
@@ -38,6 +41,10 @@ from monai_xtiny.nnunet.exporting import export_to_nnunet
 from monai_xtiny.nnunet.importing import import_checkpoint
 from monai_xtiny.system.config_text import PlainPath
 
+TABLE = (
+    "| | voxels | foreground | differ | largest logit | its difference |",
+    "|---|---:|---:|---:|---:|---:|",
+)
 ROOT = Path(__file__).parents[2]
 HIPPOCAMPUS = ROOT / "bundle" / "hippocampus_mri_xtiny_segmentation"
 NUCLEI = ROOT / "bundle" / "nuclei_fluorescence_xtiny_segmentation"
@@ -59,6 +66,7 @@ class Variant:
         spacing: mm (x, y, z) that the files are given.
         flat: images that are stacked to volumes.
         change: of the voxels of a file.
+        as_exported: the bundle itself is compared with nnU-Net, with the plans of its export.
     """
 
     name: str
@@ -70,6 +78,7 @@ class Variant:
     spacing: tuple[float, float, float] | None = None
     flat: bool = False
     change: Callable[[np.ndarray], np.ndarray] | None = None
+    as_exported: bool = False
 
 
 def framed(volume: np.ndarray) -> np.ndarray:
@@ -78,6 +87,11 @@ def framed(volume: np.ndarray) -> np.ndarray:
     middle = [size // 2 for size in found.shape]
     found[tuple(slice(at, at + 3) for at in middle)] = 0
     return found
+
+
+def doubled(volume: np.ndarray) -> np.ndarray:
+    """A volume and its mirror image, side by side."""
+    return np.concatenate([volume, volume[:, ::-1]], axis=1)
 
 
 SITK = {"image_reader_writer": "SimpleITKIO"}
@@ -118,6 +132,14 @@ VARIANTS = [
             {**SITK, "original_median_shape_after_transp": [3, 256, 256]}, flat=True,
             spacing=(0.9, 1.2, 3.0)),
 ]  # fmt: skip
+EXPORTS = [
+    Variant("3D", HIPPOCAMPUS, as_exported=True),
+    Variant("3D, several windows", HIPPOCAMPUS, change=doubled, as_exported=True),
+    Variant("3D, resampled", HIPPOCAMPUS, spacing=(0.9, 1.2, 1.1), as_exported=True),
+    Variant("3D, resampled, turned to RAS", HIPPOCAMPUS, spacing=(-0.9, -1.2, 1.1),
+            as_exported=True),
+    Variant("2D", NUCLEI, as_exported=True),
+]  # fmt: skip
 
 
 def main() -> None:
@@ -131,7 +153,9 @@ def main() -> None:
     options = parser.parse_args()
     warnings.filterwarnings("ignore")
     work = options.work or Path(tempfile.mkdtemp())
-    variants = [item for item in VARIANTS if not options.only or item.name in options.only]
+    variants = [
+        item for item in VARIANTS + EXPORTS if not options.only or item.name in options.only
+    ]
     jobs = [make(item, work / str(number), options.data) for number, item in enumerate(variants)]
     (work / "jobs.json").write_text(json.dumps(jobs), encoding="utf-8")
     reference = Path(__file__).with_name("nnunet_reference.py")
@@ -139,11 +163,10 @@ def main() -> None:
         [options.nnunet, str(reference), str(work / "jobs.json")],
         check=True, stdout=subprocess.DEVNULL,
     )  # fmt: skip
-    lines = ["| | voxels | foreground | differ | largest logit | its difference |",
-             "|---|---:|---:|---:|---:|---:|"]  # fmt: skip
+    lines: dict[bool, list[str]] = {False: [], True: []}
     for item, job in zip(variants, jobs, strict=True):
-        lines.append(compare(item.name, job))
-        print(lines[-1], flush=True)
+        lines[item.as_exported].append(compare(item.name, job))
+        print(lines[item.as_exported][-1], flush=True)
     command = [options.nnunet, "-c", "from importlib.metadata import version as v;"
                "print(v('nnunetv2'), v('torch'))"]  # fmt: skip
     found = subprocess.run(command, check=True, capture_output=True, text=True).stdout.split()
@@ -158,8 +181,17 @@ def main() -> None:
         "are compared on the grid of the network, in float16 as nnU-Net has them.",
         "",
     ]
+    between = [
+        "",
+        "# Exported bundles against themselves in nnU-Net",
+        "",
+        "The reference bundles, and nnU-Net with what they were exported to: what its resampling, "
+        "the order of normalization and resampling, and its windows change.",
+        "",
+    ]
+    text = [*head, *TABLE, *lines[False], *between, *TABLE, *lines[True], ""]
     if options.output is not None:
-        options.output.write_text("\n".join([*head, *lines, ""]), encoding="utf-8")
+        options.output.write_text("\n".join(text), encoding="utf-8")
 
 
 def make(variant: Variant, folder: Path, data: Path) -> dict[str, Any]:
@@ -167,6 +199,12 @@ def make(variant: Variant, folder: Path, data: Path) -> dict[str, Any]:
     if folder.exists():
         shutil.rmtree(folder)
     model = export_to_nnunet(variant.bundle, folder / "model").path
+    if variant.as_exported:
+        images = folder / "images"
+        images.mkdir()
+        write_images(variant, images, data)
+        return {"model": str(model), "images": str(images), "output": str(folder / "nnunet"),
+                "bundle": str(variant.bundle), "mirroring": False}  # fmt: skip
     bundle = Bundle.open(variant.bundle)
     plans = json.loads((model / "plans.json").read_text(encoding="utf-8"))
     (configuration,) = plans["configurations"].values()
@@ -238,24 +276,27 @@ def save_volume(volume: np.ndarray, file: Path, spacing: Sequence[float]) -> Non
 
 def compare(name: str, job: dict[str, Any]) -> str:
     """Predict with the bundle, and a row of the table."""
-    output = Path(job["bundle"]).parent / "bundle_labels"
+    output = Path(job["output"]).with_name("bundle_labels")
     workflow = Bundle.open(job["bundle"]).workflow(
         ("inference",),
         {"dataset_dir": PlainPath(job["images"]), "output_dir": PlainPath(str(output))},
     )
     inferer = workflow.parser.get_parsed_content("inferer")
-    predict, logits = inferer.predict, []
+    predict, logits = getattr(inferer, "predict", None), []
 
     def noted(*arguments: Any) -> torch.Tensor:
         logits.append(predict(*arguments))
         return logits[-1]
 
-    inferer.predict = noted
+    if predict is not None:
+        inferer.predict = noted
     workflow.run()
     stored = np.load(Path(job["output"]) / "logits.npz")
     theirs = [stored[key].astype(np.float32) for key in stored.files]
     ours = [item.float().numpy() for item in logits]
-    difference = max(float(np.abs(a - b).max()) for a, b in zip(ours, theirs, strict=True))
+    both = zip(ours, theirs, strict=bool(ours))
+    differences = [float(np.abs(one - other).max()) for one, other in both]
+    difference = f"{max(differences):.2g}" if differences else ""
     pairs = [
         (read_label(file), read_label(output / file.name))
         for file in sorted(Path(job["output"]).iterdir())
@@ -274,7 +315,7 @@ def compare(name: str, job: dict[str, Any]) -> str:
     largest = max(float(np.abs(item).max()) for item in theirs)
     return (
         f"| {name} | {voxels:,} | {foreground:,} | {differ} ({differ / voxels:.4%}) | "
-        f"{largest:.1f} | {difference:.2g} |"
+        f"{largest:.1f} | {difference} |"
     )
 
 
