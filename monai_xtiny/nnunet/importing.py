@@ -135,6 +135,7 @@ def _read_source(checkpoint: NnunetCheckpoint, plans: str | os.PathLike[str] | N
             f"{str(checkpoint.source)!r} was trained by {checkpoint.trainer_name}, whose network "
             f"is not the plain U-Net: only {_TRAINER} and its variants are supported"
         )
+    flips = list(checkpoint.mirror_axes)
     in_channels, label_names = channels_and_labels(dataset, where)
     settings = _checked_settings(content, name, where)
     check_processing(settings, in_channels, f"{where!r}: configuration {name!r}")
@@ -150,6 +151,11 @@ def _read_source(checkpoint: NnunetCheckpoint, plans: str | os.PathLike[str] | N
         any_normalization=True,
     )
     axes = network_axes(content["transpose_forward"], plan.spatial_dims)
+    if not set(flips) <= set(axes):
+        raise ValueError(
+            f"{str(checkpoint.source)!r} flips the axes {flips} of a {plan.spatial_dims}D network: "
+            "it is not of these plans"
+        )
     plan = replace(plan, kernel_size=used_kernels(checkpoint.weights, plan, axes))
     for label in label_names:
         check_config_text(label, "label name")
