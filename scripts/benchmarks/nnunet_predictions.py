@@ -270,8 +270,9 @@ def write_images(variant: Variant, folder: Path, data: Path) -> None:
 
 
 def save_volume(volume: np.ndarray, file: Path, spacing: Sequence[float]) -> None:
-    """A NIfTI file with a spacing; a negative one turns the axis."""
-    nibabel.save(nibabel.Nifti1Image(volume, np.diag([*map(float, spacing), 1.0])), file)
+    """A NIfTI file with a spacing; a negative one stores the axis the other way round."""
+    turned = tuple(slice(None, None, -1 if size < 0 else 1) for size in spacing)
+    nibabel.save(nibabel.Nifti1Image(volume[turned], np.diag([*map(float, spacing), 1.0])), file)
 
 
 def compare(name: str, job: dict[str, Any]) -> str:

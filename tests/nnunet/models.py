@@ -74,9 +74,10 @@ def write_model(
     content, described = plans or small_plans(), dataset or DATASET
     plan = planned(small_plans() if plans is None else plans, configuration, described)
     axes = network_axes(content["transpose_forward"], plan.spatial_dims)
-    weights = weights_to_nnunet(trained_network(plan).state_dict(), plan, axes)
+    if "network_weights" not in changes:
+        state = trained_network(plan).state_dict()
+        changes = {**changes, "network_weights": weights_to_nnunet(state, plan, axes)}
     checkpoint = {
-        "network_weights": weights,
         "current_epoch": 5,
         "init_args": {
             "plans": deepcopy(content),
