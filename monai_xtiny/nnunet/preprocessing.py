@@ -313,11 +313,10 @@ def _like(tensor: Any, array: NDArray[Any]) -> Any:
 def _read_resampling(options: Mapping[str, Any] | None, order: int) -> Resampling:
     """nnU-Net's arguments of a resampling."""
     options = options or {}
-    return Resampling(
-        int(options.get("order", order)),
-        int(options.get("order_z", 0)),
-        options.get("force_separate_z"),
-    )
+    forced = options.get("force_separate_z")
+    if forced not in (None, False, True):
+        raise ValueError(f"force_separate_z is {forced!r}: it must be true, false or null")
+    return Resampling(int(options.get("order", order)), int(options.get("order_z", 0)), forced)
 
 
 def _bounding_box(mask: NDArray[np.bool_]) -> tuple[slice, ...]:

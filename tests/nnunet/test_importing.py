@@ -142,7 +142,7 @@ def as_residual(plans) -> None:
         (lambda content: content["init_args"].update(configuration="4d"), "no configuration '4d'"),
         (changed_plans(lambda plans: plans["configurations"]["3d_fullres"].update(
             normalization_schemes=["CTNormalization"]) or plans.pop(
-            "foreground_intensity_properties_per_channel")), "no mean for CT"),
+            "foreground_intensity_properties_per_channel")), "no mean of intensities"),
     ],
     ids=["resenc", "cascade", "regions", "ignore", "scheme", "no-scheme", "resampling", "reader",
          "axes", "no-axes", "no-plans", "trainer", "flips", "weights", "configuration", "ct"],
@@ -153,6 +153,37 @@ def test_import_checkpoint_refuses_in_one_line(tmp_path, change, words) -> None:
         import_checkpoint(file, tmp_path / "x_segmentation")
     assert "\n" not in str(caught.value)
     assert sorted(path.name for path in tmp_path.iterdir()) == ["x.pth"]
+
+
+CODE = "$__import__('os').mkdir('harm')"
+
+
+@pytest.mark.parametrize(
+    "change",
+    [
+        changed_settings(use_mask_for_norm=[CODE]),
+        changed_settings(spacing=[CODE, 1, 1]),
+        changed_settings(resampling_fn_data_kwargs={"order": 3, "force_separate_z": CODE}),
+        changed_settings(resampling_fn_data_kwargs={"order": 3, CODE: CODE}),
+        changed_plans(lambda plans: plans.update(image_reader_writer=CODE)),
+        changed_plans(lambda plans: plans.update(original_median_shape_after_transp=CODE)),
+        changed_plans(lambda plans: plans["foreground_intensity_properties_per_channel"].update(
+            {"0": {"mean": CODE, CODE: 1}})),
+        changed_plans(lambda plans: plans.update(dataset_name=CODE)),
+        lambda content: content["init_args"]["dataset_json"].update(file_ending=CODE),
+        lambda content: content["init_args"]["dataset_json"].update(channel_names={"0": CODE}),
+    ],
+    ids=["mask", "spacing", "separate", "argument", "reader", "median", "intensities", "data-set",
+         "ending", "channel"],
+)  # fmt: skip
+def test_import_checkpoint_lets_no_code_into_configs(tmp_path, change) -> None:
+    file = change_model(write_model(tmp_path / "x.pth"), change)
+    try:
+        made = import_checkpoint(file, tmp_path / "x_segmentation")
+    except ValueError:
+        return
+    for path in (made / "configs").glob("*.json"):
+        assert CODE not in path.read_text()
 
 
 def test_import_checkpoint_refuses_labels_that_are_code(tmp_path) -> None:
