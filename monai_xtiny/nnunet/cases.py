@@ -36,7 +36,7 @@ _READERS = ("SimpleITKIO", "NibabelIO", "NaturalImage2DIO")
 Images = Callable[[Mapping[Hashable, Any]], dict[Hashable, Any]]
 
 
-def find_images(
+def find_nnunet_images(
     data_set: NnunetDataSet, plans: Mapping[str, Any], settings: Mapping[str, Any]
 ) -> tuple[tuple[Case, ...], Images]:
     """Cases of a data set, and what reads one as nnU-Net's network sees it.
@@ -116,7 +116,7 @@ def patch_transform(
     """What a case becomes for scoring: the patch in the middle, of the middle slice in 2D.
 
     Args:
-        images: of :func:`find_images`.
+        images: of :func:`find_nnunet_images`.
         plan: of the network.
         transpose_forward: of nnU-Net's plans; its first axis is that of the slices.
     """

@@ -13,7 +13,7 @@ from monai_xtiny.bundle.workflow import write_lock
 from monai_xtiny.data.case import Case
 from monai_xtiny.data.cases import sample_cases
 from monai_xtiny.data.images import load_sample
-from monai_xtiny.nnunet.cases import Images, find_images, patch_transform
+from monai_xtiny.nnunet.cases import Images, find_nnunet_images, patch_transform
 from monai_xtiny.nnunet.folders import NnunetDataSet, find_data_set
 from monai_xtiny.nnunet.plans_file import (
     BACKUP_SUFFIX,
@@ -151,7 +151,7 @@ def plan_nnunet_data_set(
     check_processing(settings, in_channels, f"configuration {configuration!r} of {str(path)!r}")
     check_ladder(plan)
     check_writable(path.parent)
-    cases, images = find_images(data_set, plans, settings)
+    cases, images = find_nnunet_images(data_set, plans, settings)
     order = tuple(int(axis) for axis in plans["transpose_forward"])
     return PlannedData(data_set, path, configuration, plan, labels, cases, images, order)
 

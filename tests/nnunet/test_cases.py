@@ -10,7 +10,7 @@ import pytest
 import torch
 
 from monai_xtiny.nnunet.cases import (
-    find_images,
+    find_nnunet_images,
     find_preprocessed,
     patch_transform,
     read_preprocessed,
@@ -68,7 +68,7 @@ def test_a_3d_patch_is_the_middle_of_the_image(tmp_path) -> None:
     plan = load_nnunet_plan(
         data_set.plans_path("nnUNetPlans"), "3d_fullres", in_channels=1, out_channels=3
     )
-    cases, images = find_images(data_set, plans, settings)
+    cases, images = find_nnunet_images(data_set, plans, settings)
     patch = patch_transform(images, plan, (0, 1, 2))({"image": cases[0].images})["image"]
     stored = read_preprocessed(cases[0].images[0]).transpose(0, 3, 2, 1)  # 32, 40, 6 voxels
     expected = np.zeros((1, 16, 16, 8), np.float32)
@@ -82,7 +82,7 @@ def test_a_2d_patch_is_of_the_middle_slice_across_the_first_axis(tmp_path, order
         tmp_path, change=lambda plans: plans.update(transpose_forward=order), channels=2
     )
     plan = load_nnunet_plan(data_set.plans_path("nnUNetPlans"), "2d", in_channels=2, out_channels=3)
-    cases, images = find_images(data_set, plans, settings)
+    cases, images = find_nnunet_images(data_set, plans, settings)
     patch = patch_transform(images, plan, order)({"image": cases[0].images})["image"]
     middle = read_preprocessed(cases[0].images[0])[:, 3, 4:36, 4:28]  # patch 32 x 24 of 40 x 32
     # The patch's axes in nnU-Net's order, the last of the volume first in MONAI's.
@@ -97,7 +97,7 @@ def test_slices_without_content_are_passed_over(tmp_path) -> None:
     image[0, 4] = texture((32, 24), seed=0)
     write_case(data_set.preprocessed / "nnUNetPlans_2d" / "case0.npz", image)
     plan = load_nnunet_plan(data_set.plans_path("nnUNetPlans"), "2d", in_channels=1, out_channels=3)
-    cases, images = find_images(data_set, plans, settings)
+    cases, images = find_nnunet_images(data_set, plans, settings)
     patch = patch_transform(images, plan, (0, 1, 2))({"image": cases[0].images})["image"]
     assert torch.equal(patch[0].T, torch.from_numpy(image[0, 4]))
 
@@ -117,7 +117,7 @@ def test_raw_images_are_preprocessed_where_no_case_is(tmp_path) -> None:
     raw = tmp_path / "raw" / NAME
     volume = write_raw(raw)
     data_set, plans, settings = planned(tmp_path / "preprocessed", raw, folder="elsewhere")
-    cases, images = find_images(data_set, plans, settings)
+    cases, images = find_nnunet_images(data_set, plans, settings)
     found = images({"image": list(cases[0].images)})["image"]
     expected, _ = preprocess(
         volume.transpose(2, 1, 0)[None], (3, 1.5, 1), read_preprocessing(plans, settings)
@@ -128,11 +128,11 @@ def test_raw_images_are_preprocessed_where_no_case_is(tmp_path) -> None:
 def test_find_images_says_what_is_missing(tmp_path) -> None:
     data_set, plans, settings = planned(tmp_path / "preprocessed", folder="elsewhere")
     with pytest.raises(FileNotFoundError, match="no preprocessed cases in .*: nnUNetv2_preprocess"):
-        find_images(data_set, plans, settings)
+        find_nnunet_images(data_set, plans, settings)
     write_raw(tmp_path / "raw" / NAME)
     with_raw = NnunetDataSet(NAME, data_set.preprocessed, tmp_path / "raw" / NAME)
     with pytest.raises(ValueError, match="reads its images by Tiff3DIO, which is not supported"):
-        find_images(with_raw, {**plans, "image_reader_writer": "Tiff3DIO"}, settings)
+        find_nnunet_images(with_raw, {**plans, "image_reader_writer": "Tiff3DIO"}, settings)
 
 
 def test_without_blosc2_raw_images_are_read_or_it_is_named(tmp_path, monkeypatch) -> None:
@@ -142,7 +142,7 @@ def test_without_blosc2_raw_images_are_read_or_it_is_named(tmp_path, monkeypatch
     for path in sorted(folder.glob("case?.npy")):
         path.rename(path.with_suffix(".b2nd"))
     with pytest.raises(ImportError, match="is a file of blosc2, which .*: pip install blosc2, or"):
-        find_images(data_set, plans, settings)
+        find_nnunet_images(data_set, plans, settings)
     write_raw(tmp_path / "raw" / NAME)
     with_raw = NnunetDataSet(NAME, data_set.preprocessed, tmp_path / "raw" / NAME)
-    assert find_images(with_raw, plans, settings)[0][0].kind == "nifti"
+    assert find_nnunet_images(with_raw, plans, settings)[0][0].kind == "nifti"
