@@ -10,6 +10,7 @@ import json
 import os
 import re
 import shutil
+import tempfile
 from collections.abc import Mapping, Sequence
 from copy import deepcopy
 from pathlib import Path
@@ -17,7 +18,7 @@ from typing import Any
 
 from monai_xtiny.data.labels import find_special_labels
 from monai_xtiny.plan.nnunet import read_nnunet_plans, resolve_configuration
-from monai_xtiny.system.files import atomic_write, read_json, write_text
+from monai_xtiny.system.files import atomic_write, read_json
 
 NORMALIZATIONS = (
     "ZScoreNormalization", "CTNormalization", "NoNormalization", "RescaleTo01Normalization",
@@ -134,7 +135,9 @@ def add_configuration(
     if not backup.exists():
         with atomic_write(backup) as part:
             shutil.copyfile(path, part)
-    write_text(path, _as_written(content, text))
+    with atomic_write(path) as part:
+        part.write_text(_as_written(content, text), encoding="utf-8")
+        shutil.copymode(path, part)
     return name, True
 
 
@@ -171,9 +174,8 @@ def check_writable(folder: Path) -> None:
         PermissionError: no file can be made there.
     """
     try:
-        with atomic_write(folder / "xtiny") as part:
-            part.touch()
-        (folder / "xtiny").unlink()
+        with tempfile.TemporaryFile(dir=folder):
+            pass
     except OSError as error:
         raise PermissionError(
             f"{str(folder)!r} cannot be written to ({error.strerror}), and the configuration goes "

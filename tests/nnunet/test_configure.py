@@ -9,6 +9,7 @@ import pytest
 from monai_xtiny.bundle.search_file import read_search
 from monai_xtiny.nnunet import configure as module
 from monai_xtiny.nnunet.configure import Configured, configure_data_set, plan_nnunet_data_set
+from monai_xtiny.scores.table import ScoreTable
 from monai_xtiny.selection.paper import select_paper
 from tests.nnunet.planned import write_planned
 
@@ -71,6 +72,40 @@ def test_a_transposition_changes_the_slices_and_not_what_is_made_of_them(tmp_pat
         found.append(configure_data_set(planned, method="paper", progress=False))
     assert [item.planned.plan.slice_axis for item in found] == [2, 1]
     assert found[0].selection.table.ladder == found[1].selection.table.ladder
+
+
+@pytest.mark.search
+def test_a_search_that_was_interrupted_goes_on(tmp_path, monkeypatch) -> None:
+    folder = write_planned(tmp_path)
+    journal = folder / ".nnUNetPlans_2d.search.jsonl"
+    before = (folder / "nnUNetPlans.json").read_bytes()
+    expected = plan_and_interrupt(monkeypatch)
+    assert len(journal.read_text().splitlines()) == 1 + len(expected.ladder)
+    assert (folder / "nnUNetPlans.json").read_bytes() == before
+    monkeypatch.setattr("monai_xtiny.search.run.score_side_by_side", score_nothing)
+    assert configured().selection.table.ladder == expected.ladder
+    assert not journal.exists()
+
+
+def plan_and_interrupt(monkeypatch) -> ScoreTable:
+    """What a search has scored that ends before it chooses."""
+    seen: list[ScoreTable] = []
+
+    def interrupt(table: ScoreTable, **_: object) -> None:
+        seen.append(table)
+        raise KeyboardInterrupt
+
+    with monkeypatch.context() as patch:
+        patch.setattr(module, "select_width", interrupt)
+        with pytest.raises(KeyboardInterrupt):
+            configured()
+    return seen[0]
+
+
+def score_nothing(scorer: object, units: list, journal: object) -> list:
+    """Refuse to score anything again."""
+    assert units == []
+    return []
 
 
 def plan_in(folder: Path) -> module.PlannedData:

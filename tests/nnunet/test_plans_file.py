@@ -48,8 +48,10 @@ def test_add_configuration_writes_the_whole_architecture_with_other_features(tmp
 
 def test_add_configuration_twice_leaves_the_bytes_and_the_backup(tmp_path) -> None:
     path = plans_file(tmp_path)
+    path.chmod(0o664)
     original = path.read_bytes()
     add_configuration(path, "2d", [8] * 7)
+    assert path.stat().st_mode & 0o777 == 0o664
     once, modified = path.read_bytes(), path.stat().st_mtime_ns
     assert add_configuration(path, "2d", [8] * 7) == ("2d_xtiny8", False)
     assert (path.read_bytes(), path.stat().st_mtime_ns) == (once, modified)
@@ -118,7 +120,7 @@ def test_check_writable_names_a_folder_that_is_read_only(tmp_path, monkeypatch) 
         def refuse(*_: object, **__: object) -> None:
             raise PermissionError(13, "Permission denied", "a hidden name")
 
-        monkeypatch.setattr("tempfile.mkdtemp", refuse)
+        monkeypatch.setattr("tempfile.TemporaryFile", refuse)
     tmp_path.chmod(0o555)
     with pytest.raises(PermissionError, match=rf"'{tmp_path}' cannot be written to .*: copy the d"):
         check_writable(tmp_path)
