@@ -1,5 +1,5 @@
 #!/usr/bin/env bash
-# Into nnU-Net: real data planned by it, a width chosen, trained and predicted by it, on the cores.
+# Into nnU-Net and back: real data planned, trained and predicted by it, a width chosen by us.
 # usage: XTINY_DATA=DIR bash scripts/nnunet_e2e.sh [--versions "2.8.1 2.7.0"] [--output DIR]
 #   each version of nnU-Net has an environment of its own in .venv-nnunet-VERSION, made once
 set -euo pipefail
@@ -60,7 +60,27 @@ there() { # ID CONFIGURATION ITERATIONS: configures, trains and predicts
         -i "$(echo "$nnUNet_raw"/Dataset*"$id"_*/imagesTs)" -o "$folder/predicted_$id" \
         >"$folder/predict_$id.log" 2>&1 ||
         { tail -n 20 "$folder/predict_$id.log" >&2; exit 1; }
-    python scripts/nnunet/count_labels.py "$folder/predicted_$id"
+    python scripts/nnunet/compare_labels.py "$folder/predicted_$id"
+}
+
+back() { # ID: the checkpoint as a bundle, and the bundle as a model folder
+    local id=$1 name bundle images
+    name=$(sed -n 's/^configuration \([^ ]*\) .*/\1/p' "$folder/configure_$id.log")
+    bundle=$folder/imported_$id/data${id}_segmentation
+    images=$(echo "$nnUNet_raw"/Dataset*"$id"_*/imagesTs)
+    echo "== data set $id, $name: import, predict with MONAI"
+    python -m monai_xtiny nnunet import --bundle "$bundle" \
+        "$(echo "$nnUNet_results"/Dataset*"$id"_*/nnUNetTrainer__nnUNetPlans__"$name"/fold_0)/checkpoint_final.pth"
+    python -m monai.bundle run --config_file "$bundle/configs/inference.json" \
+        --bundle_root "$bundle" --dataset_dir "$images" --output_dir "$folder/monai_$id" \
+        >"$folder/monai_$id.log" 2>&1 || { tail -n 20 "$folder/monai_$id.log" >&2; exit 1; }
+    python scripts/nnunet/compare_labels.py "$folder/predicted_$id" "$folder/monai_$id"
+    echo "== data set $id: export, predict with nnU-Net"
+    python -m monai_xtiny nnunet export "$bundle" --output "$folder/exported_$id"
+    "$nnunet/nnUNetv2_predict_from_modelfolder" -i "$images" -o "$folder/again_$id" \
+        -m "$folder/exported_$id" -f 0 -device cpu -npp 1 -nps 1 >"$folder/again_$id.log" 2>&1 ||
+        { tail -n 20 "$folder/again_$id.log" >&2; exit 1; }
+    python scripts/nnunet/compare_labels.py "$folder/predicted_$id" "$folder/again_$id"
 }
 
 for version in $versions; do
@@ -76,6 +96,10 @@ for version in $versions; do
         >"$folder/preprocess.log" 2>&1 || { tail -n 20 "$folder/preprocess.log" >&2; exit 1; }
     there 76 2d 40
     there 4 3d_fullres 60
+    if python -m monai_xtiny nnunet --help 2>&1 | grep -qw import; then
+        back 76
+        back 4
+    fi
     echo "nnU-Net $version: $((SECONDS - begun)) s"
 done
 echo "done in $((SECONDS - started)) s"

@@ -133,6 +133,9 @@ def test_find_images_says_what_is_missing(tmp_path) -> None:
     with_raw = NnunetDataSet(NAME, data_set.preprocessed, tmp_path / "raw" / NAME)
     with pytest.raises(ValueError, match="reads its images by Tiff3DIO, which is not supported"):
         find_nnunet_images(with_raw, {**plans, "image_reader_writer": "Tiff3DIO"}, settings)
+    others = {**settings, "resampling_fn_data": "resample_torch_fornnunet"}
+    with pytest.raises(ValueError, match="resamples them by resample_torch_fornnunet, which is no"):
+        find_nnunet_images(with_raw, plans, others)
 
 
 def test_without_blosc2_raw_images_are_read_or_it_is_named(tmp_path, monkeypatch) -> None:
