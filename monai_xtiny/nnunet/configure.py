@@ -148,7 +148,8 @@ def plan_nnunet_data_set(
         any_normalization=True,
     )
     settings = resolve_configuration(plans, configuration)
-    check_processing(settings, in_channels, f"configuration {configuration!r} of {str(path)!r}")
+    where = f"configuration {configuration!r} of {str(path)!r}"
+    check_processing(settings, plans.get("transpose_forward"), in_channels, where)
     check_ladder(plan)
     check_writable(path.parent)
     cases, images = find_nnunet_images(data_set, plans, settings)
@@ -219,8 +220,8 @@ def configure_data_set(
 
 def _is_of_images(plans: Mapping[str, Any]) -> bool:
     """Whether nnU-Net planned 2D images, its volumes of one slice, and no volumes."""
-    shape = plans.get("original_median_shape_after_transp", ())
-    return len(shape) == 3 and shape[0] == 1
+    shape = plans.get("original_median_shape_after_transp")
+    return isinstance(shape, list) and shape[:1] == [1]
 
 
 def _load_patches(

@@ -13,6 +13,7 @@ import shutil
 import tempfile
 from collections.abc import Mapping, Sequence
 from copy import deepcopy
+from itertools import permutations
 from pathlib import Path
 from typing import Any
 
@@ -66,17 +67,28 @@ def read_channels_and_labels(
     return len(channels), tuple(by_value[value] for value in range(len(labels)))
 
 
-def check_processing(settings: Mapping[str, Any], in_channels: int, where: str) -> None:
+def check_processing(
+    settings: Mapping[str, Any], transpose_forward: object, in_channels: int, where: str
+) -> None:
     """Refuse a configuration whose normalization or resampling nnU-Net itself does not have.
 
     Args:
         settings: of the configuration, inherited ones included.
+        transpose_forward: of the plans.
         in_channels: of the data set: each has its normalization.
         where: the file and configuration, for the message.
 
     Raises:
-        ValueError: a name is unknown, or there is not one normalization per channel.
+        ValueError: a name is unknown, there is not one normalization per channel, or the axes or
+            the folder of the preprocessed cases are not said.
     """
+    folder = settings.get("data_identifier")
+    if transpose_forward not in [list(axes) for axes in permutations(range(3))]:
+        raise ValueError(
+            f"{where} turns axes by {transpose_forward}, which is no order of 0, 1, 2: plan again"
+        )
+    if not isinstance(folder, str) or Path(folder).name != folder or not folder:
+        raise ValueError(f"{where} has its cases in the folder {folder!r}: plan again")
     schemes = settings.get("normalization_schemes")
     if not isinstance(schemes, list) or len(schemes) != in_channels:
         raise ValueError(
@@ -90,7 +102,7 @@ def check_processing(settings: Mapping[str, Any], in_channels: int, where: str) 
         unknown.append(settings["preprocessor_name"])
     if unknown:
         raise ValueError(
-            f"{where} asks for {', '.join(map(str, dict.fromkeys(unknown)))}, which nnU-Net's own "
+            f"{where} asks for {', '.join(dict.fromkeys(map(str, unknown)))}, which nnU-Net's own "
             "code does not have: plan with nnU-Net's default planner"
         )
 

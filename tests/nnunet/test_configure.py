@@ -225,3 +225,32 @@ def test_a_broken_case_is_named_and_the_plans_stay(tmp_path) -> None:
     with pytest.raises(ValueError, match="case 'case1': .*case1.npz"):
         configured()
     assert (folder / "nnUNetPlans.json").read_bytes() == before
+
+
+def places(content: object, at: tuple = ()) -> list[tuple]:
+    """Where values are in the plans, in the 2D configuration only."""
+    found = [at] if at else []
+    if isinstance(content, dict) and at[:1] != ("foreground_intensity_properties_per_channel",):
+        for key, value in content.items():
+            if at != ("configurations",) or key == "2d":
+                found += places(value, (*at, key))
+    return found
+
+
+@pytest.mark.parametrize("value", [None, "x", -1, 10**9, [], [[0]], {}], ids=repr)
+def test_plans_with_any_odd_value_are_taken_or_refused_in_one_line(tmp_path, value) -> None:
+    folder = write_planned(tmp_path)
+    plans = json.loads((folder / "nnUNetPlans.json").read_text())
+    spots = places(plans)
+    assert len(spots) > 40
+    for spot in spots:
+        changed = json.loads(json.dumps(plans))
+        parent = changed
+        for key in spot[:-1]:
+            parent = parent[key]
+        parent[spot[-1]] = value
+        (folder / "nnUNetPlans.json").write_text(json.dumps(changed))
+        try:
+            plan_nnunet_data_set(4)
+        except (ValueError, FileNotFoundError) as error:
+            assert str(folder) in str(error) or "ladder" in str(error), spot  # noqa: PT017
