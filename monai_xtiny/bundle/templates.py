@@ -56,11 +56,16 @@ def merged_template(workflow: str, kind: str, templates: Path) -> dict[str, Any]
     return config
 
 
-def script_sources() -> dict[str, str]:
-    """The Python of an emitted bundle by name: modules of this package, and who wrote it."""
+def script_sources(more: Mapping[str, str] | None = None) -> dict[str, str]:
+    """The Python of an emitted bundle by name: modules of this package, and who wrote it.
+
+    Args:
+        more: further modules, by their name in the bundle.
+    """
     header = f"# Written by monai_xtiny {__version__}, which need not be installed.\n"
     package = Path(__file__).parent.parent
+    modules = {**{Path(module).name: module for module in SCRIPTS}, **(more or {})}
     return {
-        Path(module).name: header + (package / module).read_text(encoding="utf-8")
-        for module in SCRIPTS
+        name: header + (package / module).read_text(encoding="utf-8")
+        for name, module in modules.items()
     }

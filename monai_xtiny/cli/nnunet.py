@@ -5,7 +5,7 @@ from __future__ import annotations
 import os
 
 from monai_xtiny.cli.job import Job, as_typed
-from monai_xtiny.cli.options import check_limits, parse_int
+from monai_xtiny.cli.options import check_limits, parse_flag, parse_int
 
 
 @as_typed
@@ -72,5 +72,67 @@ def configure(
     return Job(run, debug, resumes=True)
 
 
+@as_typed
+def import_model(
+    checkpoint: str,
+    bundle: str,
+    plans: str | None = None,
+    mirroring: bool = True,
+    overwrite: bool = False,
+    debug: bool = False,
+) -> Job:
+    """Make a MONAI bundle of a checkpoint of nnU-Net, which predicts what nnUNetv2_predict does.
+
+    Nothing in the checkpoint is run.
+
+    Args:
+        checkpoint: checkpoint_final.pth of a plain U-Net, in its model folder or alone.
+        bundle: the bundle to write, OUT/NAME_segmentation.
+        plans: plans file of the training; default: that of the model folder, or in the checkpoint.
+        mirroring: average over flips, as nnUNetv2_predict does; --nomirroring is its --disable_tta.
+        overwrite: replace a bundle that is there.
+        debug: show tracebacks.
+    """
+
+    def run() -> None:
+        from monai_xtiny.nnunet.importing import import_checkpoint
+
+        made = import_checkpoint(
+            checkpoint,
+            bundle,
+            plans=plans,
+            mirroring=parse_flag("mirroring", mirroring),
+            overwrite=parse_flag("overwrite", overwrite),
+        )
+        print(made)
+
+    return Job(run, debug)
+
+
+@as_typed
+def export_model(bundle: str, output: str, debug: bool = False) -> Job:
+    """Write a trained bundle as a model folder of nnU-Net, for nnUNetv2_predict.
+
+    Args:
+        bundle: the bundle; all of its folds are written.
+        output: folder to make; nnUNetv2_predict -d finds
+            nnUNet_results/DatasetNNN_NAME/nnUNetTrainer__nnUNetPlans__CONFIGURATION.
+        debug: show tracebacks.
+    """
+
+    def run() -> None:
+        from monai_xtiny.nnunet.exporting import export_to_nnunet
+
+        made = export_to_nnunet(bundle, output)
+        folds = " ".join(map(str, made.folds))
+        print(made.path)
+        print(
+            f"nnUNetv2_predict_from_modelfolder -i IMAGES -o OUT -m {str(made.path)!r} -f {folds} "
+            "predicts with it"
+        )
+
+    return Job(run, debug)
+
+
 # By the words that are typed: "import" cannot be the name of a function.
-COMMANDS_OF_NNUNET = {"configure": configure}
+COMMANDS_OF_NNUNET = {"configure": configure, "import": import_model, "export": export_model}

@@ -43,17 +43,22 @@ def read_channels_and_labels(
         ValueError: it has no channels or labels, regions or an ignore label, or labels that are not
             numbered 0, 1, 2, ...
     """
-    content = read_json(dataset_json)
+    return channels_and_labels(read_json(dataset_json), os.fspath(dataset_json))
+
+
+def channels_and_labels(content: Mapping[str, Any], source: str) -> tuple[int, tuple[str, ...]]:
+    """As :func:`read_channels_and_labels`, of a content that was read.
+
+    Raises:
+        ValueError: it has no channels or labels that can be used.
+    """
     channels, labels = content.get("channel_names", content.get("modality")), content.get("labels")
     if not isinstance(channels, dict) or not channels or not isinstance(labels, dict):
-        raise ValueError(
-            f"{os.fspath(dataset_json)!r} has no channel_names or no labels: give nnU-Net's v2"
-        )
+        raise ValueError(f"{source!r} has no channel_names or no labels: give nnU-Net's v2")
     special = find_special_labels(labels)
     if special is not None:
         raise ValueError(
-            f"{os.fspath(dataset_json)!r} has {special}, which is not supported: relabel, plan and "
-            "preprocess again"
+            f"{source!r} has {special}, which is not supported: relabel, plan and preprocess again"
         )
     try:
         by_value = {int(value): str(name) for name, value in labels.items()}
@@ -61,7 +66,7 @@ def read_channels_and_labels(
         by_value = {}
     if len(labels) < 2 or sorted(by_value) != list(range(len(labels))):
         raise ValueError(
-            f"{os.fspath(dataset_json)!r} has the labels {labels}: nnU-Net v2 wants "
+            f"{source!r} has the labels {labels}: nnU-Net v2 wants "
             "{name: value}, numbered 0, 1, 2, ..."
         )
     return len(channels), tuple(by_value[value] for value in range(len(labels)))

@@ -298,15 +298,16 @@ def image_spacing(image: Any) -> tuple[float, ...]:
     dims = image.ndim - 1
     if "pixdim" not in meta:  # no NIfTI
         return (_NO_SLICES, *[1.0] * dims)[-3:]
-    sizes = [float(size) for size in np.asarray(meta["pixdim"]).reshape(-1)[1 : 1 + dims]][::-1]
+    stated = [float(size) for size in np.asarray(meta["pixdim"]).reshape(-1)[1 : 1 + dims]]
+    # A volume may have been turned since, and its affine says how: the header has the digits.
+    edges = np.linalg.norm(np.asarray(image.affine.cpu())[:3, :dims], axis=0)
+    sizes = [min(stated, key=lambda size: abs(size - edge)) for edge in edges][::-1]
     return tuple(sizes) if dims == 3 else (max(sizes) * _NO_SLICES, *sizes)
 
 
 def _like(tensor: Any, array: NDArray[Any]) -> Any:
-    """A tensor of the type and with the metadata of another one."""
-    found = tensor.new_empty(array.shape)
-    found[...] = tensor.new_tensor(np.ascontiguousarray(array))
-    return found
+    """A tensor of the type of another one."""
+    return tensor.new_tensor(np.ascontiguousarray(array))
 
 
 def _read_resampling(options: Mapping[str, Any] | None, order: int) -> Resampling:

@@ -13,6 +13,7 @@ from typing import Any
 
 import numpy as np
 import torch
+from monai.utils import convert_to_dst_type
 from scipy import ndimage
 
 # The weights of a window fall off with an eighth of its edges, from 10 in its middle.
@@ -26,9 +27,9 @@ class NnunetInferer:
         prepare: from (C, x, y[, z]) to (C, *spatial) in nnU-Net's order, and what ``restore``
             needs to know of it.
         restore: from logits (K, *spatial) to (K, x, y[, z]) on the grid of the image.
-        patch_size: of the network, in nnU-Net's order.
-        network_axes: place of each axis of MONAI's order among those of ``patch_size``.
-        mirror_axes: of ``patch_size``, that are flipped in all combinations, whose logits are
+        patch_size: of the network, (x, y[, z]).
+        network_axes: place of each of these axes in nnU-Net's order.
+        mirror_axes: those of ``patch_size`` that are flipped, in all combinations, whose logits are
             averaged.
         overlap: of neighboring windows, as a share of the patch; nnU-Net's step is 1 - overlap.
     """
@@ -49,22 +50,20 @@ class NnunetInferer:
                 f"mirror_axes is {list(axes)}: give some of {list(range(len(patch_size)))}"
             )
         self.prepare, self.restore = prepare, restore
-        self.patch_size, self.network_axes = tuple(patch_size), tuple(network_axes)
-        self.mirror_axes, self.overlap = axes, overlap
+        self.network_axes, self.overlap = tuple(network_axes), overlap
+        # From here on in nnU-Net's order, in which float16 adds up.
+        self.patch_size = tuple(patch_size[int(axis)] for axis in np.argsort(network_axes))
+        self.mirror_axes = tuple(sorted(network_axes[axis] for axis in axes))
 
     def __call__(self, inputs: torch.Tensor, network: Callable[..., Any], *_: Any) -> torch.Tensor:
         """Logits (B, K, x, y[, z]) of images (B, C, x, y[, z]), each as its file has it."""
-        found = None
-        for index, image in enumerate(inputs):
+        found = []
+        for image in inputs:
             data, placement = self.prepare(image)
             logits = self.predict(data.to(inputs.device), network)
-            restored = self.restore(logits.cpu(), placement)
-            if found is None:  # with the metadata of the images
-                found = inputs.new_empty(
-                    (len(inputs), *restored.shape), dtype=restored.dtype, device="cpu"
-                )
-            found[index] = restored
-        return found
+            found.append(self.restore(logits.cpu(), placement))
+        # With the metadata of the images, as MONAI's inferers do.
+        return convert_to_dst_type(torch.stack(found), inputs, dtype=found[0].dtype)[0]
 
     def predict(self, image: torch.Tensor, network: Callable[..., Any]) -> torch.Tensor:
         """Logits (K, *spatial) in float16 of a preprocessed image (C, *spatial)."""
