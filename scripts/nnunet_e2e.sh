@@ -96,10 +96,8 @@ for version in $versions; do
         >"$folder/preprocess.log" 2>&1 || { tail -n 20 "$folder/preprocess.log" >&2; exit 1; }
     there 76 2d 40
     there 4 3d_fullres 60
-    if python -m monai_xtiny nnunet --help 2>&1 | grep -qw import; then
-        back 76
-        back 4
-    fi
+    back 76
+    back 4
     echo "nnU-Net $version: $((SECONDS - begun)) s"
 done
 echo "done in $((SECONDS - started)) s"
