@@ -18,6 +18,7 @@ from monai_xtiny.nnunet.folders import NnunetDataSet, find_data_set
 from monai_xtiny.nnunet.plans_file import (
     BACKUP_SUFFIX,
     add_configuration,
+    check_layout,
     check_processing,
     check_writable,
     read_channels_and_labels,
@@ -149,7 +150,8 @@ def plan_nnunet_data_set(
     )
     settings = resolve_configuration(plans, configuration)
     where = f"configuration {configuration!r} of {str(path)!r}"
-    check_processing(settings, plans.get("transpose_forward"), in_channels, where)
+    check_layout(settings, plans.get("transpose_forward"), where)
+    check_processing(settings, in_channels, where)
     check_ladder(plan)
     check_writable(path.parent)
     cases, images = find_nnunet_images(data_set, plans, settings)

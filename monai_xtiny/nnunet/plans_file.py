@@ -72,20 +72,16 @@ def channels_and_labels(content: Mapping[str, Any], source: str) -> tuple[int, t
     return len(channels), tuple(by_value[value] for value in range(len(labels)))
 
 
-def check_processing(
-    settings: Mapping[str, Any], transpose_forward: object, in_channels: int, where: str
-) -> None:
-    """Refuse a configuration whose normalization or resampling nnU-Net itself does not have.
+def check_layout(settings: Mapping[str, Any], transpose_forward: object, where: str) -> None:
+    """Refuse a configuration that does not say how its preprocessed cases lie, and where.
 
     Args:
         settings: of the configuration, inherited ones included.
         transpose_forward: of the plans.
-        in_channels: of the data set: each has its normalization.
         where: the file and configuration, for the message.
 
     Raises:
-        ValueError: a name is unknown, there is not one normalization per channel, or the axes or
-            the folder of the preprocessed cases are not said.
+        ValueError: the axes are in no order, or the folder is none beside the plans.
     """
     folder = settings.get("data_identifier")
     if transpose_forward not in [list(axes) for axes in permutations(range(3))]:
@@ -94,6 +90,19 @@ def check_processing(
         )
     if not isinstance(folder, str) or Path(folder).name != folder or not folder:
         raise ValueError(f"{where} has its cases in the folder {folder!r}: plan again")
+
+
+def check_processing(settings: Mapping[str, Any], in_channels: int, where: str) -> None:
+    """Refuse a configuration whose normalization or resampling nnU-Net itself does not have.
+
+    Args:
+        settings: of the configuration, inherited ones included.
+        in_channels: of the data set: each has its normalization.
+        where: the file and configuration, for the message.
+
+    Raises:
+        ValueError: a name is unknown, or there is not one normalization per channel.
+    """
     schemes = settings.get("normalization_schemes")
     if not isinstance(schemes, list) or len(schemes) != in_channels:
         raise ValueError(

@@ -9,6 +9,7 @@ import pytest
 
 from monai_xtiny.nnunet.plans_file import (
     add_configuration,
+    check_layout,
     check_processing,
     check_writable,
     read_channels_and_labels,
@@ -165,19 +166,19 @@ def test_read_channels_and_labels_puts_the_background_first(tmp_path) -> None:
     ids=["normalization", "per channel", "resampling", "resampling of logits", "preprocessor"],
 )
 def test_check_processing_refuses_what_nnunet_does_not_have(settings, message) -> None:
-    known = {"normalization_schemes": ["CTNormalization"], "data_identifier": "nnUNetPlans_2d"}
-    check_processing(known, [0, 1, 2], 1, "configuration '2d'")
+    known = {"normalization_schemes": ["CTNormalization"]}
+    check_processing(known, 1, "configuration '2d'")
     with pytest.raises(ValueError, match=f"^configuration '2d' .*{message}"):
-        check_processing({**known, **settings}, [0, 1, 2], 1, "configuration '2d'")
+        check_processing({**known, **settings}, 1, "configuration '2d'")
 
 
 @pytest.mark.parametrize("order", [None, [0, 1], [0, 0, 1], [1, 2, 3], 5])
-def test_check_processing_refuses_axes_in_no_order(order) -> None:
+def test_check_layout_refuses_axes_in_no_order(order) -> None:
     with pytest.raises(ValueError, match="turns axes by .*, which is no order of 0, 1, 2: plan"):
-        check_processing({}, order, 1, "configuration '2d'")
+        check_layout({}, order, "configuration '2d'")
 
 
 @pytest.mark.parametrize("folder", [None, 5, "../elsewhere", ""])
-def test_check_processing_refuses_a_folder_elsewhere(folder) -> None:
+def test_check_layout_refuses_a_folder_elsewhere(folder) -> None:
     with pytest.raises(ValueError, match="has its cases in the folder .*: plan again"):
-        check_processing({"data_identifier": folder}, [2, 0, 1], 1, "configuration '2d'")
+        check_layout({"data_identifier": folder}, [2, 0, 1], "configuration '2d'")
