@@ -50,7 +50,7 @@ there() { # ID CONFIGURATION ITERATIONS: configures, trains and predicts
     local id=$1 configuration=$2 iterations=$3 name
     echo "== data set $id, $configuration: configure"
     python -m monai_xtiny nnunet configure --dataset_id "$id" --configuration "$configuration" \
-        --num_images 4 | tee "$folder/configure_$id.log" | grep -E '^(selected|configuration)'
+        --num_images 2 | tee "$folder/configure_$id.log" | grep -E '^(selected|configuration)'
     name=$(sed -n 's/^configuration \([^ ]*\) .*/\1/p' "$folder/configure_$id.log")
     echo "== data set $id, $name: train $iterations iterations, predict"
     nnUNet_n_proc_DA=0 nnUNet_compile=f "$nnunet/python" scripts/nnunet/train.py \
@@ -94,8 +94,8 @@ for version in $versions; do
     python scripts/nnunet/prepare.py
     "$nnunet/nnUNetv2_plan_and_preprocess" -d 4 76 -c 2d 3d_fullres -npfp 1 -np 1 1 \
         >"$folder/preprocess.log" 2>&1 || { tail -n 20 "$folder/preprocess.log" >&2; exit 1; }
-    there 76 2d 40
-    there 4 3d_fullres 60
+    there 76 2d 25
+    there 4 3d_fullres 50
     back 76
     back 4
     echo "nnU-Net $version: $((SECONDS - begun)) s"
