@@ -162,7 +162,8 @@ def export_bundle(
     """
     if is_imported(selection):
         raise ValueError(
-            "the network was imported from nnU-Net, not searched: import its checkpoint again"
+            "the network was imported from nnU-Net, not searched, so that there is no other width "
+            "of it to export or to train: import its checkpoint again"
         )
     target = check_destination(bundle_dir, overwrite=overwrite, unit_test=unit_test)
     plan = selection.table.plan

@@ -67,7 +67,7 @@ def read_checkpoint(path: str | os.PathLike[str]) -> NnunetCheckpoint:
         raise FileNotFoundError(f"no such file: {str(file)!r}: {_ADVICE}")
     _check_archive(file)
     # The best score and the losses are NumPy's numbers.
-    numbers = [np.dtype, *(type(np.dtype(kind)) for kind in ("f4", "f8", "i8"))]
+    numbers: list[Any] = [np.dtype, *(type(np.dtype(kind)) for kind in ("f4", "f8", "i8"))]
     try:
         with torch.serialization.safe_globals([_scalar(), *numbers]):
             content = torch.load(file, map_location="cpu", weights_only=True)

@@ -5,7 +5,7 @@ from __future__ import annotations
 import os
 import shutil
 from collections.abc import Mapping
-from dataclasses import dataclass, replace
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -36,7 +36,7 @@ from monai_xtiny.nnunet.checkpoint import (
     weights_from_nnunet,
 )
 from monai_xtiny.nnunet.plans_file import channels_and_labels, check_processing
-from monai_xtiny.nnunet.preprocessing import read_preprocessing
+from monai_xtiny.nnunet.preprocessing import Preprocessing, Resampling, read_preprocessing
 from monai_xtiny.plan.nnunet import plan_of_configuration, read_nnunet_plans, resolve_configuration
 from monai_xtiny.plan.unet_plan import UNetPlan
 from monai_xtiny.scores.table import Rung, ScoreTable
@@ -49,10 +49,6 @@ _RESAMPLING = "resample_data_or_seg_to_shape"
 # nnU-Net's readers whose images the bundle reads as they do.
 _NATURAL = "NaturalImage2DIO"
 _READERS = ("SimpleITKIO", "NibabelIO", RAS_READER, _NATURAL)
-_CONFIGURATION_KEYS = (
-    "spacing", "normalization_schemes", "use_mask_for_norm", "resampling_fn_data_kwargs",
-    "resampling_fn_probabilities_kwargs",
-)  # fmt: skip
 _INTENSITIES = ("mean", "std", "percentile_00_5", "percentile_99_5")
 
 
@@ -62,7 +58,7 @@ class _Source:
 
     checkpoint: NnunetCheckpoint
     plans: Mapping[str, Any]
-    settings: Mapping[str, Any]
+    processing: Preprocessing
     dataset: Mapping[str, Any]
     label_names: tuple[str, ...]
     plan: UNetPlan
@@ -135,29 +131,39 @@ def _read_source(checkpoint: NnunetCheckpoint, plans: str | os.PathLike[str] | N
             f"{str(checkpoint.source)!r} was trained by {checkpoint.trainer_name}, whose network "
             f"is not the plain U-Net: only {_TRAINER} and its variants are supported"
         )
+    flips = list(checkpoint.mirror_axes)
     in_channels, label_names = channels_and_labels(dataset, where)
-    settings = _checked_settings(content, name, where)
+    settings, processing, is_flat = _checked_settings(content, name, where)
     check_processing(settings, in_channels, f"{where!r}: configuration {name!r}")
-    shape = content.get("original_median_shape_after_transp") or [2]
-    is_flat = content.get("image_reader_writer") == _NATURAL or shape[0] == 1
     plan = plan_of_configuration(
         content,
         name,
         where,
         in_channels=in_channels,
         out_channels=len(label_names),
-        of_images=len(settings["patch_size"]) == 2 and is_flat,
+        of_images=is_flat,
         any_normalization=True,
     )
     axes = network_axes(content["transpose_forward"], plan.spatial_dims)
+    if not set(flips) <= set(axes):
+        raise ValueError(
+            f"{str(checkpoint.source)!r} flips the axes {flips} of a {plan.spatial_dims}D network: "
+            "it is not of these plans"
+        )
     plan = replace(plan, kernel_size=used_kernels(checkpoint.weights, plan, axes))
     for label in label_names:
         check_config_text(label, "label name")
-    return _Source(checkpoint, content, settings, dataset, label_names, plan, axes)
+    return _Source(checkpoint, content, processing, dataset, label_names, plan, axes)
 
 
-def _checked_settings(content: Mapping[str, Any], name: str, where: str) -> dict[str, Any]:
-    """Settings of a configuration, refused where the bundle could not follow them."""
+def _checked_settings(
+    content: Mapping[str, Any], name: str, where: str
+) -> tuple[dict[str, Any], Preprocessing, bool]:
+    """Settings of a configuration, refused where the bundle could not follow them.
+
+    Returns:
+        The settings, how images are processed, and whether they are 2D images.
+    """
     try:
         settings = resolve_configuration(content, name)
         order = sorted(int(axis) for axis in content["transpose_forward"])
@@ -167,11 +173,13 @@ def _checked_settings(content: Mapping[str, Any], name: str, where: str) -> dict
             for scheme, intensities in zip(
                 wanted.normalization_schemes, wanted.intensities, strict=True
             )
-            if scheme == "CTNormalization"
             for key in _INTENSITIES
+            if key in intensities or scheme == "CTNormalization"
             if not isinstance(intensities.get(key), (int, float))
         ]
         reader = content["image_reader_writer"]
+        median = content.get("original_median_shape_after_transp") or [2]
+        is_flat = len(settings["patch_size"]) == 2 and (reader == _NATURAL or median[0] == 1)
         functions = [
             settings.get(key, _RESAMPLING)
             for key in ("resampling_fn_data", "resampling_fn_probabilities")
@@ -182,7 +190,7 @@ def _checked_settings(content: Mapping[str, Any], name: str, where: str) -> dict
             "of the training by --plans"
         ) from error
     if order != [0, 1, 2] or lacking:
-        what = f"transpose_forward {order}" if not lacking else f"no {lacking[0]} for CT"
+        what = f"transpose_forward {order}" if not lacking else f"no {lacking[0]} of intensities"
         raise ValueError(f"{where!r} has {what}: give the plans of the training by --plans")
     others = [function for function in functions if function != _RESAMPLING]
     if reader not in _READERS:
@@ -192,7 +200,7 @@ def _checked_settings(content: Mapping[str, Any], name: str, where: str) -> dict
             f"{where!r}: configuration {name!r} uses {', '.join(map(str, others))}, which a bundle "
             f"cannot repeat: only {_RESAMPLING} and the readers {', '.join(_READERS)} are supported"
         )
-    return settings
+    return settings, wanted, is_flat
 
 
 def _selection(source: _Source) -> Selection:
@@ -219,22 +227,18 @@ def _selection(source: _Source) -> Selection:
 
 
 def _bundle_settings(source: _Source, *, mirroring: bool) -> dict[str, Any]:
-    """The keys of the configs that hold what the plans say."""
+    """Keys of the configs that say what the plans do: numbers, and texts that were checked."""
     channels = source.dataset.get("channel_names", source.dataset.get("modality", {}))
-    intensities = source.plans.get("foreground_intensity_properties_per_channel", {})
+    processing = source.processing
     places = [list(source.axes).index(axis) for axis in source.checkpoint.mirror_axes]
     kept = {
         "image_reader_writer": source.plans["image_reader_writer"],
-        "transpose_forward": [int(axis) for axis in source.plans["transpose_forward"]],
+        "transpose_forward": list(processing.transpose_forward),
         "channel_names": [str(channels[key]) for key in sorted(channels, key=int)],
         "file_ending": str(source.dataset.get("file_ending", ".nii.gz")),
         "foreground_intensity_properties_per_channel": {
-            str(index): {
-                key: float(value)
-                for key, value in intensities.get(str(index), {}).items()
-                if key in _INTENSITIES
-            }
-            for index in range(source.plan.in_channels)
+            str(index): {key: float(item[key]) for key in _INTENSITIES if key in item}
+            for index, item in enumerate(processing.intensities)
         },
     }
     for text in (*kept["channel_names"], kept["file_ending"]):
@@ -242,11 +246,20 @@ def _bundle_settings(source: _Source, *, mirroring: bool) -> dict[str, Any]:
     return {
         "nnunet_plans": kept,
         "nnunet_configuration": {
-            key: source.settings[key] for key in _CONFIGURATION_KEYS if key in source.settings
+            "spacing": list(processing.spacing),
+            "normalization_schemes": list(processing.normalization_schemes),
+            "use_mask_for_norm": list(processing.use_mask_for_norm),
+            "resampling_fn_data_kwargs": _in_nnunets_words(processing.image_resampling),
+            "resampling_fn_probabilities_kwargs": _in_nnunets_words(processing.logits_resampling),
         },
         "network_axes": list(source.axes),
         "mirror_axes": sorted(places) if mirroring else [],
     }
+
+
+def _in_nnunets_words(resampling: Resampling) -> dict[str, Any]:
+    """Arguments of nnU-Net's function."""
+    return {"is_seg": False, **asdict(resampling)}
 
 
 def _write_files(
@@ -276,20 +289,20 @@ def _write_files(
 
 def _origin(source: _Source, settings: Mapping[str, Any]) -> dict[str, Any]:
     """What the card says of where the network comes from."""
-    order = source.plans["transpose_forward"]
+    order = source.processing.transpose_forward
     is_turned = settings["nnunet_plans"]["image_reader_writer"] == RAS_READER
     slices = source.plan.slice_axis
     return {
         "configuration": source.checkpoint.configuration,
         "dataset": str(source.plans.get("dataset_name", "a data set")),
         "num_epochs": source.checkpoint.num_epochs,
-        "normalization": ", ".join(dict.fromkeys(source.settings["normalization_schemes"])),
+        "normalization": ", ".join(dict.fromkeys(source.processing.normalization_schemes)),
         "mirror_axes": ", ".join(
             _axis_names(source.plan)[axis] for axis in settings["mirror_axes"]
         ),
         "num_flips": 2 ** len(settings["mirror_axes"]),
         "orientation": ("turned to RAS" if is_turned else "as in the file, not turned to RAS")
-        + (f"; nnU-Net's axes transposed by {list(order)}" if list(order) != [0, 1, 2] else "")
+        + (f"; nnU-Net's axes transposed by {list(order)}" if order != (0, 1, 2) else "")
         + (f"; slices along {'xyz'[slices]}" if slices is not None else ""),
     }
 
@@ -306,7 +319,7 @@ def _metadata(
     metadata = read_json(templates_dir() / "metadata.json")
     metadata.update(bundle_metadata(selection, name=name, label_names=source.label_names))
     kept, plan = settings["nnunet_plans"], source.plan
-    schemes = ", ".join(dict.fromkeys(source.settings["normalization_schemes"]))
+    schemes = ", ".join(dict.fromkeys(source.processing.normalization_schemes))
     is_natural = kept["image_reader_writer"] == _NATURAL
     metadata["changelog"] = {"0.1.0": "imported from a checkpoint of nnU-Net"}
     metadata["description"] = (

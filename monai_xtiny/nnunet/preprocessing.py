@@ -9,7 +9,7 @@ without slices has z = 1. ``transpose_forward`` then moves the axis of the slice
 
 from __future__ import annotations
 
-from collections.abc import Callable, Hashable, Mapping, Sequence
+from collections.abc import Callable, Hashable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -143,7 +143,7 @@ def preprocess(
     box = _bounding_box(nonzero)
     target = settings.spacing if len(settings.spacing) == 3 else (own[0], *settings.spacing)
     placement = Placement(data.shape[1:], own, box, target, nonzero[box])
-    data = data[(slice(None), *box)]
+    data = data[_all_channels(box)]
     for channel in range(count):
         _normalize(data, channel, placement.nonzero, settings)
     size = _scaled_shape(data.shape[1:], own, target)
@@ -169,7 +169,7 @@ def restore_logits(
     )
     whole = np.full((len(logits), *placement.shape), _NEVER, dtype=logits.dtype)
     whole[0] = 0
-    whole[(slice(None), *placement.box)] = inside
+    whole[_all_channels(placement.box)] = inside
     back = np.argsort(settings.transpose_forward)
     return whole.transpose(0, *(axis + 1 for axis in back))
 
@@ -313,11 +313,10 @@ def _like(tensor: Any, array: NDArray[Any]) -> Any:
 def _read_resampling(options: Mapping[str, Any] | None, order: int) -> Resampling:
     """nnU-Net's arguments of a resampling."""
     options = options or {}
-    return Resampling(
-        int(options.get("order", order)),
-        int(options.get("order_z", 0)),
-        options.get("force_separate_z"),
-    )
+    forced = options.get("force_separate_z")
+    if forced not in (None, False, True):
+        raise ValueError(f"force_separate_z is {forced!r}: it must be true, false or null")
+    return Resampling(int(options.get("order", order)), int(options.get("order_z", 0)), forced)
 
 
 def _bounding_box(mask: NDArray[np.bool_]) -> tuple[slice, ...]:
@@ -428,3 +427,8 @@ def _zoomed(image: NDArray[Any], size: Sequence[int], order: int) -> NDArray[Any
     factors = [1 / (old / new) for old, new in zip(image.shape, size, strict=True)]
     found = ndimage.zoom(image, factors, order=order, mode="nearest", grid_mode=True)
     return np.clip(found, image.min(), image.max())
+
+
+def _all_channels(box: Iterable[Any]) -> tuple[Any, ...]:
+    """The index of a box in all channels."""
+    return (slice(None), *box)
