@@ -32,11 +32,12 @@ from monai_xtiny.plan.unet_plan import UNetPlan
 
 # From nnU-Net 2.6 on; before it; unpacked.
 _SUFFIXES = (".b2nd", ".npz", ".npy")
+_RESAMPLING = "resample_data_or_seg_to_shape"
 _READERS = ("SimpleITKIO", "NibabelIO", "NaturalImage2DIO")
 Images = Callable[[Mapping[Hashable, Any]], dict[Hashable, Any]]
 
 
-def find_images(
+def find_nnunet_images(
     data_set: NnunetDataSet, plans: Mapping[str, Any], settings: Mapping[str, Any]
 ) -> tuple[tuple[Case, ...], Images]:
     """Cases of a data set, and what reads one as nnU-Net's network sees it.
@@ -65,8 +66,8 @@ def find_images(
     if cases and missing is None:
         return cases, _Reading(lambda files: read_preprocessed(files[0]), order)
     if data_set.raw is not None:
+        _check_raw(data_set, plans, settings)
         processing = read_preprocessing(plans, settings)
-        _check_reader(data_set, plans)
         return find_cases(data_set.raw), _Reading(lambda f: _read_raw(f, processing), order)
     if missing is not None:
         raise ImportError(missing)
@@ -116,7 +117,7 @@ def patch_transform(
     """What a case becomes for scoring: the patch in the middle, of the middle slice in 2D.
 
     Args:
-        images: of :func:`find_images`.
+        images: of :func:`find_nnunet_images`.
         plan: of the network.
         transpose_forward: of nnU-Net's plans; its first axis is that of the slices.
     """
@@ -176,13 +177,18 @@ def _kind_of_file(file: str) -> str:
     return "nifti" if file.lower().endswith((".nii", ".nii.gz")) else "raster"
 
 
-def _check_reader(data_set: NnunetDataSet, plans: Mapping[str, Any]) -> None:
-    """Refuse raw images that nnU-Net reads otherwise than this package."""
+def _check_raw(
+    data_set: NnunetDataSet, plans: Mapping[str, Any], settings: Mapping[str, Any]
+) -> None:
+    """Refuse raw images that nnU-Net reads or resamples otherwise than this package."""
     reader = plans.get("image_reader_writer")
-    if reader not in _READERS:
+    resampling = settings.get("resampling_fn_data", _RESAMPLING)
+    others = [f"reads its images by {reader}"] * (reader not in _READERS)
+    others += [f"resamples them by {resampling}"] * (resampling != _RESAMPLING)
+    if others:
         raise ValueError(
-            f"{data_set.name} is not preprocessed, and nnU-Net reads its images by {reader}, which "
-            f"is not supported: nnUNetv2_preprocess -d {data_set.number}, and pip install blosc2"
+            f"{data_set.name} is not preprocessed, and nnU-Net {' and '.join(others)}, which is "
+            f"not supported: nnUNetv2_preprocess -d {data_set.number}, and pip install blosc2"
         )
 
 

@@ -10,14 +10,15 @@ from typing import Any
 
 from monai_xtiny.bundle.search_file import write_search
 from monai_xtiny.bundle.workflow import write_lock
-from monai_xtiny.data.case import Case
+from monai_xtiny.data.case import Case, Sample
 from monai_xtiny.data.cases import sample_cases
 from monai_xtiny.data.images import load_sample
-from monai_xtiny.nnunet.cases import Images, find_images, patch_transform
+from monai_xtiny.nnunet.cases import Images, find_nnunet_images, patch_transform
 from monai_xtiny.nnunet.folders import NnunetDataSet, find_data_set
 from monai_xtiny.nnunet.plans_file import (
     BACKUP_SUFFIX,
     add_configuration,
+    check_layout,
     check_processing,
     check_writable,
     read_channels_and_labels,
@@ -148,10 +149,12 @@ def plan_nnunet_data_set(
         any_normalization=True,
     )
     settings = resolve_configuration(plans, configuration)
-    check_processing(settings, in_channels, f"configuration {configuration!r} of {str(path)!r}")
+    where = f"configuration {configuration!r} of {str(path)!r}"
+    check_layout(settings, plans.get("transpose_forward"), where)
+    check_processing(settings, in_channels, where)
     check_ladder(plan)
     check_writable(path.parent)
-    cases, images = find_images(data_set, plans, settings)
+    cases, images = find_nnunet_images(data_set, plans, settings)
     order = tuple(int(axis) for axis in plans["transpose_forward"])
     return PlannedData(data_set, path, configuration, plan, labels, cases, images, order)
 
@@ -191,13 +194,10 @@ def configure_data_set(
     rule = find_rule(method)
     select_device(device)
     path, plan = planned.plans_path, planned.plan
-    subject = path.with_name(f"{path.stem}_{planned.configuration}")
-    journal = journal_path(subject)
+    journal = journal_path(path.with_name(f"{path.stem}_{planned.configuration}"))
     with write_lock(path):
-        cases = sample_cases(planned.cases, _number_of_images(num_images, rule), seed=seed)
-        transform = patch_transform(planned.images, plan, planned.transpose_forward)
         table = run_search(
-            load_sample(cases, transform, progress=progress),
+            _load_patches(planned, _number_of_images(num_images, rule), seed, progress=progress),
             plan,
             seeds=range(seed, seed + (num_seeds or 1)),
             refine=refinement(
@@ -222,8 +222,17 @@ def configure_data_set(
 
 def _is_of_images(plans: Mapping[str, Any]) -> bool:
     """Whether nnU-Net planned 2D images, its volumes of one slice, and no volumes."""
-    shape = plans.get("original_median_shape_after_transp", ())
-    return len(shape) == 3 and shape[0] == 1
+    shape = plans.get("original_median_shape_after_transp")
+    return isinstance(shape, list) and shape[:1] == [1]
+
+
+def _load_patches(
+    planned: PlannedData, num_images: int | None, seed: int, *, progress: bool
+) -> Sample:
+    """What is scored of a seeded draw of cases."""
+    cases = sample_cases(planned.cases, num_images, seed=seed)
+    transform = patch_transform(planned.images, planned.plan, planned.transpose_forward)
+    return load_sample(cases, transform, progress=progress)
 
 
 def _number_of_images(num_images: int | str | None, rule: Rule) -> int | None:

@@ -10,14 +10,16 @@ import json
 import os
 import re
 import shutil
+import tempfile
 from collections.abc import Mapping, Sequence
 from copy import deepcopy
+from itertools import permutations
 from pathlib import Path
 from typing import Any
 
 from monai_xtiny.data.labels import find_special_labels
 from monai_xtiny.plan.nnunet import read_nnunet_plans, resolve_configuration
-from monai_xtiny.system.files import atomic_write, read_json, write_text
+from monai_xtiny.system.files import atomic_write, read_json
 
 NORMALIZATIONS = (
     "ZScoreNormalization", "CTNormalization", "NoNormalization", "RescaleTo01Normalization",
@@ -70,6 +72,26 @@ def channels_and_labels(content: Mapping[str, Any], source: str) -> tuple[int, t
     return len(channels), tuple(by_value[value] for value in range(len(labels)))
 
 
+def check_layout(settings: Mapping[str, Any], transpose_forward: object, where: str) -> None:
+    """Refuse a configuration that does not say how its preprocessed cases lie, and where.
+
+    Args:
+        settings: of the configuration, inherited ones included.
+        transpose_forward: of the plans.
+        where: the file and configuration, for the message.
+
+    Raises:
+        ValueError: the axes are in no order, or the folder is none beside the plans.
+    """
+    folder = settings.get("data_identifier")
+    if transpose_forward not in [list(axes) for axes in permutations(range(3))]:
+        raise ValueError(
+            f"{where} turns axes by {transpose_forward}, which is no order of 0, 1, 2: plan again"
+        )
+    if not isinstance(folder, str) or Path(folder).name != folder or not folder:
+        raise ValueError(f"{where} has its cases in the folder {folder!r}: plan again")
+
+
 def check_processing(settings: Mapping[str, Any], in_channels: int, where: str) -> None:
     """Refuse a configuration whose normalization or resampling nnU-Net itself does not have.
 
@@ -94,7 +116,7 @@ def check_processing(settings: Mapping[str, Any], in_channels: int, where: str) 
         unknown.append(settings["preprocessor_name"])
     if unknown:
         raise ValueError(
-            f"{where} asks for {', '.join(map(str, dict.fromkeys(unknown)))}, which nnU-Net's own "
+            f"{where} asks for {', '.join(dict.fromkeys(map(str, unknown)))}, which nnU-Net's own "
             "code does not have: plan with nnU-Net's default planner"
         )
 
@@ -139,7 +161,9 @@ def add_configuration(
     if not backup.exists():
         with atomic_write(backup) as part:
             shutil.copyfile(path, part)
-    write_text(path, _as_written(content, text))
+    with atomic_write(path) as part:
+        part.write_text(_as_written(content, text), encoding="utf-8")
+        shutil.copymode(path, part)
     return name, True
 
 
@@ -176,9 +200,8 @@ def check_writable(folder: Path) -> None:
         PermissionError: no file can be made there.
     """
     try:
-        with atomic_write(folder / "xtiny") as part:
-            part.touch()
-        (folder / "xtiny").unlink()
+        with tempfile.TemporaryFile(dir=folder):
+            pass
     except OSError as error:
         raise PermissionError(
             f"{str(folder)!r} cannot be written to ({error.strerror}), and the configuration goes "

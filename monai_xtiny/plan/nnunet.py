@@ -16,6 +16,8 @@ from monai_xtiny.system.files import read_json
 
 _PLAIN = "PlainConvUNet"
 _Z_SCORE = "ZScoreNormalization"
+# To the spacing of the plans; the package does so with MONAI's.
+_RESAMPLINGS = ("resample_data_or_seg_to_shape", "resample_torch_fornnunet")
 # Arguments of nnU-Net's plain U-Net that are looked at; its other one is nonlin_first.
 _ARGUMENTS = {
     "n_stages", "features_per_stage", "conv_op", "kernel_sizes", "strides", "n_conv_per_stage",
@@ -99,7 +101,7 @@ def plan_of_configuration(
         architecture = _architecture(settings)
         unsupported = _find_unsupported(settings, architecture)
         if unsupported is None and not any_normalization:
-            unsupported = _find_other_normalization(settings)
+            unsupported = _find_other_processing(settings)
         if unsupported is None:
             dims = len(settings["patch_size"])
             _check_dims(configuration, dims, spatial_dims, of_images=of_images)
@@ -243,8 +245,8 @@ def _find_other_layers(architecture: Mapping[str, Any], dims: int) -> list[str]:
     return others + sorted(given - _ARGUMENTS - {"network", "blocks"})
 
 
-def _find_other_normalization(settings: Mapping[str, Any]) -> str | None:
-    """Which normalization a configuration asks for that is not the package's, and what to do."""
+def _find_other_processing(settings: Mapping[str, Any]) -> str | None:
+    """What a configuration asks for before the network that is not the package's, what to do."""
     schemes = sorted(set(settings.get("normalization_schemes", ())) - {_Z_SCORE})
     if not schemes and any(settings.get("use_mask_for_norm", ())):
         schemes = [f"{_Z_SCORE} within the nonzero mask"]
@@ -253,6 +255,13 @@ def _find_other_normalization(settings: Mapping[str, Any]) -> str | None:
             f"normalizes by {', '.join(map(str, schemes))}, which is not supported, only "
             f"{_Z_SCORE} of whole images: search without --plans, which normalizes so"
         )
+    steps = {"resampling_fn_data": _RESAMPLINGS, "preprocessor_name": ("DefaultPreprocessor",)}
+    for key, known in steps.items():
+        if settings.get(key, known[0]) not in known:
+            return (
+                f"has the {key} {settings[key]}, which is not supported: search without --plans, "
+                "which resamples to the median spacing"
+            )
     return None
 
 

@@ -93,6 +93,14 @@ def masked(content) -> None:
     content["configurations"]["2d"]["use_mask_for_norm"] = [True]
 
 
+def unresampled(content) -> None:
+    content["configurations"]["2d"]["resampling_fn_data"] = "no_resampling_hack"
+
+
+def preprocessed_otherwise(content) -> None:
+    content["configurations"]["2d"]["preprocessor_name"] = "Mine"
+
+
 def old_resenc(content) -> None:
     settings = content["configurations"]["2d"]
     del settings["architecture"]
@@ -119,9 +127,18 @@ def old_resenc(content) -> None:
             masked,
             "normalizes by ZScoreNormalization within the nonzero mask, which is not supported",
         ),
+        (unresampled, "has the resampling_fn_data no_resampling_hack, .*: search without --plans"),
+        (preprocessed_otherwise, "has the preprocessor_name Mine, which is not supported"),
         (old_resenc, "plans ResidualEncoderUNet, which is not supported, only Plain"),
     ],
-    ids=["cascade", "CT", "normalization in a mask", "residual encoder before v2.4"],
+    ids=[
+        "cascade",
+        "CT",
+        "normalization in a mask",
+        "no resampling",
+        "preprocessor",
+        "residual encoder before v2.4",
+    ],
 )
 def test_load_nnunet_plan_says_what_is_not_supported(tmp_path, change, message) -> None:
     path = changed(tmp_path, change)
