@@ -348,7 +348,7 @@ def _normalize(
         _NORMALIZATIONS[scheme](data[channel], intensities)
 
 
-def _z_score(image: NDArray[np.float32], _intensities: Mapping[str, float]) -> None:
+def _standardize(image: NDArray[np.float32], _intensities: Mapping[str, float]) -> None:
     """Mean 0 and standard deviation 1."""
     mean, std = image.mean(), image.std()
     image -= mean
@@ -382,7 +382,7 @@ def _keep(image: NDArray[np.float32], _intensities: Mapping[str, float]) -> None
 
 
 _NORMALIZATIONS: dict[str, Callable[[NDArray[np.float32], Mapping[str, float]], None]] = {
-    "ZScoreNormalization": _z_score,
+    "ZScoreNormalization": _standardize,
     "CTNormalization": _clip_ct,
     "RescaleTo01Normalization": _rescale,
     "RGBTo01Normalization": _scale_colors,
