@@ -147,7 +147,7 @@ def preprocess(
     for channel in range(count):
         _normalize(data, channel, placement.nonzero, settings)
     size = _scaled_shape(data.shape[1:], own, target)
-    return resample(data, size, own, target, settings.image_resampling), placement
+    return resample_channels(data, size, own, target, settings.image_resampling), placement
 
 
 def restore_logits(
@@ -164,7 +164,7 @@ def restore_logits(
         Logits (K, z, y, x) of the same type; background alone is possible outside of the crop.
     """
     size = tuple(part.stop - part.start for part in placement.box)
-    inside = resample(
+    inside = resample_channels(
         logits, size, placement.target_spacing, placement.spacing, settings.logits_resampling
     )
     whole = np.full((len(logits), *placement.shape), _NEVER, dtype=logits.dtype)
@@ -201,7 +201,7 @@ def preprocess_label(
     return found
 
 
-def resample(
+def resample_channels(
     data: NDArray[Any],
     size: Sequence[int],
     spacing: Sequence[float],
