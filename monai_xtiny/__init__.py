@@ -75,7 +75,7 @@ _MOVED_MODULES = {
     "headers": "data.headers",
     "journal": "search.journal",
     "labels": "data.labels",
-    "nnunet": "plan.nnunet",
+    "nnunet": "nnunet",  # still there: its old name is found in it
     "report": "bundle.summary",
     "scheduling": "search.workers",
 }
@@ -86,8 +86,9 @@ def __getattr__(name: str) -> Any:
     if name not in _MOVED_MODULES:
         return _public_name(name)
     module = import_module(f".{_MOVED_MODULES[name]}", __name__)
-    message = f"{__name__}.{name} has moved: use {__name__}.<name> of what you need from it"
-    warnings.warn(message, DeprecationWarning, stacklevel=2)
+    if name != _MOVED_MODULES[name]:
+        message = f"{__name__}.{name} has moved: use {__name__}.<name> of what you need from it"
+        warnings.warn(message, DeprecationWarning, stacklevel=2)
     return module
 
 

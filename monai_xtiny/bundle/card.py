@@ -7,11 +7,12 @@ What a command renews stands between two marks, ``<!-- xtiny:performance -->`` a
 from __future__ import annotations
 
 import re
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 
 import numpy as np
 
 from monai_xtiny.bundle.folder import data_kind
+from monai_xtiny.bundle.imported import is_imported
 from monai_xtiny.bundle.results import Evaluation
 from monai_xtiny.bundle.summary import advice
 from monai_xtiny.bundle.templates import template_environment
@@ -19,6 +20,7 @@ from monai_xtiny.selection.rule import Selection
 from monai_xtiny.selection.rules import find_rule
 
 CARD_TEMPLATE = "README.md.jinja"
+IMPORTED_CARD_TEMPLATE = "README_nnunet.md.jinja"
 # What the width decides, and what is measured with the weights.
 CHOICE_PARTS = ("description", "plan", "ladder", "cost", "limitations")
 MEASURED_PARTS = ("weights", "performance")
@@ -32,6 +34,7 @@ def model_card(
     evaluation: Evaluation | None = None,
     num_epochs: int | None = None,
     former_width: int | None = None,
+    origin: Mapping[str, object] | None = None,
 ) -> str:
     """The bundle's README, with the headings that the MONAI Model Zoo asks for.
 
@@ -42,10 +45,23 @@ def model_card(
         evaluation: of the trained network, with ``overlay.png`` beside the card.
         num_epochs: that it was trained for, where known.
         former_width: that brief trainings on labeled cases moved the choice away from.
+        origin: of a network that was imported, ``configuration`` and the like, for the parts that
+            are written once.
     """
     environment = template_environment()
     environment.filters["md"] = _escape_markdown
     environment.filters["number"] = _format_number
+    if is_imported(selection):
+        return environment.get_template(IMPORTED_CARD_TEMPLATE).render(
+            name=name,
+            label_names=label_names,
+            kind=data_kind(selection.table.plan),
+            plan=selection.table.plan,
+            rung=selection.rung,
+            evaluation=evaluation,
+            num_epochs=num_epochs,
+            origin=origin or {},
+        )
     table = selection.table
     rule = find_rule(selection.method)
     return environment.get_template(CARD_TEMPLATE).render(

@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import Any, TypeAlias
 
 from monai_xtiny.bundle.folder import METADATA, Bundle
+from monai_xtiny.bundle.imported import RAS_READER, SETTINGS, imported_configs, is_imported
 from monai_xtiny.bundle.templates import script_sources, templates_dir
 from monai_xtiny.bundle.writer import emitted_configs
 from monai_xtiny.system.files import read_json
@@ -19,6 +20,7 @@ _Place: TypeAlias = tuple[str, ...]
 _PLAIN_TEXTS = {
     "bundle_root", "ckpt_dir", "checkpoint", "output_dir", "log_dir", "dataset_dir", "datalist",
     "split_file", "model_file", "state_file", "device", "file_endings", "output_ext",
+    "nnunet_plans", "nnunet_configuration",
 }  # fmt: skip
 # Lists that MONAI runs entry by entry, checks among them.
 _STEPS = ("imports", "initialize", "run", "finalize")
@@ -48,7 +50,7 @@ def foreign_code(bundle: Bundle) -> tuple[str, ...]:
         ValueError: a config is damaged.
     """
     lines: list[str] = []
-    for name, expected in emitted_configs(bundle.selection).items():
+    for name, expected in _expected_configs(bundle).items():
         file = f"configs/{name}.json"
         if bundle.path(file).is_file():  # evaluation needs no multi_gpu_train.json
             found, emitted = (dict(_leaves(item)) for item in (bundle.config(name), expected))
@@ -59,8 +61,9 @@ def foreign_code(bundle: Bundle) -> tuple[str, ...]:
         for place, value in metadata.items()
         if _is_special(place) or (isinstance(value, str) and value.startswith(("$", "@", "%")))
     ]
+    sources = script_sources(of_nnunet=is_imported(bundle.selection))
     texts = {
-        **{f"scripts/{name}": source for name, source in script_sources().items()},
+        **{f"scripts/{name}": source for name, source in sources.items()},
         "configs/logging.conf": (templates_dir() / "logging.conf").read_text(encoding="utf-8"),
     }
     for file, text in texts.items():
@@ -82,10 +85,11 @@ def edited_places(bundle: Bundle) -> tuple[str, ...]:
         One entry per place, ``configs/train.json: patch_size``.
     """
     places = list(foreign_code(bundle))
-    for name, expected in emitted_configs(bundle.selection).items():
+    settings = SETTINGS if is_imported(bundle.selection) else ()
+    for name, expected in _expected_configs(bundle).items():
         file = f"configs/{name}.json"
         found = bundle.config(name) if bundle.path(file).is_file() else expected
-        keys = dict.fromkeys((*expected, *found))
+        keys = [key for key in dict.fromkeys((*expected, *found)) if key not in settings]
         changed = [key for key in keys if found.get(key) != expected.get(key)]
         places += [
             f"{file}: {key}"
@@ -93,6 +97,18 @@ def edited_places(bundle: Bundle) -> tuple[str, ...]:
             if not any(line.startswith((f"{file}: {key} ", f"{file}: {key}#")) for line in places)
         ]
     return tuple(places)
+
+
+def _expected_configs(bundle: Bundle) -> dict[str, dict[str, Any]]:
+    """What this version writes for a bundle's search, or for one that was imported."""
+    if not is_imported(bundle.selection):
+        return emitted_configs(bundle.selection)
+    plans = bundle.config("inference").get("nnunet_plans")
+    reader = plans.get("image_reader_writer") if isinstance(plans, dict) else None
+    settings = {
+        "nnunet_plans": {"image_reader_writer": str(reader)} if reader == RAS_READER else {}
+    }
+    return imported_configs(bundle.selection, bundle.kind, settings)
 
 
 def _leaves(value: Any, place: _Place = ()) -> Iterator[tuple[_Place, Any]]:

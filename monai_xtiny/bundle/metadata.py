@@ -18,7 +18,7 @@ _REQUIRED_PACKAGES = ("nibabel", "pytorch-ignite", "scipy", "pillow", "tqdm")
 
 def is_raster(table: ScoreTable) -> bool:
     """Whether the images are PNG and the like, without a physical size."""
-    return table.images[0].lower().endswith(RASTER_SUFFIXES)
+    return any(name.lower().endswith(RASTER_SUFFIXES) for name in table.images[:1])
 
 
 def bundle_metadata(
@@ -35,7 +35,7 @@ def bundle_metadata(
         label_names: of the classes, background first, free of what MONAI's configs evaluate.
     """
     plan, images = selection.table.plan, selection.table.images
-    suffix = Path(images[0]).suffix.lstrip(".").lower()
+    suffix = Path(images[0]).suffix.lstrip(".").lower() if images else ""
     foreground = ", ".join(label_names[1:])
     classes = {str(index): label for index, label in enumerate(label_names)}
     numbered = ", ".join(f"{index} is {label}" for index, label in classes.items())

@@ -53,11 +53,16 @@ def merged_template(workflow: str, kind: str, templates: Path) -> dict[str, Any]
     return config
 
 
-def script_sources() -> dict[str, str]:
-    """The Python of an emitted bundle by name: files of this package, and who wrote them."""
+def script_sources(*, of_nnunet: bool = False) -> dict[str, str]:
+    """The Python of an emitted bundle by name: files of this package, and who wrote them.
+
+    Args:
+        of_nnunet: whether the bundle was imported from nnU-Net, and does as it does.
+    """
     header = f"# Written by monai_xtiny {__version__}, which need not be installed.\n"
     folder = Path(__file__).parent.parent / "bundled"
     return {
         path.name: header + path.read_text(encoding="utf-8")
         for path in sorted(folder.glob("[a-z]*.py"))
+        if of_nnunet or not path.name.startswith("nnunet_")
     }

@@ -22,6 +22,7 @@ from monai_xtiny.bundle.folder import (
     missing_file,
     unit_test_path,
 )
+from monai_xtiny.bundle.imported import is_imported
 from monai_xtiny.bundle.large_files import write_large_files
 from monai_xtiny.bundle.metadata import bundle_metadata, is_raster
 from monai_xtiny.bundle.replace import replaced_whole, restore_interrupted
@@ -159,6 +160,11 @@ def export_bundle(
         ValueError: the number of names is not that of the classes, or a name or path could not be
             told from code in a MONAI config.
     """
+    if is_imported(selection):
+        raise ValueError(
+            "the network was imported from nnU-Net, not searched, so that there is no other width "
+            "of it to export or to train: import its checkpoint again"
+        )
     target = check_destination(bundle_dir, overwrite=overwrite, unit_test=unit_test)
     plan = selection.table.plan
     names = tuple(label_names) if label_names is not None else _numbered_labels(plan)

@@ -15,7 +15,7 @@ from monai_xtiny.cli.options import parse_flag, parse_int
 # Options that are files or folders, in which the shell expands ~ only where no = stands before it.
 _PATHS = {
     "images", "bundle", "data", "datalist", "plans", "output", "work", "config_file", "scores",
-    "search",
+    "search", "checkpoint",
 }  # fmt: skip
 
 

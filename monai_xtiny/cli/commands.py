@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import sys
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import fire
@@ -11,6 +11,7 @@ import fire
 from monai_xtiny.cli.arguments import read_words
 from monai_xtiny.cli.bundles import check, deploy, evaluate, package, verify
 from monai_xtiny.cli.job import Job
+from monai_xtiny.cli.nnunet import COMMANDS_OF_NNUNET
 from monai_xtiny.cli.stages import export, plan, report, score, search, select
 
 COMMANDS = {
@@ -19,6 +20,8 @@ COMMANDS = {
         search, plan, score, select, export, report, check, evaluate, package, verify, deploy,
     )
 }  # fmt: skip
+# Commands of two words, by the first.
+GROUPS = {"nnunet": COMMANDS_OF_NNUNET}
 
 
 def main(command: list[str] | None = None) -> None:
@@ -30,7 +33,7 @@ def main(command: list[str] | None = None) -> None:
     except ValueError as error:
         print(f"error: {' '.join(str(error).split())}", file=sys.stderr)
         raise SystemExit(2) from None
-    job = fire.Fire(COMMANDS, command=words, name="monai-xtiny", serialize=_hide_job)
+    job = fire.Fire({**COMMANDS, **GROUPS}, command=words, name="monai-xtiny", serialize=_hide_job)
     if isinstance(job, Job):
         job.run()
 
@@ -40,11 +43,31 @@ def _read_command(words: Sequence[str]) -> list[str]:
     name, *rest = words or ["--help"]
     if name in ("-h", "--help", "--"):
         return ["--help"]
+    if name in GROUPS:
+        return [name, *_read_in_group(name, rest)]
     if name not in COMMANDS:
-        raise ValueError(f"no command {name!r}: give one of {', '.join(COMMANDS)}, or --help")
-    if {"-h", "--help"} & set(rest):
+        names = ", ".join([*COMMANDS, *GROUPS])
+        raise ValueError(f"no command {name!r}: give one of {names}, or --help")
+    return _read_options(name, rest, COMMANDS[name])
+
+
+def _read_in_group(group: str, words: Sequence[str]) -> list[str]:
+    """The second word of a command with its options, or a question for help."""
+    name, *rest = words or ["--help"]
+    if name in ("-h", "--help", "--"):
+        return ["--help"]
+    commands = GROUPS[group]
+    if name not in commands:
+        names = ", ".join(f"{group} {known}" for known in commands)
+        raise ValueError(f"no command '{group} {name}': give one of {names}, or --help")
+    return _read_options(name, rest, commands[name])
+
+
+def _read_options(name: str, words: Sequence[str], command: Callable[..., Job]) -> list[str]:
+    """A command's name with its options, or with a question for help."""
+    if {"-h", "--help"} & set(words):
         return [name, "--help"]
-    return [name, *read_words(rest, COMMANDS[name])]
+    return [name, *read_words(words, command)]
 
 
 def _hide_job(result: Any) -> Any:

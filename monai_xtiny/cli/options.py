@@ -98,18 +98,25 @@ class SearchOptions:
             check_config_text(getattr(self, name), f"--{name}")
         if self.spatial_dims not in (None, 2, 3) or isinstance(self.spatial_dims, float):
             raise ValueError(f"--spatial_dims is {self.spatial_dims!r}: give 2 or 3")
-        if self.num_seeds is not None:
-            from monai_xtiny.search.run import MAX_SEEDS
+        check_limits(self.num_seeds, self.max_seconds, self.max_memory_gb)
 
-            if not 1 <= parse_int("num_seeds", self.num_seeds) <= MAX_SEEDS:
-                raise ValueError(
-                    f"--num_seeds is {self.num_seeds}: give at least 1 and at most {MAX_SEEDS}"
-                )
-        if self.max_seconds is not None:
-            parse_number("max_seconds", self.max_seconds, "seconds")
-        memory = self.max_memory_gb
-        if memory is not None and parse_number("max_memory_gb", memory, "gigabytes") <= 0:
-            raise ValueError(f"--max_memory_gb is {memory}: give more than 0")
+
+def check_limits(num_seeds: Any, max_seconds: Any, max_memory_gb: Any) -> None:
+    """Refuse limits of a search out of their range; ``None`` is none.
+
+    Raises:
+        ValueError: the message names the option.
+    """
+    if num_seeds is not None:
+        from monai_xtiny.search.run import MAX_SEEDS
+
+        if not 1 <= parse_int("num_seeds", num_seeds) <= MAX_SEEDS:
+            raise ValueError(f"--num_seeds is {num_seeds}: give at least 1 and at most {MAX_SEEDS}")
+    if max_seconds is not None:
+        parse_number("max_seconds", max_seconds, "seconds")
+    memory = max_memory_gb
+    if memory is not None and parse_number("max_memory_gb", memory, "gigabytes") <= 0:
+        raise ValueError(f"--max_memory_gb is {memory}: give more than 0")
 
 
 def make_workflow(

@@ -20,6 +20,7 @@ from PIL import Image
 from monai_xtiny.bundle.exclusive import exclusive
 from monai_xtiny.bundle.folder import DEPLOYMENT, SPLIT, Bundle
 from monai_xtiny.bundle.folder import ONNX as ONNX_FILE
+from monai_xtiny.bundle.imported import is_imported
 from monai_xtiny.deploy.onnx_model import (
     OPSET,
     input_format,
@@ -118,6 +119,11 @@ def deploy_bundle(
         ValueError: a case cannot be read, outputs differ, int8 has no images, Dice is asked of an
             untrained bundle, the size has other dimensions, or there is no such device.
     """
+    if is_imported(bundle.selection):
+        raise ValueError(
+            f"{str(bundle.root)!r} was imported from nnU-Net, whose processing of images "
+            "the exported segmenter does not have: run configs/inference.json, or nnU-Net"
+        )
     for name in ("onnx", "onnxruntime", "onnxscript"):
         import_deploy(name)
     computed_on = _check_device(device)

@@ -16,6 +16,14 @@ from monai_xtiny.system.files import read_json
 
 _PLAIN = "PlainConvUNet"
 _Z_SCORE = "ZScoreNormalization"
+# To the spacing of the plans; the package does so with MONAI's.
+_RESAMPLINGS = ("resample_data_or_seg_to_shape", "resample_torch_fornnunet")
+# Arguments of nnU-Net's plain U-Net that are looked at; its other one is nonlin_first.
+_ARGUMENTS = {
+    "n_stages", "features_per_stage", "conv_op", "kernel_sizes", "strides", "n_conv_per_stage",
+    "n_conv_per_stage_decoder", "conv_bias", "norm_op", "norm_op_kwargs", "dropout_op",
+    "dropout_op_kwargs", "nonlin", "nonlin_kwargs", "deep_supervision",
+}  # fmt: skip
 
 
 def load_nnunet_plan(
@@ -26,6 +34,7 @@ def load_nnunet_plan(
     out_channels: int,
     of_images: bool = False,
     spatial_dims: int | None = None,
+    any_normalization: bool = False,
 ) -> UNetPlan:
     """Take one configuration of an ``nnUNetPlans.json`` as the plan.
 
@@ -36,23 +45,63 @@ def load_nnunet_plan(
         out_channels: classes, background included.
         of_images: the data are 2D images, not volumes; their plan has no slice axis.
         spatial_dims: dimensions that the plan must have; ``None`` takes any.
+        any_normalization: the images will be normalized as the plans say; otherwise z-scores of
+            whole images are what they get, and plans that name another are refused.
 
     Raises:
         FileNotFoundError: there is no such file.
         ValueError: it is no nnU-Net plan, lacks the configuration, or asks for what is not
-            supported: another network than the plain U-Net with two convolutions per stage, a
-            cascade, another normalization than z-scores of whole images, or, by the
+            supported: another network than the plain U-Net with two convolutions per stage,
+            instance normalization and leaky ReLU, a cascade, another normalization, or, by the
             ``dataset.json`` beside it, regions or an ignore label.
     """
     path = Path(path_text(plans, "plans"))
-    if not path.is_file():
-        raise FileNotFoundError(f"no such file: {str(path)!r}: give nnU-Net's plans file")
+    content = read_nnunet_plans(path)
     _check_labels(path.with_name("dataset.json"))
+    return plan_of_configuration(
+        content,
+        configuration,
+        str(path),
+        in_channels=in_channels,
+        out_channels=out_channels,
+        of_images=of_images,
+        spatial_dims=spatial_dims,
+        any_normalization=any_normalization,
+    )
+
+
+def plan_of_configuration(
+    content: Mapping[str, Any],
+    configuration: str,
+    source: str,
+    *,
+    in_channels: int,
+    out_channels: int,
+    of_images: bool = False,
+    spatial_dims: int | None = None,
+    any_normalization: bool = False,
+) -> UNetPlan:
+    """As :func:`load_nnunet_plan`, of plans that were read, from a checkpoint for example.
+
+    Args:
+        content: of a plans file.
+        configuration: its name.
+        source: the file that it is from, for messages.
+        in_channels: channels of the images.
+        out_channels: classes, background included.
+        of_images: the data are 2D images.
+        spatial_dims: dimensions that the plan must have; ``None`` takes any.
+        any_normalization: the images will be normalized as the plans say.
+
+    Raises:
+        ValueError: it lacks the configuration, or asks for what is not supported.
+    """
     try:
-        content = json.loads(path.read_text(encoding="utf-8-sig"))
-        settings = _inherited(content["configurations"], configuration)
+        settings = resolve_configuration(content, configuration)
         architecture = _architecture(settings)
         unsupported = _find_unsupported(settings, architecture)
+        if unsupported is None and not any_normalization:
+            unsupported = _find_other_processing(settings)
         if unsupported is None:
             dims = len(settings["patch_size"])
             _check_dims(configuration, dims, spatial_dims, of_images=of_images)
@@ -72,10 +121,73 @@ def load_nnunet_plan(
     except (KeyError, TypeError, IndexError, AttributeError, RecursionError, ValueError) as error:
         name = "" if isinstance(error, ValueError) else f"{type(error).__name__}: "
         raise ValueError(
-            f"{str(path)!r} has no plan for {configuration!r} that can be used ({name}{error}): "
+            f"{source!r} has no plan for {configuration!r} that can be used ({name}{error}): "
             "give an nnUNetPlans.json and one of its configurations"
         ) from error
-    raise ValueError(f"{str(path)!r}: configuration {configuration!r} {unsupported}")
+    raise ValueError(f"{source!r}: configuration {configuration!r} {unsupported}")
+
+
+def read_nnunet_plans(path: str | os.PathLike[str]) -> dict[str, Any]:
+    """Read a plans file of nnU-Net v2 as it is.
+
+    Raises:
+        FileNotFoundError: there is no such file.
+        ValueError: it is of nnU-Net v1, or no plans file.
+    """
+    file = Path(path)
+    if not file.is_file():
+        raise FileNotFoundError(f"no such file: {str(file)!r}: give nnU-Net's plans file")
+    raw = file.read_bytes()
+    content: Any = None
+    if raw[:1] != b"\x80":  # no pickle
+        try:
+            content = json.loads(raw.decode("utf-8-sig"))
+        except (ValueError, RecursionError) as error:
+            raise ValueError(
+                f"{str(file)!r} is not JSON ({error}): give nnU-Net's plans"
+            ) from error
+    if raw[:1] == b"\x80" or (isinstance(content, dict) and "plans_per_stage" in content):
+        raise ValueError(
+            f"{str(file)!r} holds plans of nnU-Net v1, which are not supported: plan with nnU-Net "
+            "v2 (nnUNetv2_plan_and_preprocess)"
+        )
+    configurations = content.get("configurations") if isinstance(content, dict) else None
+    if not isinstance(configurations, dict) or not all(
+        isinstance(settings, dict) for settings in configurations.values()
+    ):
+        raise ValueError(f"{str(file)!r} has no configurations: give an nnUNetPlans.json")
+    return content
+
+
+def resolve_configuration(plans: Mapping[str, Any], name: str) -> dict[str, Any]:
+    """Settings of a configuration with those it inherits, as nnU-Net resolves them.
+
+    A setting replaces an inherited one as a whole, also where it is a dictionary.
+
+    Args:
+        plans: what :func:`read_nnunet_plans` returns.
+        name: of the configuration.
+
+    Raises:
+        ValueError: there is no such configuration, or they inherit in a circle.
+    """
+    configurations = plans["configurations"]
+    chain = [name]
+    while True:
+        if chain[-1] not in configurations:
+            raise ValueError(
+                f"there is no configuration {chain[-1]!r}, only {', '.join(configurations)}"
+            )
+        parent = configurations[chain[-1]].get("inherits_from")
+        if parent is None:
+            break
+        if parent in chain:
+            raise ValueError(f"the configurations {' -> '.join(chain)} inherit in a circle")
+        chain.append(parent)
+    settings: dict[str, Any] = {}
+    for link in reversed(chain):
+        settings.update(configurations[link])
+    return settings
 
 
 def _check_labels(path: Path) -> None:
@@ -104,6 +216,37 @@ def _find_unsupported(settings: Mapping[str, Any], architecture: Mapping[str, An
             f"plans {what}, which is not supported, only {_PLAIN} with 2 convolutions per stage: "
             "plan with nnU-Net's default planner, or search without --plans"
         )
+    others = _find_other_layers(architecture, len(settings["patch_size"]))
+    if others:
+        return (
+            f"plans a network with {', '.join(others)}, which is not supported, only {_PLAIN} as "
+            "nnU-Net's default planner writes it: plan with that, or search without --plans"
+        )
+    return None
+
+
+def _find_other_layers(architecture: Mapping[str, Any], dims: int) -> list[str]:
+    """What a plain U-Net is made of that is not instance normalization and leaky ReLU (0.01)."""
+    if "conv_op" not in architecture:  # before v2.4 there was no choice
+        return []
+    expected = {
+        "conv_op": f"Conv{dims}d",
+        "norm_op": f"InstanceNorm{dims}d",
+        "dropout_op": "None",
+        "nonlin": "LeakyReLU",
+    }
+    found = {name: str(architecture.get(name)).rsplit(".", 1)[-1] for name in expected}
+    others = [f"{name} {found[name]}" for name in expected if found[name] != expected[name]]
+    norm = {"eps": 1e-5, "affine": False, **(architecture.get("norm_op_kwargs") or {})}
+    others += [f"norm_op_kwargs {norm}"] * (norm["eps"] != 1e-5 or not norm["affine"])
+    slope = (architecture.get("nonlin_kwargs") or {}).get("negative_slope", 0.01)
+    others += [f"negative_slope {slope}"] * (slope != 0.01)
+    given = {name for name, value in architecture.items() if value not in (None, False)}
+    return others + sorted(given - _ARGUMENTS - {"network", "blocks"})
+
+
+def _find_other_processing(settings: Mapping[str, Any]) -> str | None:
+    """What a configuration asks for before the network that is not the package's, what to do."""
     schemes = sorted(set(settings.get("normalization_schemes", ())) - {_Z_SCORE})
     if not schemes and any(settings.get("use_mask_for_norm", ())):
         schemes = [f"{_Z_SCORE} within the nonzero mask"]
@@ -112,6 +255,13 @@ def _find_unsupported(settings: Mapping[str, Any], architecture: Mapping[str, An
             f"normalizes by {', '.join(map(str, schemes))}, which is not supported, only "
             f"{_Z_SCORE} of whole images: search without --plans, which normalizes so"
         )
+    steps = {"resampling_fn_data": _RESAMPLINGS, "preprocessor_name": ("DefaultPreprocessor",)}
+    for key, known in steps.items():
+        if settings.get(key, known[0]) not in known:
+            return (
+                f"has the {key} {settings[key]}, which is not supported: search without --plans, "
+                "which resamples to the median spacing"
+            )
     return None
 
 
@@ -121,20 +271,6 @@ def _check_dims(configuration: str, dims: int, expected: int | None, *, of_image
         raise ValueError(f"it is {dims}D, and --spatial_dims is {expected}")
     if of_images and dims == 3:
         raise ValueError(f"configuration {configuration!r} is 3D, and the images are 2D: take 2d")
-
-
-def _inherited(configurations: Mapping[str, Any], name: str) -> dict[str, Any]:
-    """Settings of a configuration with those it inherits."""
-    chain = [name]
-    while "inherits_from" in configurations[chain[-1]]:
-        parent = configurations[chain[-1]]["inherits_from"]
-        if parent in chain:
-            raise ValueError(f"the configurations {' -> '.join(chain)} inherit in a circle")
-        chain.append(parent)
-    settings: dict[str, Any] = {}
-    for link in reversed(chain):
-        settings.update(configurations[link])
-    return settings
 
 
 def _architecture(settings: Mapping[str, Any]) -> dict[str, Any]:

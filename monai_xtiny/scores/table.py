@@ -128,6 +128,7 @@ def table_from_dict(content: Mapping[str, Any]) -> ScoreTable:
     if list(table.widths) != sorted(set(table.widths), reverse=True):
         raise ValueError(f"the ladder {table.widths} must descend: write the table again")
     num_seeds, num_images = len(table.seeds), len(table.images)
+    is_scored = bool(num_seeds or num_images)  # a network that was imported never was
     for rung in table.ladder:
         counts = (*rung.features_per_stage, rung.num_parameters, rung.num_parameters_nnunet)
         if not all(1 <= count <= _MAX_COUNT for count in (rung.max_features, *counts)):
@@ -135,7 +136,8 @@ def table_from_dict(content: Mapping[str, Any]) -> ScoreTable:
                 f"width {rung.max_features} has sizes {counts} that no network has: score again"
             )
         sizes = {len(row) for row in (*rung.sensitivity, *rung.alignment)}
-        if sizes != {num_images} or len(rung.sensitivity) != num_seeds or 0 in sizes:
+        lacks = sizes != {num_images} or len(rung.sensitivity) != num_seeds or 0 in sizes
+        if lacks and (is_scored or sizes):
             raise ValueError(
                 f"width {rung.max_features} lacks scores: expected {num_seeds} seeds of "
                 f"{num_images} images"

@@ -37,6 +37,8 @@ def select_width(table: ScoreTable, method: str = "paper") -> Selection:
     Raises:
         ValueError: the method is unknown, or the table lacks what it needs.
     """
+    if not table.seeds:
+        raise ValueError("the table holds no scores, of a network that was imported: search anew")
     return find_rule(method).choose(table)
 
 

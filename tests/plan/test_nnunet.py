@@ -6,7 +6,7 @@ from pathlib import Path
 import pytest
 
 from monai_xtiny.data.labels import read_label_names
-from monai_xtiny.plan.nnunet import load_nnunet_plan
+from monai_xtiny.plan.nnunet import load_nnunet_plan, read_nnunet_plans, resolve_configuration
 from tests.conftest import DATA
 
 HIPPOCAMPUS = DATA / "nnUNetPlans_Dataset004_Hippocampus.json"
@@ -93,6 +93,14 @@ def masked(content) -> None:
     content["configurations"]["2d"]["use_mask_for_norm"] = [True]
 
 
+def unresampled(content) -> None:
+    content["configurations"]["2d"]["resampling_fn_data"] = "no_resampling_hack"
+
+
+def preprocessed_otherwise(content) -> None:
+    content["configurations"]["2d"]["preprocessor_name"] = "Mine"
+
+
 def old_resenc(content) -> None:
     settings = content["configurations"]["2d"]
     del settings["architecture"]
@@ -119,9 +127,18 @@ def old_resenc(content) -> None:
             masked,
             "normalizes by ZScoreNormalization within the nonzero mask, which is not supported",
         ),
+        (unresampled, "has the resampling_fn_data no_resampling_hack, .*: search without --plans"),
+        (preprocessed_otherwise, "has the preprocessor_name Mine, which is not supported"),
         (old_resenc, "plans ResidualEncoderUNet, which is not supported, only Plain"),
     ],
-    ids=["cascade", "CT", "normalization in a mask", "residual encoder before v2.4"],
+    ids=[
+        "cascade",
+        "CT",
+        "normalization in a mask",
+        "no resampling",
+        "preprocessor",
+        "residual encoder before v2.4",
+    ],
 )
 def test_load_nnunet_plan_says_what_is_not_supported(tmp_path, change, message) -> None:
     path = changed(tmp_path, change)
@@ -164,7 +181,7 @@ def circle(content) -> None:
         (resenc, "2d", "ResidualEncoderUNet"),
         (three_convolutions, "2d", "only PlainConvUNet with 2"),
         (circle, "2d", "inherit in a circle"),
-        (lambda content: content.pop("configurations"), "2d", "no plan for '2d'"),
+        (lambda content: content.pop("configurations"), "2d", "has no configurations: give an nn"),
     ],
     ids=["unknown configuration", "residual encoder", "three convolutions", "circle", "no plans"],
 )
@@ -172,6 +189,53 @@ def test_load_nnunet_plan_refuses(tmp_path, change, configuration, message) -> N
     path = changed(tmp_path, change)
     with pytest.raises(ValueError, match=message):
         load_nnunet_plan(path, configuration, in_channels=1, out_channels=3)
+
+
+@pytest.mark.parametrize(
+    "key, value, what",
+    [
+        ("dropout_op", "torch.nn.modules.dropout.Dropout2d", "dropout_op Dropout2d"),
+        ("norm_op", "torch.nn.modules.batchnorm.BatchNorm2d", "norm_op BatchNorm2d"),
+        ("norm_op_kwargs", {"eps": 1e-3, "affine": True}, "norm_op_kwargs {'eps': 0.001"),
+        ("norm_op_kwargs", None, "norm_op_kwargs .*'affine': False"),
+        ("nonlin", "torch.nn.ReLU", "nonlin ReLU"),
+        ("nonlin_kwargs", {"negative_slope": 0.1}, "negative_slope 0.1"),
+        ("conv_op", "torch.nn.modules.conv.Conv3d", "conv_op Conv3d"),
+        ("nonlin_first", True, "nonlin_first"),
+        ("squeeze_excitation", True, "squeeze_excitation"),
+    ],
+    ids=["dropout", "batch norm", "eps", "no affine", "ReLU", "slope", "3D", "order", "unknown"],
+)
+def test_load_nnunet_plan_refuses_other_layers(tmp_path, key, value, what) -> None:
+    def change(content) -> None:
+        content["configurations"]["2d"]["architecture"]["arch_kwargs"][key] = value
+
+    with pytest.raises(ValueError, match=f"plans a network with {what}.*, which is not supported"):
+        load_nnunet_plan(changed(tmp_path, change), "2d", in_channels=1, out_channels=3)
+
+
+def test_load_nnunet_plan_takes_any_normalization_where_the_images_have_it(tmp_path) -> None:
+    plan = load_nnunet_plan(
+        changed(tmp_path, ct), "2d", in_channels=1, out_channels=3, any_normalization=True
+    )
+    assert plan == load_nnunet_plan(HIPPOCAMPUS, "2d", in_channels=1, out_channels=3)
+
+
+@pytest.mark.parametrize(
+    "name, content",
+    [("nnUNetPlansv2.1_plans_2D.pkl", b"\x80\x04}q\x00."), ("v1.json", b'{"plans_per_stage": {}}')],
+    ids=["pickle", "JSON"],
+)
+def test_plans_of_v1_are_refused_and_never_unpickled(tmp_path, name, content) -> None:
+    (tmp_path / name).write_bytes(content)
+    with pytest.raises(ValueError, match="holds plans of nnU-Net v1, .*: plan with nnU-Net v2"):
+        read_nnunet_plans(tmp_path / name)
+
+
+def test_resolve_configuration_replaces_settings_as_a_whole() -> None:
+    inherited = {"inherits_from": "2d", "architecture": {"a": 1}}
+    plans = {"configurations": {"2d": {"architecture": {"b": 2}, "c": 3}, "x": inherited}}
+    assert resolve_configuration(plans, "x") == {**inherited, "c": 3}
 
 
 def test_load_nnunet_plan_refuses_other_dimensions_than_asked_for() -> None:
@@ -204,5 +268,5 @@ def test_load_nnunet_plan_needs_a_file(tmp_path) -> None:
 
 def test_load_nnunet_plan_needs_json(tmp_path) -> None:
     (tmp_path / "plans.json").write_text("{")
-    with pytest.raises(ValueError, match="has no plan for '2d' that can be used"):
+    with pytest.raises(ValueError, match="is not JSON .*: give nnU-Net's plans"):
         load_nnunet_plan(tmp_path / "plans.json", "2d", in_channels=1, out_channels=2)

@@ -1,0 +1,332 @@
+"""A network that nnU-Net trained, as a MONAI bundle that does with an image what nnU-Net does."""
+
+from __future__ import annotations
+
+import os
+import shutil
+from collections.abc import Mapping
+from dataclasses import asdict, dataclass, replace
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from monai_xtiny.bundle.card import model_card
+from monai_xtiny.bundle.folder import Bundle, data_kind
+from monai_xtiny.bundle.imported import IMPORTED, RAS_READER, imported_configs
+from monai_xtiny.bundle.large_files import write_large_files
+from monai_xtiny.bundle.metadata import bundle_metadata
+from monai_xtiny.bundle.replace import replaced_whole
+from monai_xtiny.bundle.search_file import write_search
+from monai_xtiny.bundle.templates import script_sources, templates_dir
+from monai_xtiny.bundle.writer import check_destination
+from monai_xtiny.bundled.locks import write_lock
+from monai_xtiny.bundled.nnunet_preprocessing import Preprocessing, Resampling, read_preprocessing
+from monai_xtiny.networks.cost import network_cost
+from monai_xtiny.networks.dynunet import build_network
+from monai_xtiny.nnunet.checkpoint import (
+    NnunetCheckpoint,
+    network_axes,
+    read_checkpoint,
+    used_kernels,
+    weights_from_nnunet,
+)
+from monai_xtiny.nnunet.plans_file import channels_and_labels, check_processing
+from monai_xtiny.plan.nnunet import plan_of_configuration, read_nnunet_plans, resolve_configuration
+from monai_xtiny.plan.unet_plan import UNetPlan
+from monai_xtiny.scores.table import Rung, ScoreTable
+from monai_xtiny.selection.rule import Selection
+from monai_xtiny.system.config_text import check_config_text
+from monai_xtiny.system.files import read_json, write_json
+
+_TRAINER = "nnUNetTrainer"
+_RESAMPLING = "resample_data_or_seg_to_shape"
+# nnU-Net's readers whose images the bundle reads as they do.
+_NATURAL = "NaturalImage2DIO"
+_READERS = ("SimpleITKIO", "NibabelIO", RAS_READER, _NATURAL)
+_INTENSITIES = ("mean", "std", "percentile_00_5", "percentile_99_5")
+
+
+@dataclass(frozen=True)
+class _Source:
+    """A checkpoint with the plans and the data set that nnU-Net would predict with."""
+
+    checkpoint: NnunetCheckpoint
+    plans: Mapping[str, Any]
+    processing: Preprocessing
+    dataset: Mapping[str, Any]
+    label_names: tuple[str, ...]
+    plan: UNetPlan
+    axes: tuple[int, ...]
+
+
+def import_checkpoint(
+    checkpoint: str | os.PathLike[str],
+    bundle_dir: str | os.PathLike[str],
+    *,
+    plans: str | os.PathLike[str] | None = None,
+    mirroring: bool = True,
+    overwrite: bool = False,
+) -> Path:
+    """Write the network of an nnU-Net checkpoint as a MONAI bundle.
+
+    Its ``inference.json`` gives what ``nnUNetv2_predict`` gives; its ``train.json`` fine-tunes. As
+    nnU-Net does, plans and ``dataset.json`` are taken from the model folder that the checkpoint
+    lies in; without one, from the checkpoint.
+
+    Args:
+        checkpoint: ``fold_0/checkpoint_final.pth`` for example.
+        bundle_dir: folder to make; its name should end in ``_segmentation`` (MONAI Label).
+        plans: plans file to take in place of those.
+        mirroring: average over the flips that the training allows, as ``nnUNetv2_predict`` does by
+            default; ``mirror_axes`` in ``inference.json`` can be changed later.
+        overwrite: replace a bundle that is there.
+
+    Returns:
+        The bundle's absolute path.
+
+    Raises:
+        FileNotFoundError: there is no such checkpoint, or no such plans.
+        FileExistsError: there is something that is not to be overwritten.
+        ValueError: the checkpoint is damaged or holds code, or is of a network or of a processing
+            that the bundle could not repeat.
+    """
+    target = check_destination(bundle_dir, overwrite=overwrite)
+    source = _read_source(read_checkpoint(checkpoint), plans)
+    weights = weights_from_nnunet(
+        source.checkpoint.weights, source.plan, source.axes, source=str(checkpoint)
+    )
+    selection = _selection(source)
+    settings = _bundle_settings(source, mirroring=mirroring)
+    with write_lock(target), replaced_whole(target) as folder:
+        check_destination(target, overwrite=overwrite)
+        _write_files(source, selection, settings, folder, target.name)
+        network = build_network(source.plan, None, seed=0)
+        problems = network.load_state_dict(weights, strict=False)
+        lacking = [name for name in problems.missing_keys if not name.startswith("skip_layers.")]
+        if lacking or problems.unexpected_keys:
+            raise ValueError(f"{str(checkpoint)!r} lacks {lacking}: its network is another")
+        torch.save(network.state_dict(), folder / "models" / "model.pt")
+        write_large_files(Bundle.open(folder))
+    return target
+
+
+def _read_source(checkpoint: NnunetCheckpoint, plans: str | os.PathLike[str] | None) -> _Source:
+    """What nnU-Net would predict with; refused where the bundle could not do the same."""
+    content, dataset, where = checkpoint.plans, checkpoint.dataset_json, str(checkpoint.source)
+    folder = checkpoint.source.resolve().parent.parent
+    if plans is not None:
+        content, where = read_nnunet_plans(plans), os.fspath(plans)
+    elif (folder / "plans.json").is_file() and (folder / "dataset.json").is_file():
+        content, where = read_nnunet_plans(folder / "plans.json"), str(folder / "plans.json")
+        dataset = read_json(folder / "dataset.json")
+    name = checkpoint.configuration
+    if not checkpoint.trainer_name.startswith(_TRAINER):
+        raise ValueError(
+            f"{str(checkpoint.source)!r} was trained by {checkpoint.trainer_name}, whose network "
+            f"is not the plain U-Net: only {_TRAINER} and its variants are supported"
+        )
+    flips = list(checkpoint.mirror_axes)
+    in_channels, label_names = channels_and_labels(dataset, where)
+    settings, processing, is_flat = _checked_settings(content, name, where)
+    check_processing(settings, in_channels, f"{where!r}: configuration {name!r}")
+    plan = plan_of_configuration(
+        content,
+        name,
+        where,
+        in_channels=in_channels,
+        out_channels=len(label_names),
+        of_images=is_flat,
+        any_normalization=True,
+    )
+    axes = network_axes(content["transpose_forward"], plan.spatial_dims)
+    if not set(flips) <= set(axes):
+        raise ValueError(
+            f"{str(checkpoint.source)!r} flips the axes {flips} of a {plan.spatial_dims}D network: "
+            "it is not of these plans"
+        )
+    plan = replace(plan, kernel_size=used_kernels(checkpoint.weights, plan, axes))
+    for label in label_names:
+        check_config_text(label, "label name")
+    return _Source(checkpoint, content, processing, dataset, label_names, plan, axes)
+
+
+def _checked_settings(
+    content: Mapping[str, Any], name: str, where: str
+) -> tuple[dict[str, Any], Preprocessing, bool]:
+    """Settings of a configuration, refused where the bundle could not follow them.
+
+    Returns:
+        The settings, how images are processed, and whether they are 2D images.
+    """
+    try:
+        settings = resolve_configuration(content, name)
+        order = sorted(int(axis) for axis in content["transpose_forward"])
+        wanted = read_preprocessing(content, settings)
+        lacking = [
+            key
+            for scheme, intensities in zip(
+                wanted.normalization_schemes, wanted.intensities, strict=True
+            )
+            for key in _INTENSITIES
+            if key in intensities or scheme == "CTNormalization"
+            if not isinstance(intensities.get(key), (int, float))
+        ]
+        reader = content["image_reader_writer"]
+        median = content.get("original_median_shape_after_transp") or [2]
+        is_flat = len(settings["patch_size"]) == 2 and (reader == _NATURAL or median[0] == 1)
+        functions = [
+            settings.get(key, _RESAMPLING)
+            for key in ("resampling_fn_data", "resampling_fn_probabilities")
+        ]
+    except (LookupError, TypeError, ValueError, AttributeError) as error:
+        raise ValueError(
+            f"{where!r} has no configuration {name!r} that can be used ({error}): give the plans "
+            "of the training by --plans"
+        ) from error
+    if order != [0, 1, 2] or lacking:
+        what = f"transpose_forward {order}" if not lacking else f"no {lacking[0]} of intensities"
+        raise ValueError(f"{where!r} has {what}: give the plans of the training by --plans")
+    others = [function for function in functions if function != _RESAMPLING]
+    if reader not in _READERS:
+        others.append(reader)
+    if others:
+        raise ValueError(
+            f"{where!r}: configuration {name!r} uses {', '.join(map(str, others))}, which a bundle "
+            f"cannot repeat: only {_RESAMPLING} and the readers {', '.join(_READERS)} are supported"
+        )
+    return settings, wanted, is_flat
+
+
+def _selection(source: _Source) -> Selection:
+    """What stands for a search: the one network that there is."""
+    plan = source.plan
+    cost = network_cost(plan)
+    width = max(plan.features_per_stage)
+    rung = Rung(
+        max_features=width,
+        features_per_stage=plan.features_per_stage,
+        num_parameters=cost.num_parameters,
+        num_parameters_nnunet=cost.num_parameters_nnunet,
+        gmacs=cost.gmacs,
+        sensitivity=(),
+    )
+    environment = {
+        "configuration": source.checkpoint.configuration,
+        "trainer": source.checkpoint.trainer_name,
+        "plans": str(source.plans.get("plans_name", "nnUNetPlans")),
+        "dataset": str(source.plans.get("dataset_name", "")),
+    }
+    table = ScoreTable(plan, (rung,), (), (), {}, environment)
+    return Selection(IMPORTED, width, {}, None, table)
+
+
+def _bundle_settings(source: _Source, *, mirroring: bool) -> dict[str, Any]:
+    """Keys of the configs that say what the plans do: numbers, and texts that were checked."""
+    channels = source.dataset.get("channel_names", source.dataset.get("modality", {}))
+    processing = source.processing
+    places = [list(source.axes).index(axis) for axis in source.checkpoint.mirror_axes]
+    kept = {
+        "image_reader_writer": source.plans["image_reader_writer"],
+        "transpose_forward": list(processing.transpose_forward),
+        "channel_names": [str(channels[key]) for key in sorted(channels, key=int)],
+        "file_ending": str(source.dataset.get("file_ending", ".nii.gz")),
+        "foreground_intensity_properties_per_channel": {
+            str(index): {key: float(item[key]) for key in _INTENSITIES if key in item}
+            for index, item in enumerate(processing.intensities)
+        },
+    }
+    for text in (*kept["channel_names"], kept["file_ending"]):
+        check_config_text(text, "channel name")
+    return {
+        "nnunet_plans": kept,
+        "nnunet_configuration": {
+            "spacing": list(processing.spacing),
+            "normalization_schemes": list(processing.normalization_schemes),
+            "use_mask_for_norm": list(processing.use_mask_for_norm),
+            "resampling_fn_data_kwargs": _in_nnunets_words(processing.image_resampling),
+            "resampling_fn_probabilities_kwargs": _in_nnunets_words(processing.logits_resampling),
+        },
+        "network_axes": list(source.axes),
+        "mirror_axes": sorted(places) if mirroring else [],
+    }
+
+
+def _in_nnunets_words(resampling: Resampling) -> dict[str, Any]:
+    """Arguments of nnU-Net's function."""
+    return {"is_seg": False, **asdict(resampling)}
+
+
+def _write_files(
+    source: _Source, selection: Selection, settings: Mapping[str, Any], folder: Path, name: str
+) -> None:
+    """Write all files of the bundle but the weights."""
+    templates, kind = templates_dir(), data_kind(source.plan)
+    for part in ("configs", "models", "docs", "scripts"):
+        (folder / part).mkdir()
+    for workflow, config in imported_configs(selection, kind, settings).items():
+        write_json(folder / "configs" / f"{workflow}.json", config)
+    write_json(folder / "configs" / "metadata.json", _metadata(source, selection, settings, name))
+    shutil.copyfile(templates / "logging.conf", folder / "configs" / "logging.conf")
+    shutil.copyfile(templates / "LICENSE", folder / "LICENSE")
+    shutil.copyfile(templates / "data_license.txt", folder / "docs" / "data_license.txt")
+    for file, text in script_sources(of_nnunet=True).items():
+        (folder / "scripts" / file).write_text(text, encoding="utf-8")
+    write_search(selection, folder / "docs" / "search.json")
+    card = model_card(
+        selection,
+        name=name,
+        label_names=source.label_names,
+        origin=_origin(source, settings),
+    )
+    (folder / "docs" / "README.md").write_text(card, encoding="utf-8")
+
+
+def _origin(source: _Source, settings: Mapping[str, Any]) -> dict[str, Any]:
+    """What the card says of where the network comes from."""
+    order = source.processing.transpose_forward
+    is_turned = settings["nnunet_plans"]["image_reader_writer"] == RAS_READER
+    slices = source.plan.slice_axis
+    return {
+        "configuration": source.checkpoint.configuration,
+        "dataset": str(source.plans.get("dataset_name", "a data set")),
+        "num_epochs": source.checkpoint.num_epochs,
+        "normalization": ", ".join(dict.fromkeys(source.processing.normalization_schemes)),
+        "mirror_axes": ", ".join(
+            _axis_names(source.plan)[axis] for axis in settings["mirror_axes"]
+        ),
+        "num_flips": 2 ** len(settings["mirror_axes"]),
+        "orientation": ("turned to RAS" if is_turned else "as in the file, not turned to RAS")
+        + (f"; nnU-Net's axes transposed by {list(order)}" if order != (0, 1, 2) else "")
+        + (f"; slices along {'xyz'[slices]}" if slices is not None else ""),
+    }
+
+
+def _axis_names(plan: UNetPlan) -> str:
+    """Names of the axes of the patch."""
+    return "xyz".replace("xyz"[plan.slice_axis], "") if plan.slice_axis is not None else "xyz"
+
+
+def _metadata(
+    source: _Source, selection: Selection, settings: Mapping[str, Any], name: str
+) -> dict[str, Any]:
+    """``metadata.json``: the Model Zoo's, of a network that nnU-Net trained."""
+    metadata = read_json(templates_dir() / "metadata.json")
+    metadata.update(bundle_metadata(selection, name=name, label_names=source.label_names))
+    kept, plan = settings["nnunet_plans"], source.plan
+    schemes = ", ".join(dict.fromkeys(source.processing.normalization_schemes))
+    is_natural = kept["image_reader_writer"] == _NATURAL
+    metadata["changelog"] = {"0.1.0": "imported from a checkpoint of nnU-Net"}
+    metadata["description"] = (
+        f"A {plan.spatial_dims}D U-Net of {selection.rung.num_parameters} parameters, trained by "
+        f"nnU-Net, that segments {', '.join(source.label_names[1:])}"
+    )
+    if is_natural:
+        metadata["data_type"] = kept["file_ending"].lstrip(".")
+    metadata["image_classes"] = f"{plan.in_channels} channel data, nnU-Net's {schemes}"
+    metadata["references"] = metadata["references"][1:]
+    image = metadata["network_data_format"]["inputs"]["image"]
+    image["value_range"] = []
+    image["format"] = "RGB" if is_natural and plan.in_channels == 3 else "magnitude"
+    image["channel_def"] = {str(i): text for i, text in enumerate(kept["channel_names"])}
+    return metadata

@@ -1,0 +1,187 @@
+from __future__ import annotations
+
+import json
+import shutil
+from pathlib import Path
+
+import pytest
+import torch
+
+from monai_xtiny.bundle.folder import Bundle
+from monai_xtiny.bundled.nnunet_preprocessing import Resampling, read_preprocessing
+from monai_xtiny.cli.commands import main
+from monai_xtiny.nnunet.checkpoint import network_axes, read_checkpoint
+from monai_xtiny.nnunet.exporting import export_to_nnunet
+from monai_xtiny.nnunet.importing import import_checkpoint
+from tests.nnunet.models import DATASET, planned, small_plans, write_model
+from tests.nnunet.test_checkpoint import nnunet_network
+
+ROOT = Path(__file__).parents[2]
+HIPPOCAMPUS = ROOT / "bundle" / "hippocampus_mri_xtiny_segmentation"
+NUCLEI = ROOT / "bundle" / "nuclei_fluorescence_xtiny_segmentation"
+
+
+def read(path: Path) -> dict:
+    """A JSON file."""
+    return json.loads(path.read_text(encoding="utf-8"))
+
+
+def same_weights(one: Bundle, other: Bundle) -> bool:
+    """Whether two bundles have the same weights, bit for bit."""
+    ours, theirs = one.weights(), other.weights()
+    return ours.keys() == theirs.keys() and all(torch.equal(ours[k], theirs[k]) for k in ours)
+
+
+@pytest.mark.parametrize("source", [HIPPOCAMPUS, NUCLEI], ids=["volumes", "images"])
+def test_export_to_nnunet_and_back_gives_equal_weights(tmp_path, source) -> None:
+    made = export_to_nnunet(source, tmp_path / "model")
+    file = made.path / "fold_0" / "checkpoint_final.pth"
+    back = Bundle.open(import_checkpoint(file, tmp_path / "x_segmentation"))
+    bundle = Bundle.open(source)
+    assert same_weights(bundle, back)
+    assert back.label_names == bundle.label_names
+    assert (back.kind, back.plan.patch_size) == (bundle.kind, bundle.plan.patch_size)
+    assert back.plan.features_per_stage == bundle.selection.rung.features_per_stage
+
+
+@pytest.mark.parametrize("kernel", [(3, 3, 1), (3, 3, 3)], ids=["anisotropic", "isotropic"])
+def test_import_and_export_give_equal_weights(tmp_path, kernel) -> None:
+    plans = small_plans()
+    arguments = plans["configurations"]["3d_fullres"]["architecture"]["arch_kwargs"]
+    arguments["kernel_sizes"][0] = list(kernel[::-1])
+    plans["transpose_forward"], plans["transpose_backward"] = [1, 2, 0], [2, 0, 1]
+    plan = planned(plans, "3d_fullres", DATASET)
+    weights = nnunet_network(plan, network_axes((1, 2, 0), 3)).state_dict()
+    file = write_model(tmp_path / "x.pth", plans=plans, network_weights=weights)
+    first = Bundle.open(import_checkpoint(file, tmp_path / "x_segmentation"))
+    made = export_to_nnunet(first, tmp_path / "model")
+    there = made.path / "fold_0" / "checkpoint_final.pth"
+    second = Bundle.open(import_checkpoint(there, tmp_path / "y_segmentation"))
+    assert same_weights(first, second)
+    assert first.plan == second.plan
+    for name in ("inference", "train"):
+        assert first.config(name) == second.config(name)
+    assert read_checkpoint(there).mirror_axes == (0, 2)
+    exported = read(made.path / "plans.json")
+    assert exported["transpose_forward"] == [1, 2, 0]
+
+
+def test_export_to_nnunet_says_what_the_bundle_does(tmp_path) -> None:
+    made = export_to_nnunet(HIPPOCAMPUS, tmp_path / "model")
+    plans, dataset = read(made.path / "plans.json"), read(made.path / "dataset.json")
+    settings = plans["configurations"][made.configuration]
+    assert made.configuration == "3d_fullres_xtiny8"
+    assert plans["image_reader_writer"] == "NibabelIOWithReorient"
+    assert dataset["labels"] == {"background": 0, "Anterior": 1, "Posterior": 2}
+    assert dataset["file_ending"] == ".nii.gz"
+    found = read_preprocessing(plans, settings)
+    assert found.image_resampling == Resampling(1, 0, False)
+    assert settings["patch_size"] == [40, 56, 40]
+    assert read_checkpoint(made.path / "fold_0" / "checkpoint_final.pth").mirror_axes == ()
+    plan = planned(plans, made.configuration, dataset)
+    assert plan.spacing == Bundle.open(HIPPOCAMPUS).plan.spacing
+
+
+def test_export_to_nnunet_of_images(tmp_path) -> None:
+    made = export_to_nnunet(NUCLEI, tmp_path / "model")
+    plans, dataset = read(made.path / "plans.json"), read(made.path / "dataset.json")
+    assert plans["image_reader_writer"] == "NaturalImage2DIO"
+    assert (dataset["file_ending"], made.configuration) == (".png", "2d_xtiny8")
+
+
+def test_export_to_nnunet_takes_names_from_the_folder(tmp_path) -> None:
+    folder = tmp_path / "Dataset004_Hippocampus" / "nnUNetTrainer__myPlans__3d_tiny"
+    made = export_to_nnunet(HIPPOCAMPUS, folder)
+    plans = read(folder / "plans.json")
+    assert made.configuration == "3d_tiny"
+    assert (plans["plans_name"], plans["dataset_name"]) == ("myPlans", "Dataset004_Hippocampus")
+    assert list(plans["configurations"]) == ["3d_tiny"]
+
+
+def copied(tmp_path: Path) -> Path:
+    """A copy of a trained bundle."""
+    return Path(shutil.copytree(HIPPOCAMPUS, tmp_path / HIPPOCAMPUS.name))
+
+
+def test_export_to_nnunet_writes_every_fold(tmp_path) -> None:
+    bundle = copied(tmp_path)
+    state = torch.load(bundle / "models" / "model.pt", weights_only=True)
+    other = {name: value + 1 for name, value in state.items()}
+    torch.save(other, bundle / "models" / "model_fold2.pt")
+    made = export_to_nnunet(bundle, tmp_path / "model")
+    assert made.folds == (0, 2)
+    found = read_checkpoint(made.path / "fold_2" / "checkpoint_final.pth").weights
+    assert torch.equal(found["decoder.seg_layers.2.bias"], other["output_block.conv.conv.bias"])
+
+
+def test_export_to_nnunet_gives_nnunet_all_that_it_loads(tmp_path) -> None:
+    unet = pytest.importorskip("dynamic_network_architectures.architectures.unet")
+    made = export_to_nnunet(HIPPOCAMPUS, tmp_path / "model")
+    settings = read(made.path / "plans.json")["configurations"][made.configuration]
+    arguments = dict(settings["architecture"]["arch_kwargs"])
+    for name in settings["architecture"]["_kw_requires_import"]:
+        if arguments[name] is not None:
+            arguments[name] = getattr(torch.nn, arguments[name].rsplit(".", 1)[-1])
+    network = unet.PlainConvUNet(input_channels=1, num_classes=3, **arguments)
+    weights = read_checkpoint(made.path / "fold_0" / "checkpoint_final.pth").weights
+    network.load_state_dict(weights)
+    image = torch.randn(1, 1, 40, 56, 40)
+    with torch.inference_mode():
+        expected = Bundle.open(HIPPOCAMPUS).network()(image)
+        found = network.eval()(image.permute(0, 1, 4, 3, 2)).permute(0, 1, 4, 3, 2)
+    assert float(expected.std()) > 1
+    assert torch.allclose(found, expected, atol=1e-4)
+
+
+def rename_labels(bundle: Path, name: str) -> None:
+    """Give a class another name."""
+    path = bundle / "configs" / "metadata.json"
+    content = read(path)
+    content["network_data_format"]["outputs"]["pred"]["channel_def"]["1"] = name
+    path.write_text(json.dumps(content))
+
+
+def change_network(bundle: Path) -> None:
+    """Give the bundle another network."""
+    path = bundle / "configs" / "inference.json"
+    content = read(path)
+    content["network_def"]["filters"] = [8, 8, 8, 16]
+    path.write_text(json.dumps(content))
+
+
+@pytest.mark.parametrize(
+    ("change", "words"),
+    [
+        (lambda bundle: rename_labels(bundle, "ignore"), "nnU-Net cannot have the labels"),
+        (lambda bundle: rename_labels(bundle, "Posterior"), "nnU-Net cannot have the labels"),
+        (change_network, "has another network than docs/search.json chose"),
+        (lambda bundle: (bundle / "models" / "model.pt").write_bytes(b"x"), "damaged"),
+    ],
+    ids=["ignore", "twice", "network", "damaged"],
+)
+def test_export_to_nnunet_refuses_in_one_line(tmp_path, change, words) -> None:
+    bundle = copied(tmp_path)
+    change(bundle)
+    with pytest.raises(ValueError, match=words) as caught:
+        export_to_nnunet(bundle, tmp_path / "model")
+    assert "\n" not in str(caught.value)
+    assert not (tmp_path / "model").exists()
+
+
+def test_export_to_nnunet_replaces_nothing(tmp_path) -> None:
+    (tmp_path / "model").mkdir()
+    (tmp_path / "model" / "plans.json").write_text("{}")
+    with pytest.raises(FileExistsError, match="exists: give another --output"):
+        export_to_nnunet(HIPPOCAMPUS, tmp_path / "model")
+    with pytest.raises(ValueError, match="lies in the bundle"):
+        export_to_nnunet(HIPPOCAMPUS, HIPPOCAMPUS / "models" / "nnunet")
+
+
+def test_export_on_the_command_line(tmp_path, capsys) -> None:
+    main(["nnunet", "export", str(NUCLEI), "--output", str(tmp_path / "model")])
+    first, second = capsys.readouterr().out.splitlines()
+    assert first == str(tmp_path / "model")
+    assert "nnUNetv2_predict_from_modelfolder" in second
+    with pytest.raises(SystemExit) as caught:
+        main(["nnunet", "export", str(NUCLEI), "--output", str(tmp_path / "model")])
+    assert caught.value.code == 2
