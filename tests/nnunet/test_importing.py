@@ -12,12 +12,15 @@ from PIL import Image
 from monai_xtiny.bundle.card import check_marks
 from monai_xtiny.bundle.folder import CARD, Bundle
 from monai_xtiny.bundle.foreign import foreign_code
+from monai_xtiny.bundle.measured import write_evaluation
 from monai_xtiny.cli.commands import main
 from monai_xtiny.nnunet.checkpoint import read_checkpoint
 from monai_xtiny.nnunet.importing import import_checkpoint
 from monai_xtiny.nnunet.preprocessing import preprocess, read_preprocessing, restore_logits
 from monai_xtiny.nnunet.windows import NnunetInferer
 from monai_xtiny.system.config_text import PlainPath
+from monai_xtiny.training.check import check_bundle
+from monai_xtiny.training.evaluate import evaluate_held_out
 from tests.conftest import texture
 from tests.nnunet.models import (
     DATASET,
@@ -286,3 +289,51 @@ def test_inference_of_images_is_nnunets(tmp_path) -> None:
     )[0]
     assert len(np.unique(found)) > 1
     assert np.array_equal(found, expected)
+
+
+@pytest.mark.search
+def test_deploy_refuses_an_imported_bundle(tmp_path, capsys) -> None:
+    bundle = imported(tmp_path)
+    with pytest.raises(SystemExit) as caught:
+        main(["deploy", "--bundle", str(bundle.root)])
+    assert caught.value.code == 2
+    assert "was imported from nnU-Net" in capsys.readouterr().err
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("configuration", ["3d_fullres", "2d"])
+def test_imported_bundle_is_checked_fine_tuned_and_evaluated(tmp_path, configuration) -> None:
+    bundle = imported(tmp_path, configuration, inference_allowed_mirroring_axes=None)
+    data = tmp_path / "data"
+    for folder in ("imagesTr", "labelsTr"):
+        (data / folder).mkdir(parents=True)
+    affine = np.diag([1.1, 1.0, 1.3, 1.0])
+    generator = np.random.default_rng(0)
+    for index in range(4):
+        volume = generator.uniform(1, 100, (40, 50, 30)).astype(np.float32)
+        label = np.zeros(volume.shape, np.uint8)
+        label[10:20, 10:30, 5:20], label[20:30, 10:30, 5:20] = 1, 2
+        volume += 100 * label
+        name = f"case{index}"
+        nibabel.save(nibabel.Nifti1Image(volume, affine), data / f"imagesTr/{name}_0000.nii.gz")
+        nibabel.save(nibabel.Nifti1Image(label, affine), data / f"labelsTr/{name}.nii.gz")
+    assert check_bundle(bundle, data=data).problems == ()
+    before = bundle.weights()
+    workflow = bundle.workflow(
+        ("train",),
+        {"dataset_dir": PlainPath(str(data)), "epochs": 1, "val_interval": 1, "num_workers": 0},
+    )
+    # What the network is trained on lies on nnU-Net's grid.
+    shapes = {tuple(case["image"].shape[1:]) for case in workflow.parser.get_parsed_content(
+        "train#dataset")[0]}  # fmt: skip
+    assert shapes == {bundle.plan.patch_size}
+    workflow.run()
+    after = bundle.weights()
+    assert any(not torch.equal(before[name], after[name]) for name in before)
+    kept = bundle.path("former_training_1/models/model.pt")
+    assert all(torch.equal(v, before[k]) for k, v in torch.load(kept, weights_only=True).items())
+    evaluation, planes = evaluate_held_out(bundle, data=data)
+    assert len(evaluation.cases) == len(planes) == 1
+    card = write_evaluation(bundle, evaluation, planes).read_text(encoding="utf-8")
+    assert "after 1 epochs of `configs/train.json`" in card
+    assert foreign_code(bundle) == ()
