@@ -313,7 +313,7 @@ def _layers(plan: UNetPlan) -> Iterator[tuple[str, str, tuple[int, ...]]]:
     for stage, (width, kernel) in enumerate(zip(features, kernels, strict=True)):
         ours = "input_block" if stage == 0 else f"downsamples.{stage - 1}"
         ours = "bottleneck" if stage == last else ours
-        yield from _block(ours, f"encoder.stages.{stage}.0", inputs, width, kernel)
+        yield from _block_layers(ours, f"encoder.stages.{stage}.0", inputs, width, kernel)
         inputs = width
     for stage in range(last):
         level = last - 1 - stage
@@ -321,7 +321,7 @@ def _layers(plan: UNetPlan) -> Iterator[tuple[str, str, tuple[int, ...]]]:
         ours, theirs = f"upsamples.{stage}.transp_conv.conv", f"decoder.transpconvs.{stage}"
         yield f"{ours}.weight", f"{theirs}.weight", (below, width, *plan.strides[level + 1])
         yield f"{ours}.bias", f"{theirs}.bias", (width,)
-        yield from _block(
+        yield from _block_layers(
             f"upsamples.{stage}.conv_block",
             f"decoder.stages.{stage}",
             2 * width,
@@ -337,7 +337,7 @@ def _layers(plan: UNetPlan) -> Iterator[tuple[str, str, tuple[int, ...]]]:
     yield f"{ours}.bias", f"{theirs}.bias", (plan.out_channels,)
 
 
-def _block(
+def _block_layers(
     ours: str, theirs: str, inputs: int, width: int, kernel: Sequence[int]
 ) -> Iterator[tuple[str, str, tuple[int, ...]]]:
     """The two convolutions of a stage, and their normalizations."""

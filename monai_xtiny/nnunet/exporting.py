@@ -193,7 +193,7 @@ def _plans_and_dataset(
                 "median_image_size_in_voxels": [float(edge) for edge in size[-len(patch) :]],
                 "batch_dice": plan.spatial_dims == 2,
                 **settings,
-                "architecture": _architecture(plan, kernels, axes),
+                "architecture": _named_network(plan, kernels, axes),
             }
         },
     }
@@ -231,7 +231,7 @@ _FIXED = {
 }  # fmt: skip
 
 
-def _architecture(
+def _named_network(
     plan: UNetPlan, kernels: Sequence[Sequence[int]], axes: Sequence[int]
 ) -> dict[str, Any]:
     """The network as nnU-Net's plans name it."""

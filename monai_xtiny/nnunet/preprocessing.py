@@ -147,7 +147,7 @@ def preprocess(
     for channel in range(count):
         _normalize(data, channel, placement.nonzero, settings)
     size = _scaled_shape(data.shape[1:], own, target)
-    return resample(data, size, own, target, settings.image_resampling), placement
+    return resample_channels(data, size, own, target, settings.image_resampling), placement
 
 
 def restore_logits(
@@ -164,7 +164,7 @@ def restore_logits(
         Logits (K, z, y, x) of the same type; background alone is possible outside of the crop.
     """
     size = tuple(part.stop - part.start for part in placement.box)
-    inside = resample(
+    inside = resample_channels(
         logits, size, placement.target_spacing, placement.spacing, settings.logits_resampling
     )
     whole = np.full((len(logits), *placement.shape), _NEVER, dtype=logits.dtype)
@@ -201,7 +201,7 @@ def preprocess_label(
     return found
 
 
-def resample(
+def resample_channels(
     data: NDArray[Any],
     size: Sequence[int],
     spacing: Sequence[float],
@@ -348,7 +348,7 @@ def _normalize(
         _NORMALIZATIONS[scheme](data[channel], intensities)
 
 
-def _z_score(image: NDArray[np.float32], _intensities: Mapping[str, float]) -> None:
+def _standardize(image: NDArray[np.float32], _intensities: Mapping[str, float]) -> None:
     """Mean 0 and standard deviation 1."""
     mean, std = image.mean(), image.std()
     image -= mean
@@ -382,7 +382,7 @@ def _keep(image: NDArray[np.float32], _intensities: Mapping[str, float]) -> None
 
 
 _NORMALIZATIONS: dict[str, Callable[[NDArray[np.float32], Mapping[str, float]], None]] = {
-    "ZScoreNormalization": _z_score,
+    "ZScoreNormalization": _standardize,
     "CTNormalization": _clip_ct,
     "RescaleTo01Normalization": _rescale,
     "RGBTo01Normalization": _scale_colors,

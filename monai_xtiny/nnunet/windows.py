@@ -73,18 +73,18 @@ class NnunetInferer:
         weights = window_weights(self.patch_size).to(image.device)
         total, sums = None, torch.zeros(padded.shape[1:], dtype=torch.half, device=image.device)
         for window in find_windows(padded.shape[1:], self.patch_size, self.overlap):
-            logits = self._average(padded[_all_channels(window)][None], network)[0]
+            logits = self._average(padded[_in_all_channels(window)][None], network)[0]
             if total is None:
                 shape = (len(logits), *padded.shape[1:])
                 total = torch.zeros(shape, dtype=torch.half, device=image.device)
-            total[_all_channels(window)] += logits * weights
+            total[_in_all_channels(window)] += logits * weights
             sums[window] += weights
         assert total is not None
         found = total / sums
         if not torch.isfinite(found).all():
             raise ValueError("the logits are beyond what float16 holds: normalize the image")
         inside = (slice(low, low + size) for (low, _), size in zip(padding, spatial, strict=True))
-        return found[_all_channels(inside)]
+        return found[_in_all_channels(inside)]
 
     def _average(self, window: torch.Tensor, network: Callable[..., Any]) -> torch.Tensor:
         """Logits (1, K, *spatial) of a window, averaged over its flips."""
@@ -155,6 +155,6 @@ def _padding(shape: Sequence[int], patch_size: Sequence[int]) -> list[tuple[int,
     return [(count // 2, count - count // 2) for count in lacking]
 
 
-def _all_channels(box: Iterable[Any]) -> tuple[Any, ...]:
+def _in_all_channels(box: Iterable[Any]) -> tuple[Any, ...]:
     """The index of a box in all channels."""
     return (slice(None), *box)

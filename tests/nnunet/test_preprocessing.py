@@ -17,7 +17,7 @@ from monai_xtiny.nnunet.preprocessing import (
     preprocess,
     preprocess_label,
     read_preprocessing,
-    resample,
+    resample_channels,
     restore_image_logits,
     restore_logits,
 )
@@ -113,9 +113,9 @@ def test_preprocess_of_a_2d_plan_keeps_the_slices() -> None:
     assert placement.target_spacing == (4, 2, 0.5)
 
 
-def test_resample_equals_zoom_within_the_range() -> None:
+def test_resample_channels_equals_zoom_within_the_range() -> None:
     image = volume()
-    found = resample(image, (12, 9, 13), (1, 1, 1), (0.75, 1.2, 1), Resampling(3))
+    found = resample_channels(image, (12, 9, 13), (1, 1, 1), (0.75, 1.2, 1), Resampling(3))
     zoomed = ndimage.zoom(
         image[0].astype(float), (12 / 9, 9 / 11, 1), order=3, mode="nearest", grid_mode=True
     )
@@ -123,19 +123,24 @@ def test_resample_equals_zoom_within_the_range() -> None:
     assert np.array_equal(found[0], expected)
 
 
-def test_resample_takes_thick_slices_one_by_one() -> None:
+def test_resample_channels_takes_thick_slices_one_by_one() -> None:
     image = volume()
-    found = resample(image, (18, 9, 13), (4, 1, 1), (2, 1.2, 1), Resampling(3))
-    first = np.stack([resample(s[None, None], (1, 9, 13), (1, 1, 1), (1, 1, 1), Resampling(3))[0, 0]
-                      for s in image[0]])  # fmt: skip
+    found = resample_channels(image, (18, 9, 13), (4, 1, 1), (2, 1.2, 1), Resampling(3))
+    same = (1, 1, 1)
+    first = np.stack(
+        [
+            resample_channels(part[None, None], (1, 9, 13), same, same, Resampling(3))[0, 0]
+            for part in image[0]
+        ]
+    )
     assert np.allclose(found[0], first.repeat(2, axis=0), atol=1e-4)
 
 
-def test_resample_of_two_thick_axes_goes_in_one_step() -> None:
+def test_resample_channels_of_two_thick_axes_goes_in_one_step() -> None:
     # Two axes are the coarsest: neither can be left out.
     image = volume()
-    found = resample(image, (9, 11, 20), (4, 4, 1), (4, 4, 0.65), Resampling(3))
-    forced = resample(image, (9, 11, 20), (4, 4, 1), (4, 4, 0.65), Resampling(3, 0, False))
+    found = resample_channels(image, (9, 11, 20), (4, 4, 1), (4, 4, 0.65), Resampling(3))
+    forced = resample_channels(image, (9, 11, 20), (4, 4, 1), (4, 4, 0.65), Resampling(3, 0, False))
     assert np.array_equal(found, forced)
 
 
