@@ -3,11 +3,15 @@ from __future__ import annotations
 import json
 from dataclasses import replace
 
+import numpy as np
 import pytest
+import torch
+from monai.bundle import ConfigParser
 
 from monai_xtiny.bundle.folder import data_kind
 from monai_xtiny.bundle.templates import merged_template, templates_dir
 from monai_xtiny.bundle.writer import export_bundle
+from monai_xtiny.system.files import read_json
 
 
 def test_templates_are_json_with_four_spaces_and_a_final_newline() -> None:
@@ -66,3 +70,11 @@ def test_export_bundle_writes_no_long_expression(tmp_path, request, selection, k
     assert data_kind(plan) == kind
     bundle = export_bundle(chosen, tmp_path / "x_segmentation")
     assert refuse_long_expressions(bundle / "configs") > 60
+
+
+def test_label_of_logits_is_the_first_of_the_largest_classes() -> None:
+    parser = ConfigParser(read_json(templates_dir() / "inference.json"))
+    logits = torch.randint(3, (4, 9, 8, 7), generator=torch.Generator().manual_seed(0)).float()
+    found = parser.get_parsed_content("label_of")(logits)
+    assert found.shape == (1, 9, 8, 7)
+    np.testing.assert_array_equal(found[0], logits.numpy().argmax(axis=0))
