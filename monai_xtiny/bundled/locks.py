@@ -21,8 +21,11 @@ except ImportError:  # Windows, where nothing is locked
 # Of the lock files that this process holds: the open file, and the folders made for it. To close
 # any other handle of such a file would give the lock up.
 _LOCKS: dict[Path, tuple[int, list[Path]]] = {}
+# Of the bundles that are trained here: the lock file, and those of the weights being trained.
+_TRAININGS: dict[Path, set[Path]] = {}
 if fcntl is not None:
     os.register_at_fork(after_in_child=_LOCKS.clear)  # a worker holds none
+    os.register_at_fork(after_in_child=_TRAININGS.clear)
 
 
 def hold_lock(path: PathLike, *, shared: bool = False) -> bool:
@@ -79,6 +82,7 @@ def lock_training(bundle_root: PathLike, model_file: PathLike) -> None:
     Raises:
         BlockingIOError: another process does.
     """
+    root, weights = (_lock_file(path)[1] for path in (bundle_root, model_file))
     is_new = hold_lock(bundle_root, shared=True)
     try:
         hold_lock(model_file)
@@ -86,6 +90,20 @@ def lock_training(bundle_root: PathLike, model_file: PathLike) -> None:
         if is_new:
             release_lock(bundle_root)
         raise
+    if is_new or root in _TRAININGS:
+        _TRAININGS.setdefault(root, set()).add(weights)
+
+
+def release_training(bundle_root: PathLike, model_file: PathLike) -> None:
+    """Release what :func:`lock_training` holds, but for what other trainings here need."""
+    root, weights = (_lock_file(path)[1] for path in (bundle_root, model_file))
+    _release(weights)
+    others = _TRAININGS.get(root, set()) - {weights}
+    if root in _TRAININGS and not others:
+        del _TRAININGS[root]
+        _release(root)
+    elif others:
+        _TRAININGS[root] = others
 
 
 def release_lock(path: PathLike) -> None:

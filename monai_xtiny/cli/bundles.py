@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from collections.abc import Iterator
 from contextlib import contextmanager
 from typing import TYPE_CHECKING
@@ -303,17 +304,35 @@ def _opened_to_run(bundle: str, trust: bool, *, quiet: bool = False) -> Iterator
             "somebody else; read the places listed, then give --trust, or export its "
             "docs/search.json anew and copy models/model.pt"
         )
+    places = edited_places(opened)  # before anything of it changes
     try:
         yield opened
     except Exception as error:
-        places = edited_places(opened)
-        if not places:
+        cause = innermost(error)
+        if not places or isinstance(cause, (OSError, MemoryError)) or _is_ours(cause, opened):
             raise
-        kind = "" if is_bad_input(error) else f"{type(innermost(error)).__name__}: "
+        kind = "" if is_bad_input(error) else f"{type(cause).__name__}: "
+        shown = "; ".join(places[:3]) + (", ..." if len(places) > 3 else "")
         raise ValueError(
-            f"{kind}{plain_words(innermost(error))}; the bundle was edited, which may be why "
-            f"({'; '.join(places[:3])}{', ...' if len(places) > 3 else ''}): export its "
-            "docs/search.json anew and copy models/model.pt to have it as it was"
+            f"{kind}{plain_words(cause)}; {str(opened.root)!r} was edited or is of another "
+            f"version, which may be why ({shown}): export its docs/search.json anew and copy "
+            "models/model.pt to have it as it was"
         ) from error
     if not quiet:
         print(f"this ran the configs and scripts of {str(opened.root)!r}")
+
+
+def _is_ours(error: BaseException, bundle: Bundle) -> bool:
+    """Whether an error was raised by this package or the bundle's scripts, or is of memory.
+
+    Such a one says itself what to do.
+    """
+    trace = error.__traceback__
+    while trace is not None and trace.tb_next is not None:
+        trace = trace.tb_next
+    file = "" if trace is None else os.path.realpath(trace.tb_frame.f_code.co_filename)
+    package = os.path.dirname(os.path.dirname(os.path.realpath(__file__)))
+    folders = (package, os.path.realpath(bundle.path("scripts")))
+    return type(error).__name__ == "OutOfMemoryError" or file.startswith(
+        tuple(folder + os.sep for folder in folders)
+    )

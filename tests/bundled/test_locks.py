@@ -7,7 +7,13 @@ from collections.abc import Callable
 import pytest
 
 from monai_xtiny.bundled import locks
-from monai_xtiny.bundled.locks import hold_lock, lock_training, release_lock, write_lock
+from monai_xtiny.bundled.locks import (
+    hold_lock,
+    lock_training,
+    release_lock,
+    release_training,
+    write_lock,
+)
 from tests.forked import forked, held_elsewhere
 
 
@@ -99,3 +105,18 @@ def test_lock_training_lets_other_folds_train_and_nobody_else_write(tmp_path) ->
         locks.release_locks()  # the other one keeps what they share
         assert "/x' " in forked(lambda: refusal(lambda: hold_lock(root)))
     assert forked(lambda: refusal(lambda: hold_lock(root))) == ""
+
+
+def test_release_training_keeps_what_other_trainings_of_the_process_need(tmp_path) -> None:
+    one, other = tmp_path / "x", tmp_path / "y"
+    first, second = one / "models" / "model.pt", one / "models" / "model_fold1.pt"
+    for root, weights in ((one, first), (one, second), (other, other / "model.pt")):
+        lock_training(root, weights)
+    release_training(one, first)
+    assert forked(lambda: refusal(lambda: hold_lock(first))) == ""
+    for path in (one, second, other, other / "model.pt"):
+        assert forked(lambda path=path: refusal(lambda: hold_lock(path)))
+    release_training(one, second)
+    assert forked(lambda: refusal(lambda: hold_lock(one))) == ""
+    release_training(other, other / "model.pt")
+    assert not list(other.parent.glob("*y*"))

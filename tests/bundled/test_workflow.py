@@ -4,7 +4,9 @@ import ast
 import os
 import runpy
 import sys
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
+from threading import Barrier
 from types import SimpleNamespace
 
 import pytest
@@ -63,7 +65,7 @@ def test_two_bundles_in_one_process_have_their_own_workflow(
     before, path = set(sys.modules), list(sys.path)
     spaces = [loaded(first), loaded(second)]
     added = {name.partition(".")[0] for name in set(sys.modules) - before}
-    assert all(name.startswith("bundle_scripts_") for name in added) and sys.path == path
+    assert all(name.startswith("bundle_scripts") for name in added) and sys.path == path
     assert spaces[1].check_loss(None) == "changed"
     with pytest.raises(AttributeError):
         spaces[0].check_loss(None)
@@ -82,3 +84,35 @@ def test_workflow_runs_where_monai_xtiny_cannot_be_imported(
     monkeypatch.setitem(sys.modules, "monai_xtiny", None)
     space = runpy.run_path(os.fspath(bundle / "scripts" / "workflow.py"))
     assert space["find_rotated_axes"]([3, 3]) == [0, 1]
+
+
+def test_workflow_may_be_loaded_by_several_threads_at_once(tmp_path, selection) -> None:
+    bundle = export_bundle(selection, tmp_path / "x_segmentation")
+    steps = bundle / "scripts" / "steps.py"
+    steps.write_text(steps.read_text() + "\nimport time\n\ntime.sleep(0.1)\n")  # not loaded yet
+    barrier = Barrier(4)
+
+    def load() -> type:
+        barrier.wait()
+        return runpy.run_path(str(bundle / "scripts" / "workflow.py"))["TrainingState"]
+
+    with ThreadPoolExecutor(4) as pool:
+        found = [task.result() for task in [pool.submit(load) for _ in range(4)]]
+    assert len(set(found)) == 1
+
+
+def test_workflow_names_the_files_that_are_missing(tmp_path, selection) -> None:
+    bundle = export_bundle(selection, tmp_path / "x_segmentation")
+    for name in ("cases.py", "locks.py"):
+        (bundle / "scripts" / name).unlink()
+    with pytest.raises(FileNotFoundError, match=r"scripts' lacks locks\.py, cases\.py: copy all"):
+        runpy.run_path(str(bundle / "scripts" / "workflow.py"))
+
+
+def test_a_file_that_cannot_be_loaded_leaves_nothing_behind(tmp_path, selection) -> None:
+    bundle = export_bundle(selection, tmp_path / "x_segmentation")
+    (bundle / "scripts" / "steps.py").write_text("1 / 0")
+    before = {name for name in sys.modules if name.startswith("bundle_scripts_")}
+    with pytest.raises(ZeroDivisionError):
+        runpy.run_path(str(bundle / "scripts" / "workflow.py"))
+    assert {name for name in sys.modules if name.startswith("bundle_scripts_")} == before

@@ -15,6 +15,7 @@ from monai_xtiny.bundle.figures import Plane
 from monai_xtiny.bundle.folder import Bundle
 from monai_xtiny.bundle.measured import read_evaluation, write_evaluation
 from monai_xtiny.bundle.results import Evaluation
+from monai_xtiny.bundled.locks import hold_lock
 from monai_xtiny.cli.commands import main
 from monai_xtiny.training.evaluate import (
     _refuse_trained,
@@ -25,6 +26,7 @@ from monai_xtiny.training.evaluate import (
 from monai_xtiny.training.labeled import data_options
 from tests.cli.typed import refused
 from tests.conftest import texture, write_nifti
+from tests.forked import held_elsewhere
 
 pytestmark = pytest.mark.slow
 # Of the split that the bundle was trained on.
@@ -237,31 +239,51 @@ def test_read_evaluation_gives_back_what_was_written(volumes) -> None:
 
 
 @pytest.mark.parametrize(
-    ("name", "place", "value"),
+    ("name", "place", "value", "message"),
     [
-        ("evaluate", "validate#postprocessing", "@nothing"),
-        ("evaluate", "validate#handlers", [{"_target_": "NoSuchHandler"}]),
-        ("evaluate", "run", ["$[][0]"]),
-        ("evaluate", "run", ["$unknown"]),
-        ("evaluate", "run", ["$1 / 0"]),
-        ("train", "num_classes", 0),
-        ("train", "patch_size", [0, 0, 0]),
-        ("train", "network_def#strides", [1]),
-        ("train", "validate", None),
+        ("evaluate", "validate#postprocessing", "@nothing", None),
+        ("evaluate", "validate#handlers", [{"_target_": "NoSuchHandler"}], None),
+        ("evaluate", "run", ["$[][0]"], None),
+        ("evaluate", "run", ["$unknown"], None),
+        ("evaluate", "run", ["$1 / 0"], None),
+        ("train", "validate", None, None),
+        # What is checked says itself what is wrong.
+        ("train", "num_classes", 0, "the classes are 0 to -1"),
+        ("train", "patch_size", [0, 0, 0], "--patch_size is [0, 0, 0]"),
+        ("train", "network_def#strides", [1], "network_def"),
     ],
     ids=str,
 )
 def test_evaluate_of_a_malformed_config_names_what_was_edited(
-    volumes, capsys, name, place, value
+    volumes, capsys, name, place, value, message
 ) -> None:
     bundle, data = volumes
     file = bundle / "configs" / f"{name}.json"
     config = json.loads(file.read_text())
     *parents, key = [place] if place in config else place.split("#")
-    key_in_file = (*parents, key)[0]
     reduce(getitem, parents, config)[key] = value
     file.write_text(json.dumps(config))
     before = (bundle / "docs" / "README.md").read_bytes()
     line = refused(capsys, "evaluate", bundle, "--data", data, "--trust")
-    assert f"the bundle was edited, which may be why (configs/{name}.json: {key_in_file}" in line
+    edited = f"is of another version, which may be why (configs/{name}.json: {(*parents, key)[0]}"
+    assert (message or edited) in line
     assert (bundle / "docs" / "README.md").read_bytes() == before
+
+
+def test_a_setting_is_not_blamed_for_what_has_another_reason(volumes, capsys, tmp_path) -> None:
+    bundle, data = volumes
+    broken = shutil.copytree(data, tmp_path / "broken")
+    write_nifti(broken / "labelsTr" / "more.nii.gz", values=np.zeros((3, 4, 5)), affine=np.eye(4))
+
+    def lines() -> list[str]:
+        found = [
+            refused(capsys, "evaluate", bundle, "--data", tmp_path / "nowhere"),
+            refused(capsys, "check", bundle, "--data", broken),
+        ]
+        with held_elsewhere(lambda: hold_lock(bundle)):
+            return [*found, refused(capsys, "evaluate", bundle, "--data", data)]
+
+    before = lines()
+    file = bundle / "configs" / "train.json"
+    file.write_text(json.dumps({**json.loads(file.read_text()), "epochs": 100}))
+    assert lines() == before

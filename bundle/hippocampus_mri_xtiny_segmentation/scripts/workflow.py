@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import hashlib
 import sys
+import threading
 from pathlib import Path
 from types import ModuleType
 
@@ -26,23 +27,31 @@ def load_files(folder: Path) -> str:
         The name of the package.
 
     Raises:
-        FileNotFoundError: there is no such file.
+        FileNotFoundError: some are not there.
     """
+    missing = [f"{name}.py" for name in FILES if not (folder / f"{name}.py").is_file()]
+    if missing:
+        raise FileNotFoundError(
+            f"{str(folder)!r} lacks {', '.join(missing)}: copy all files of the bundle's scripts"
+        )
     sources = {name: (folder / f"{name}.py").read_bytes() for name in FILES}
     content = hashlib.sha256(b"".join(sources.values()))
     package = f"bundle_scripts_{content.hexdigest()[:16]}"
-    if package in sys.modules:
-        return package
-    sys.modules[package] = ModuleType(package)
-    try:
-        for name, source in sources.items():
-            module = sys.modules[f"{package}.{name}"] = ModuleType(f"{package}.{name}")
-            module.__package__, module.__file__ = package, str(folder / f"{name}.py")
-            exec(compile(source, module.__file__, "exec"), vars(module))
-    except BaseException:
-        for name in [name for name in sys.modules if name.startswith(package)]:
-            del sys.modules[name]
-        raise
+    # All that load such files, in whatever thread and of whatever bundle, wait for each other.
+    shared = sys.modules.setdefault("bundle_scripts", ModuleType("bundle_scripts"))
+    with vars(shared).setdefault("lock", threading.RLock()):
+        if package in sys.modules:
+            return package
+        sys.modules[package] = ModuleType(package)
+        try:
+            for name, source in sources.items():
+                module = sys.modules[f"{package}.{name}"] = ModuleType(f"{package}.{name}")
+                module.__package__, module.__file__ = package, str(folder / f"{name}.py")
+                exec(compile(source, module.__file__, "exec"), vars(module))
+        except BaseException:
+            for name in [name for name in sys.modules if name.startswith(package)]:
+                del sys.modules[name]
+            raise
     return package
 
 
@@ -71,7 +80,7 @@ from .folds import (
     load_weights,
 )
 from .labeling import CaseByCase, LabelWriter
-from .locks import lock_training, release_locks
+from .locks import lock_training, release_training
 from .options import check_options, check_paths, check_shared_memory
 from .splits import check_fold, split_cases
 from .steps import GradientClipping, Interruption, check_loss, find_rotated_axes, handlers_of_rank

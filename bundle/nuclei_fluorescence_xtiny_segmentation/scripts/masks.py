@@ -42,7 +42,11 @@ def masks_among(files: Iterable[str]) -> dict[str, str]:
 
 
 def pair_masks(stems: Iterable[str]) -> dict[str, str]:
-    """Names without endings that are those of an image with a word such as mask or seg."""
+    """Names in one folder, without their endings, that are called as the mask of another.
+
+    >>> pair_masks(["case1_0000", "case1_seg", "img-2", "gt-2", "label_free_3"])
+    {'case1_seg': 'case1_0000', 'gt-2': 'img-2'}
+    """
     words = {stem: split_words(stem) for stem in stems}
     places = {
         stem: next((i for i, word in enumerate(split) if MASK_WORD.fullmatch(word)), None)
