@@ -102,6 +102,55 @@ def test_import_checkpoint_takes_the_plans_that_nnunet_would(tmp_path) -> None:
     assert Bundle.open(given).plan.spacing == (1.0, 1.0, 3.0)
 
 
+def model_folder(tmp_path: Path) -> Path:
+    """A checkpoint in a model folder, whose plans and labels are not those in the checkpoint."""
+    folder = tmp_path / "model" / "fold_0"
+    folder.mkdir(parents=True)
+    plans = small_plans()
+    plans["configurations"]["3d_fullres"]["spacing"] = [2.0, 1.0, 0.5]
+    dataset = {**DATASET, "labels": {"background": 0, "Here": 1, "There": 2}}
+    for name, content in (("plans", plans), ("dataset", dataset)):
+        (tmp_path / "model" / f"{name}.json").write_text(json.dumps(content))
+    return write_model(folder / "checkpoint_final.pth")
+
+
+def test_import_checkpoint_takes_the_folder_of_a_link(tmp_path) -> None:
+    link = model_folder(tmp_path)
+    link.rename(tmp_path / "stored.pth")
+    link.symlink_to(tmp_path / "stored.pth")
+    bundle = Bundle.open(import_checkpoint(link, tmp_path / "x_segmentation"))
+    assert bundle.plan.spacing == (0.5, 1.0, 2.0)
+
+
+def test_import_checkpoint_with_other_plans_keeps_the_labels_of_the_folder(tmp_path) -> None:
+    file = model_folder(tmp_path)
+    (tmp_path / "other.json").write_text(json.dumps(small_plans()))
+    made = import_checkpoint(file, tmp_path / "x_segmentation", plans=tmp_path / "other.json")
+    bundle = Bundle.open(made)
+    assert bundle.label_names == ("background", "Here", "There")
+    assert bundle.plan.spacing == (1.0, 1.0, 1.0)
+
+
+@pytest.mark.parametrize("name", ["plans", "dataset"])
+def test_import_checkpoint_refuses_half_a_model_folder(tmp_path, name) -> None:
+    file = model_folder(tmp_path)
+    (tmp_path / "model" / f"{name}.json").unlink()
+    with pytest.raises(FileNotFoundError, match=f"no such file: .*{name}.json"):
+        import_checkpoint(file, tmp_path / "x_segmentation")
+    assert not (tmp_path / "x_segmentation").exists()
+
+
+@pytest.mark.parametrize(
+    "trainer",
+    ["nnUNetTrainer_250epochs", "nnUNetTrainerDA5", "nnUNetTrainer_onlyMirror01_DASegOrd0",
+     "nnUNetTrainer_4000epochs_NoMirroring", "nnUNetTrainerVanillaAdam3en4",
+     "nnUNetTrainerDiceCELoss_noSmooth", "nnUNetTrainerNoDeepSupervision"],
+)  # fmt: skip
+def test_import_checkpoint_takes_trainers_of_the_same_network(tmp_path, trainer) -> None:
+    bundle = imported(tmp_path, trainer_name=trainer)
+    assert bundle.selection.table.environment["trainer"] == trainer
+
+
 def changed_plans(change):
     """A change of the plans in a checkpoint."""
     return lambda content: change(content["init_args"]["plans"])
@@ -115,6 +164,11 @@ def changed_settings(**settings):
 def changed_labels(**labels):
     """A change of the data set in a checkpoint."""
     return lambda content: content["init_args"]["dataset_json"]["labels"].update(labels)
+
+
+def changed_dataset(**settings):
+    """A change of the data set in a checkpoint."""
+    return lambda content: content["init_args"]["dataset_json"].update(settings)
 
 
 def as_residual(plans) -> None:
@@ -138,6 +192,26 @@ def as_residual(plans) -> None:
         (changed_plans(lambda plans: plans.pop("transpose_forward")), "no configuration"),
         (changed_plans(lambda plans: plans.pop("configurations")), "no configuration"),
         (lambda content: content.update(trainer_name="Mine"), "was trained by Mine"),
+        (lambda content: content.update(trainer_name="nnUNetTrainerReLUEverything"),
+         "was trained by nnUNetTrainerReLUEverything"),
+        (lambda content: content.update(trainer_name="nnUNetTrainerBN"), "by nnUNetTrainerBN"),
+        (changed_plans(lambda plans: plans.update(label_manager="MyLabelManager")),
+         "uses MyLabelManager, which a bundle cannot repeat"),
+        (lambda content: content.update(inference_allowed_mirroring_axes=(float("inf"),)),
+         "no checkpoint of nnU-Net v2"),
+        (lambda content: content.update(inference_allowed_mirroring_axes=(0, 0)),
+         "inference_allowed_mirroring_axes is"),
+        (lambda content: content.update(inference_allowed_mirroring_axes="012"),
+         "inference_allowed_mirroring_axes is"),
+        (lambda content: content.update(current_epoch=float("inf")), "no checkpoint of nnU-Net"),
+        (changed_dataset(channel_names={"a": "MRI"}), r"x.pth' has the channel_names .*give nnU"),
+        (changed_dataset(channel_names={"0": "a", 0: "b"}), "has the channel_names"),
+        (changed_labels(Anterior=1.2, Posterior=2.9), "wants whole numbers"),
+        (changed_dataset(file_ending=".nrrd"), r"file_ending '.nrrd'.*convert the images to .nii"),
+        (changed_dataset(file_ending=7), "file_ending 7"),
+        (changed_dataset(file_ending=None), "file_ending None"),
+        (changed_plans(lambda plans: plans.update(dataset_name="Dataset1_\u202eevil")),
+         "name of the dataset.*holds control characters"),
         (lambda content: content.update(inference_allowed_mirroring_axes=(0, 3)),
          r"flips the axes \[0, 3\]"),
         (lambda content: content["network_weights"].pop("decoder.seg_layers.2.bias"),
@@ -148,7 +222,10 @@ def as_residual(plans) -> None:
             "foreground_intensity_properties_per_channel")), "no mean of intensities"),
     ],
     ids=["resenc", "cascade", "regions", "ignore", "scheme", "no-scheme", "resampling", "reader",
-         "axes", "no-axes", "no-plans", "trainer", "flips", "weights", "configuration", "ct"],
+         "axes", "no-axes", "no-plans", "trainer", "relu", "batch-norm",
+         "label-manager", "flips-inf", "flips-twice", "flips-text", "epochs", "channels",
+         "channels-twice", "label-values", "nrrd", "ending", "no-ending", "bidi", "flips",
+         "weights", "configuration", "ct"],
 )  # fmt: skip
 def test_import_checkpoint_refuses_in_one_line(tmp_path, change, words) -> None:
     file = change_model(write_model(tmp_path / "x.pth"), change)
