@@ -166,7 +166,7 @@ def _checked_plan(bundle: Bundle) -> UNetPlan:
     from monai_xtiny.networks.dynunet import network_definition
 
     width, config, plan = bundle.selection.max_features, bundle.config("inference"), bundle.plan
-    expected = {"network_def": network_definition(plan, width)}
+    expected: dict[str, Any] = {"network_def": network_definition(plan, width)}
     if not is_imported(bundle.selection) and bundle.kind != "images":
         expected["spacing"] = list(plan.pixdim)
     for key, value in expected.items():
