@@ -79,7 +79,8 @@ class NnunetInferer:
                 total = torch.zeros(shape, dtype=torch.half, device=image.device)
             total[_in_all_channels(window)] += logits * weights
             sums[window] += weights
-        assert total is not None
+        if total is None:
+            raise ValueError(f"an image of {list(spatial)} voxels has no window: leave it out")
         found = total / sums
         if not torch.isfinite(found).all():
             raise ValueError("the logits are beyond what float16 holds: normalize the image")

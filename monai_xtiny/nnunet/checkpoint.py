@@ -86,16 +86,22 @@ def read_checkpoint(path: str | os.PathLike[str]) -> NnunetCheckpoint:
             configuration=str(arguments["configuration"]),
             dataset_json=dict(arguments["dataset_json"]),
             trainer_name=str(content["trainer_name"]),
-            mirror_axes=tuple(
-                int(axis) for axis in content.get("inference_allowed_mirroring_axes") or ()
-            ),
+            mirror_axes=_read_axes(content.get("inference_allowed_mirroring_axes")),
             num_epochs=int(content.get("current_epoch") or 0),
         )
-    except (LookupError, TypeError, ValueError, AttributeError) as error:
+    except (LookupError, TypeError, ValueError, AttributeError, OverflowError) as error:
         raise ValueError(
             f"{str(file)!r} is no checkpoint of nnU-Net v2 ({error!r}): {_ADVICE}"
         ) from error
     _check_weights(found)
+    return found
+
+
+def _read_axes(axes: Any) -> tuple[int, ...]:
+    """The axes that may be flipped, each once."""
+    found = () if axes is None else tuple(axes)
+    if not all(type(axis) is int for axis in found) or len(set(found)) < len(found):
+        raise ValueError(f"inference_allowed_mirroring_axes is {axes!r}")
     return found
 
 
@@ -180,13 +186,44 @@ def weights_from_nnunet(
     return found
 
 
+def check_dynunet_weights(
+    weights: Mapping[str, torch.Tensor], plan: UNetPlan, *, source: str
+) -> None:
+    """Refuse weights that are not those of the DynUNet of a plan.
+
+    Args:
+        weights: by DynUNet's names; its aliases ``skip_layers.*`` may be there, or not.
+        plan: of the DynUNet.
+        source: the file, for messages.
+
+    Raises:
+        ValueError: a tensor is missing, unknown, of another shape, or holds no real numbers.
+    """
+    shapes = {name: shape for name, _, shape in _layers(plan)}
+    advice = "the weights are of another network than the bundle's: train or export it again"
+    for name in weights:
+        if name not in shapes and not name.startswith("skip_layers."):
+            raise ValueError(f"{source!r} holds {name}, which the network does not have: {advice}")
+    for name, shape in shapes.items():
+        value = weights.get(name)
+        if value is None:
+            raise ValueError(f"{source!r} has no {name}: {advice}")
+        if tuple(value.shape) != shape:
+            raise ValueError(
+                f"{source!r}: {name} has shape {tuple(value.shape)}, and the network {shape}: "
+                f"{advice}"
+            )
+        if not value.is_floating_point():
+            raise ValueError(f"{source!r}: {name} is of {value.dtype}, not real numbers: {advice}")
+
+
 def weights_to_nnunet(
     weights: Mapping[str, torch.Tensor], plan: UNetPlan, axes: Sequence[int]
 ) -> _Weights:
     """DynUNet's weights by nnU-Net's names, with all that nnU-Net wants besides.
 
     Args:
-        weights: of a DynUNet of the plan.
+        weights: of a DynUNet of the plan, as :func:`check_dynunet_weights` takes them.
         plan: its kernels are nnU-Net's, as :func:`nnunet_kernels` gives them.
         axes: place of each axis of MONAI's order among nnU-Net's.
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import re
+import tempfile
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -13,7 +14,7 @@ import numpy as np
 
 from monai_xtiny.bundle.exclusive import exclusive
 from monai_xtiny.bundle.folder import INFERENCE, WEIGHTS, Bundle
-from monai_xtiny.bundle.imported import is_imported
+from monai_xtiny.bundle.imported import RAS_READER, is_imported
 from monai_xtiny.bundle.metadata import is_raster
 from monai_xtiny.bundle.replace import replaced_whole
 from monai_xtiny.bundle.weights import read_weights
@@ -22,15 +23,16 @@ from monai_xtiny.bundled.locks import write_lock
 from monai_xtiny.networks.ladder import cap_features
 from monai_xtiny.nnunet.checkpoint import (
     NnunetCheckpoint,
+    check_dynunet_weights,
     network_axes,
     nnunet_kernels,
     weights_to_nnunet,
     write_checkpoint,
 )
+from monai_xtiny.nnunet.model import NATURAL, TRAINER, check_source
 from monai_xtiny.plan.unet_plan import UNetPlan
 from monai_xtiny.system.files import write_json
 
-TRAINER = "nnUNetTrainer"
 # What nnUNetv2_predict -d looks for: nnUNet_results/DATASET/TRAINER__PLANS__CONFIGURATION.
 _MODEL_FOLDER = re.compile(rf"{TRAINER}__([A-Za-z0-9_.-]+?)__([A-Za-z0-9_.-]+)")
 _DATA_SET = re.compile(r"Dataset[0-9]{3}_.+")
@@ -70,42 +72,82 @@ def export_to_nnunet(bundle: Bundle, output: str | os.PathLike[str]) -> ModelFol
     Raises:
         BlockingIOError: another process writes the bundle or the folder.
         FileExistsError: there is something that is not an empty folder.
-        ValueError: nnU-Net could not have the labels, or the bundle's network is another than its
-            search chose.
+        NotADirectoryError: a parent of the folder is a file.
+        PermissionError: the folder cannot be made there.
+        ValueError: nnU-Net could not have the labels, or the bundle's weights or network are of
+            another network than its search chose.
     """
-    target = Path(os.path.realpath(output))
-    if target.exists() and not (target.is_dir() and not any(target.iterdir())):
-        raise FileExistsError(f"{str(target)!r} exists: give another --output, or remove it")
-    if target.is_relative_to(bundle.root):
-        raise ValueError(f"{str(target)!r} lies in the bundle: give another --output")
+    target = _checked_target(bundle, output)
     files = _fold_files(bundle)
     check_trained([str(file) for file in files.values()])
     plan = _checked_plan(bundle)
     weights = {fold: read_weights(file) for fold, file in files.items()}
+    for fold, state in weights.items():
+        check_dynunet_weights(state, plan, source=str(files[fold]))
     named = _MODEL_FOLDER.fullmatch(target.name)
     plans_name, name = named.groups() if named else ("nnUNetPlans", _configuration_name(bundle))
-    plans, dataset = _plans_and_dataset(bundle, plan, list(weights.values()), plans_name, name)
+    plans, dataset, flips = _described(bundle, plan, list(weights.values()), plans_name, name)
     if _DATA_SET.fullmatch(target.parent.name):
         plans["dataset_name"] = target.parent.name
     axes = network_axes(plans["transpose_forward"], plan.spatial_dims)
     wide = replace(plan, kernel_size=_kernels(list(weights.values()), plan))
+    checkpoints = {
+        fold: NnunetCheckpoint(
+            source=files[fold],
+            weights=weights_to_nnunet(state, wide, axes),
+            plans=plans,
+            configuration=name,
+            dataset_json=dataset,
+            trainer_name=TRAINER,
+            mirror_axes=flips,
+            num_epochs=0,
+        )
+        for fold, state in weights.items()
+    }
+    _check_model(bundle, next(iter(checkpoints.values())))
     with write_lock(target), replaced_whole(target) as folder:
         write_json(folder / "plans.json", plans)
         write_json(folder / "dataset.json", dataset)
-        for fold, state in weights.items():
-            checkpoint = NnunetCheckpoint(
-                source=files[fold],
-                weights=weights_to_nnunet(state, wide, axes),
-                plans=plans,
-                configuration=name,
-                dataset_json=dataset,
-                trainer_name=TRAINER,
-                mirror_axes=_mirror_axes(bundle, axes),
-                num_epochs=0,
-            )
+        for fold, checkpoint in checkpoints.items():
             (folder / f"fold_{fold}").mkdir()
             write_checkpoint(checkpoint, fold, folder / f"fold_{fold}" / "checkpoint_final.pth")
     return ModelFolder(target, tuple(weights), name)
+
+
+def _checked_target(bundle: Bundle, output: str | os.PathLike[str]) -> Path:
+    """The folder to make, without links; refused where it could not be made."""
+    text = os.fspath(output)
+    if "\0" in text:
+        raise ValueError(f"--output {text!r} holds a character that no path has: give another")
+    target = Path(os.path.realpath(text))
+    parent = next(item for item in target.parents if item.exists())
+    if not parent.is_dir():
+        raise NotADirectoryError(f"{str(parent)!r} is a file: give another --output")
+    if target.exists() and not (target.is_dir() and not any(target.iterdir())):
+        raise FileExistsError(f"{str(target)!r} exists: give another --output, or remove it")
+    if target.is_relative_to(bundle.root):
+        raise ValueError(f"{str(target)!r} lies in the bundle: give another --output")
+    try:
+        with tempfile.TemporaryFile(dir=parent):
+            pass
+    except OSError as error:
+        raise PermissionError(
+            f"{str(parent)!r} cannot be written to ({error.strerror}): give another --output"
+        ) from error
+    return target
+
+
+def _check_model(bundle: Bundle, checkpoint: NnunetCheckpoint) -> None:
+    """Refuse what could not be imported again: settings of an imported bundle were changed."""
+    where = str(bundle.path(INFERENCE))
+    check_source(
+        checkpoint,
+        checkpoint.plans,
+        checkpoint.dataset_json,
+        where=where,
+        dataset_file=where,
+        advice="correct it, or import the bundle again",
+    )
 
 
 def _fold_files(bundle: Bundle) -> dict[int, Path]:
@@ -123,13 +165,18 @@ def _checked_plan(bundle: Bundle) -> UNetPlan:
     """The plan of the network that the bundle runs, with its own features per stage."""
     from monai_xtiny.networks.dynunet import network_definition
 
-    width = bundle.selection.max_features
-    if bundle.config("inference").get("network_def") != network_definition(bundle.plan, width):
-        raise ValueError(
-            f"{str(bundle.path(INFERENCE))!r} has another network than docs/search.json chose, "
-            "which nnU-Net may not have: export the bundle again"
-        )
-    return replace(bundle.plan, features_per_stage=cap_features(bundle.plan, width))
+    width, config, plan = bundle.selection.max_features, bundle.config("inference"), bundle.plan
+    expected: dict[str, Any] = {"network_def": network_definition(plan, width)}
+    if not is_imported(bundle.selection) and bundle.kind != "images":
+        expected["spacing"] = list(plan.pixdim)
+    for key, value in expected.items():
+        if config.get(key) != value:
+            what = "network" if key == "network_def" else key
+            raise ValueError(
+                f"{str(bundle.path(INFERENCE))!r} has another {what} than docs/search.json chose, "
+                "which nnU-Net may not have: export the bundle again"
+            )
+    return replace(plan, features_per_stage=cap_features(plan, width))
 
 
 def _configuration_name(bundle: Bundle) -> str:
@@ -147,10 +194,28 @@ def _kernels(weights: Sequence[Mapping[str, Any]], plan: UNetPlan) -> tuple[tupl
     )
 
 
-def _mirror_axes(bundle: Bundle, axes: Sequence[int]) -> tuple[int, ...]:
-    """Axes that are flipped in inference, in nnU-Net's order."""
-    mirrored = bundle.config("inference").get("mirror_axes") or []
-    return tuple(sorted(axes[int(axis)] for axis in mirrored))
+def _described(
+    bundle: Bundle,
+    plan: UNetPlan,
+    weights: Sequence[Mapping[str, Any]],
+    plans_name: str,
+    name: str,
+) -> tuple[dict[str, Any], dict[str, Any], tuple[int, ...]]:
+    """Plans, data set, and the axes that are flipped in inference, in nnU-Net's order.
+
+    The settings of an imported bundle may have been changed by hand.
+    """
+    try:
+        plans, dataset = _plans_and_dataset(bundle, plan, weights, plans_name, name)
+        axes = network_axes(plans["transpose_forward"], plan.spatial_dims)
+        mirrored = bundle.config("inference").get("mirror_axes") or []
+        places = dict(enumerate(axes))
+        return plans, dataset, tuple(sorted(places[axis] for axis in mirrored))
+    except (LookupError, TypeError, AttributeError) as error:
+        raise ValueError(
+            f"{str(bundle.path(INFERENCE))!r} has settings of nnU-Net that cannot be used "
+            f"({type(error).__name__}: {error}): correct them, or import the bundle again"
+        ) from error
 
 
 def _plans_and_dataset(
@@ -282,8 +347,8 @@ def _dataset(bundle: Bundle, kept: Mapping[str, Any]) -> dict[str, Any]:
 def _reader(bundle: Bundle) -> str:
     """nnU-Net's reader that turns an image as the bundle does."""
     if bundle.kind == "images":
-        return "NaturalImage2DIO" if _is_png(bundle) else "SimpleITKIO"
-    return "NibabelIOWithReorient"
+        return NATURAL if _is_png(bundle) else "SimpleITKIO"
+    return RAS_READER
 
 
 def _is_png(bundle: Bundle) -> bool:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import os
 import shutil
 from collections.abc import Mapping
-from dataclasses import asdict, dataclass, replace
+from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
@@ -21,43 +21,15 @@ from monai_xtiny.bundle.search_file import write_search
 from monai_xtiny.bundle.templates import script_sources, templates_dir
 from monai_xtiny.bundle.writer import check_destination
 from monai_xtiny.bundled.locks import write_lock
-from monai_xtiny.bundled.nnunet_preprocessing import Preprocessing, Resampling, read_preprocessing
+from monai_xtiny.bundled.nnunet_preprocessing import Resampling
 from monai_xtiny.networks.cost import network_cost
 from monai_xtiny.networks.dynunet import build_network
-from monai_xtiny.nnunet.checkpoint import (
-    NnunetCheckpoint,
-    network_axes,
-    read_checkpoint,
-    used_kernels,
-    weights_from_nnunet,
-)
-from monai_xtiny.nnunet.plans_file import channels_and_labels, check_processing
-from monai_xtiny.plan.nnunet import plan_of_configuration, read_nnunet_plans, resolve_configuration
+from monai_xtiny.nnunet.checkpoint import read_checkpoint, weights_from_nnunet
+from monai_xtiny.nnunet.model import INTENSITIES, NATURAL, Source, read_source
 from monai_xtiny.plan.unet_plan import UNetPlan
 from monai_xtiny.scores.table import Rung, ScoreTable
 from monai_xtiny.selection.rule import Selection
-from monai_xtiny.system.config_text import check_config_text
 from monai_xtiny.system.files import read_json, write_json
-
-_TRAINER = "nnUNetTrainer"
-_RESAMPLING = "resample_data_or_seg_to_shape"
-# nnU-Net's readers whose images the bundle reads as they do.
-_NATURAL = "NaturalImage2DIO"
-_READERS = ("SimpleITKIO", "NibabelIO", RAS_READER, _NATURAL)
-_INTENSITIES = ("mean", "std", "percentile_00_5", "percentile_99_5")
-
-
-@dataclass(frozen=True)
-class _Source:
-    """A checkpoint with the plans and the data set that nnU-Net would predict with."""
-
-    checkpoint: NnunetCheckpoint
-    plans: Mapping[str, Any]
-    processing: Preprocessing
-    dataset: Mapping[str, Any]
-    label_names: tuple[str, ...]
-    plan: UNetPlan
-    axes: tuple[int, ...]
 
 
 def import_checkpoint(
@@ -92,7 +64,7 @@ def import_checkpoint(
             that the bundle could not repeat.
     """
     target = check_destination(bundle_dir, overwrite=overwrite)
-    source = _read_source(read_checkpoint(checkpoint), plans)
+    source = read_source(read_checkpoint(checkpoint), plans)
     weights = weights_from_nnunet(
         source.checkpoint.weights, source.plan, source.axes, source=str(checkpoint)
     )
@@ -111,94 +83,7 @@ def import_checkpoint(
     return target
 
 
-def _read_source(checkpoint: NnunetCheckpoint, plans: str | os.PathLike[str] | None) -> _Source:
-    """What nnU-Net would predict with; refused where the bundle could not do the same."""
-    content, dataset, where = checkpoint.plans, checkpoint.dataset_json, str(checkpoint.source)
-    folder = checkpoint.source.resolve().parent.parent
-    if plans is not None:
-        content, where = read_nnunet_plans(plans), os.fspath(plans)
-    elif (folder / "plans.json").is_file() and (folder / "dataset.json").is_file():
-        content, where = read_nnunet_plans(folder / "plans.json"), str(folder / "plans.json")
-        dataset = read_json(folder / "dataset.json")
-    name = checkpoint.configuration
-    if not checkpoint.trainer_name.startswith(_TRAINER):
-        raise ValueError(
-            f"{str(checkpoint.source)!r} was trained by {checkpoint.trainer_name}, whose network "
-            f"is not the plain U-Net: only {_TRAINER} and its variants are supported"
-        )
-    flips = list(checkpoint.mirror_axes)
-    in_channels, label_names = channels_and_labels(dataset, where)
-    settings, processing, is_flat = _checked_settings(content, name, where)
-    check_processing(settings, in_channels, f"{where!r}: configuration {name!r}")
-    plan = plan_of_configuration(
-        content,
-        name,
-        where,
-        in_channels=in_channels,
-        out_channels=len(label_names),
-        of_images=is_flat,
-        any_normalization=True,
-    )
-    axes = network_axes(content["transpose_forward"], plan.spatial_dims)
-    if not set(flips) <= set(axes):
-        raise ValueError(
-            f"{str(checkpoint.source)!r} flips the axes {flips} of a {plan.spatial_dims}D network: "
-            "it is not of these plans"
-        )
-    plan = replace(plan, kernel_size=used_kernels(checkpoint.weights, plan, axes))
-    for label in label_names:
-        check_config_text(label, "label name")
-    return _Source(checkpoint, content, processing, dataset, label_names, plan, axes)
-
-
-def _checked_settings(
-    content: Mapping[str, Any], name: str, where: str
-) -> tuple[dict[str, Any], Preprocessing, bool]:
-    """Settings of a configuration, refused where the bundle could not follow them.
-
-    Returns:
-        The settings, how images are processed, and whether they are 2D images.
-    """
-    try:
-        settings = resolve_configuration(content, name)
-        order = sorted(int(axis) for axis in content["transpose_forward"])
-        wanted = read_preprocessing(content, settings)
-        lacking = [
-            key
-            for scheme, intensities in zip(
-                wanted.normalization_schemes, wanted.intensities, strict=True
-            )
-            for key in _INTENSITIES
-            if key in intensities or scheme == "CTNormalization"
-            if not isinstance(intensities.get(key), (int, float))
-        ]
-        reader = content["image_reader_writer"]
-        median = content.get("original_median_shape_after_transp") or [2]
-        is_flat = len(settings["patch_size"]) == 2 and (reader == _NATURAL or median[0] == 1)
-        functions = [
-            settings.get(key, _RESAMPLING)
-            for key in ("resampling_fn_data", "resampling_fn_probabilities")
-        ]
-    except (LookupError, TypeError, ValueError, AttributeError) as error:
-        raise ValueError(
-            f"{where!r} has no configuration {name!r} that can be used ({error}): give the plans "
-            "of the training by --plans"
-        ) from error
-    if order != [0, 1, 2] or lacking:
-        what = f"transpose_forward {order}" if not lacking else f"no {lacking[0]} of intensities"
-        raise ValueError(f"{where!r} has {what}: give the plans of the training by --plans")
-    others = [function for function in functions if function != _RESAMPLING]
-    if reader not in _READERS:
-        others.append(reader)
-    if others:
-        raise ValueError(
-            f"{where!r}: configuration {name!r} uses {', '.join(map(str, others))}, which a bundle "
-            f"cannot repeat: only {_RESAMPLING} and the readers {', '.join(_READERS)} are supported"
-        )
-    return settings, wanted, is_flat
-
-
-def _selection(source: _Source) -> Selection:
+def _selection(source: Source) -> Selection:
     """What stands for a search: the one network that there is."""
     plan = source.plan
     cost = network_cost(plan)
@@ -217,27 +102,30 @@ def _selection(source: _Source) -> Selection:
         "plans": str(source.plans.get("plans_name", "nnUNetPlans")),
         "dataset": str(source.plans.get("dataset_name", "")),
     }
+    for what, text in environment.items():
+        if not text.isprintable():
+            raise ValueError(
+                f"{str(source.checkpoint.source)!r}: the name of the {what}, {text!r}, holds "
+                "control characters: rename it in the plans"
+            )
     table = ScoreTable(plan, (rung,), (), (), {}, environment)
     return Selection(IMPORTED, width, {}, None, table)
 
 
-def _bundle_settings(source: _Source, *, mirroring: bool) -> dict[str, Any]:
+def _bundle_settings(source: Source, *, mirroring: bool) -> dict[str, Any]:
     """Keys of the configs that say what the plans do: numbers, and texts that were checked."""
-    channels = source.dataset.get("channel_names", source.dataset.get("modality", {}))
     processing = source.processing
     places = [list(source.axes).index(axis) for axis in source.checkpoint.mirror_axes]
     kept = {
         "image_reader_writer": source.plans["image_reader_writer"],
         "transpose_forward": list(processing.transpose_forward),
-        "channel_names": [str(channels[key]) for key in sorted(channels, key=int)],
+        "channel_names": list(source.channel_names),
         "file_ending": str(source.dataset.get("file_ending", ".nii.gz")),
         "foreground_intensity_properties_per_channel": {
-            str(index): {key: float(item[key]) for key in _INTENSITIES if key in item}
+            str(index): {key: float(item[key]) for key in INTENSITIES if key in item}
             for index, item in enumerate(processing.intensities)
         },
     }
-    for text in (*kept["channel_names"], kept["file_ending"]):
-        check_config_text(text, "channel name")
     return {
         "nnunet_plans": kept,
         "nnunet_configuration": {
@@ -258,7 +146,7 @@ def _in_nnunets_words(resampling: Resampling) -> dict[str, Any]:
 
 
 def _write_files(
-    source: _Source, selection: Selection, settings: Mapping[str, Any], folder: Path, name: str
+    source: Source, selection: Selection, settings: Mapping[str, Any], folder: Path, name: str
 ) -> None:
     """Write all files of the bundle but the weights."""
     templates, kind = templates_dir(), data_kind(source.plan)
@@ -282,7 +170,7 @@ def _write_files(
     (folder / "docs" / "README.md").write_text(card, encoding="utf-8")
 
 
-def _origin(source: _Source, settings: Mapping[str, Any]) -> dict[str, Any]:
+def _origin(source: Source, settings: Mapping[str, Any]) -> dict[str, Any]:
     """What the card says of where the network comes from."""
     order = source.processing.transpose_forward
     is_turned = settings["nnunet_plans"]["image_reader_writer"] == RAS_READER
@@ -308,14 +196,14 @@ def _axis_names(plan: UNetPlan) -> str:
 
 
 def _metadata(
-    source: _Source, selection: Selection, settings: Mapping[str, Any], name: str
+    source: Source, selection: Selection, settings: Mapping[str, Any], name: str
 ) -> dict[str, Any]:
     """``metadata.json``: the Model Zoo's, of a network that nnU-Net trained."""
     metadata = read_json(templates_dir() / "metadata.json")
     metadata.update(bundle_metadata(selection, name=name, label_names=source.label_names))
     kept, plan = settings["nnunet_plans"], source.plan
     schemes = ", ".join(dict.fromkeys(source.processing.normalization_schemes))
-    is_natural = kept["image_reader_writer"] == _NATURAL
+    is_natural = kept["image_reader_writer"] == NATURAL
     metadata["changelog"] = {"0.1.0": "imported from a checkpoint of nnU-Net"}
     metadata["description"] = (
         f"A {plan.spatial_dims}D U-Net of {selection.rung.num_parameters} parameters, trained by "

@@ -127,3 +127,9 @@ def test_inferer_refuses_axes_that_there_are_none_of() -> None:
 def test_predict_refuses_what_float16_cannot_hold() -> None:
     with pytest.raises(ValueError, match="beyond what float16 holds"):
         inferer().predict(torch.rand(1, 8, 8, 8) + 1, lambda window: window * 1e6)
+
+
+def test_nnunet_inferer_refuses_a_volume_without_slices() -> None:
+    flat = inferer(patch_size=(8, 8), network_axes=(1, 0))
+    with pytest.raises(ValueError, match="has no window"):
+        flat.predict(torch.zeros(1, 0, 8, 8), nn.Identity())

@@ -10,6 +10,7 @@ import torch
 from monai_xtiny.bundle.folder import Bundle
 from monai_xtiny.bundled.nnunet_preprocessing import Resampling, read_preprocessing
 from monai_xtiny.cli.commands import main
+from monai_xtiny.networks.dynunet import build_network
 from monai_xtiny.nnunet.checkpoint import network_axes, read_checkpoint
 from monai_xtiny.nnunet.exporting import export_to_nnunet
 from monai_xtiny.nnunet.importing import import_checkpoint
@@ -149,16 +150,102 @@ def change_network(bundle: Path) -> None:
     path.write_text(json.dumps(content))
 
 
+def change_config(bundle: Path, **settings) -> None:
+    """Change keys of ``inference.json``; ``None`` takes them out."""
+    path = bundle / "configs" / "inference.json"
+    content = read(path)
+    content.update(settings)
+    kept = {key: value for key, value in content.items() if value is not None}
+    path.write_text(json.dumps(kept))
+
+
+def change_weights(bundle: Path, change) -> None:
+    """Change the state dict of a bundle."""
+    path = bundle / "models" / "model.pt"
+    state = torch.load(path, weights_only=True)
+    change(state)
+    torch.save(state, path)
+
+
+NAME = "output_block.conv.conv.bias"
+
+
+def put_wider_network(bundle: Path) -> None:
+    """Weights of the same plan, and twice the width."""
+    network = build_network(Bundle.open(bundle).plan, 16, seed=0)
+    torch.save(network.state_dict(), bundle / "models" / "model.pt")
+
+
 @pytest.mark.parametrize(
     ("change", "words"),
     [
+        (put_wider_network, "has shape"),
+        (lambda bundle: change_weights(bundle, lambda state: state.pop(NAME)), f"has no {NAME}"),
+        (lambda bundle: change_weights(bundle, lambda state: state.update(more=state[NAME])),
+         "holds more, which the network does not have"),
+        (lambda bundle: change_weights(bundle, lambda state: state.update(
+            {NAME: state[NAME][:2].clone()})), f"{NAME} has shape"),
+        (lambda bundle: change_weights(bundle, lambda state: state.update(
+            {NAME: state[NAME].int()})), f"{NAME} is of torch.int32"),
+    ],
+    ids=["width", "missing", "unknown", "cut", "whole-numbers"],
+)  # fmt: skip
+def test_export_to_nnunet_refuses_weights_of_another_network(tmp_path, change, words) -> None:
+    bundle = copied(tmp_path)
+    change(bundle)
+    with pytest.raises(ValueError, match=rf"model\.pt.*{words}") as caught:
+        export_to_nnunet(bundle, tmp_path / "model")
+    assert "\n" not in str(caught.value)
+    assert not (tmp_path / "model").exists()
+
+
+def changed_kept(key: str, **settings):
+    """A change of a dictionary of an imported bundle's ``inference.json``."""
+    return lambda config: {key: {**config[key], **settings}}
+
+
+@pytest.mark.parametrize(
+    "change",
+    [
+        lambda config: {"nnunet_plans": None},
+        lambda config: {"nnunet_plans": 3},
+        lambda config: {"nnunet_configuration": {
+            key: value for key, value in config["nnunet_configuration"].items()
+            if key != "spacing"}},
+        lambda config: {"mirror_axes": [5]},
+        lambda config: {"mirror_axes": 5},
+        changed_kept("nnunet_plans", transpose_forward=[0, 0, 7]),
+        changed_kept("nnunet_plans", image_reader_writer="Foo"),
+        changed_kept("nnunet_plans", file_ending=7),
+        changed_kept("nnunet_plans", channel_names=["a", "b", "c"]),
+        changed_kept("nnunet_configuration", normalization_schemes=["Mine"]),
+    ],
+    ids=["no-plans", "number", "no-spacing", "flips", "flip", "axes", "reader", "ending",
+         "channels", "scheme"],
+)  # fmt: skip
+def test_export_to_nnunet_checks_the_settings_of_an_imported_bundle(tmp_path, change) -> None:
+    file = write_model(tmp_path / "x.pth")
+    bundle = import_checkpoint(file, tmp_path / "x_segmentation")
+    change_config(bundle, **change(Bundle.open(bundle).config("inference")))
+    with pytest.raises(ValueError, match=r"inference\.json|model\.pt") as caught:
+        export_to_nnunet(bundle, tmp_path / "model")
+    assert "\n" not in str(caught.value)
+    assert "--plans" not in str(caught.value)
+    assert not (tmp_path / "model").exists()
+
+
+@pytest.mark.parametrize(
+    ("change", "words"),
+    [
+        (lambda bundle: change_config(bundle, spacing=[2.0, 2.0, 2.0]),
+         "has another spacing than docs/search.json chose"),
         (lambda bundle: rename_labels(bundle, "ignore"), "nnU-Net cannot have the labels"),
         (lambda bundle: rename_labels(bundle, "Posterior"), "nnU-Net cannot have the labels"),
         (change_network, "has another network than docs/search.json chose"),
         (lambda bundle: (bundle / "models" / "model.pt").write_bytes(b"x"), "damaged"),
     ],
-    ids=["ignore", "twice", "network", "damaged"],
-)
+    ids=["spacing", "ignore", "twice", "network", "damaged"],
+)  # fmt: skip
 def test_export_to_nnunet_refuses_in_one_line(tmp_path, change, words) -> None:
     bundle = copied(tmp_path)
     change(bundle)
@@ -175,6 +262,16 @@ def test_export_to_nnunet_replaces_nothing(tmp_path) -> None:
         export_to_nnunet(HIPPOCAMPUS, tmp_path / "model")
     with pytest.raises(ValueError, match="lies in the bundle"):
         export_to_nnunet(HIPPOCAMPUS, HIPPOCAMPUS / "models" / "nnunet")
+
+
+def test_export_to_nnunet_refuses_a_place_where_no_folder_can_be(tmp_path) -> None:
+    (tmp_path / "file").write_text("")
+    with pytest.raises(NotADirectoryError, match="is a file: give another --output"):
+        export_to_nnunet(HIPPOCAMPUS, tmp_path / "file" / "x")
+    with pytest.raises(ValueError, match="holds a character that no path has"):
+        export_to_nnunet(HIPPOCAMPUS, "a\0b")
+    with pytest.raises(PermissionError, match="cannot be written to.*give another --output"):
+        export_to_nnunet(HIPPOCAMPUS, "/proc/model")
 
 
 def test_export_on_the_command_line(tmp_path, capsys) -> None:

@@ -117,6 +117,11 @@ def changed_labels(**labels):
     return lambda content: content["init_args"]["dataset_json"]["labels"].update(labels)
 
 
+def changed_dataset(**settings):
+    """A change of the data set in a checkpoint."""
+    return lambda content: content["init_args"]["dataset_json"].update(settings)
+
+
 def as_residual(plans) -> None:
     """Plans of a network with residual encoders."""
     architecture = plans["configurations"]["3d_fullres"]["architecture"]
@@ -138,6 +143,26 @@ def as_residual(plans) -> None:
         (changed_plans(lambda plans: plans.pop("transpose_forward")), "no configuration"),
         (changed_plans(lambda plans: plans.pop("configurations")), "no configuration"),
         (lambda content: content.update(trainer_name="Mine"), "was trained by Mine"),
+        (lambda content: content.update(trainer_name="nnUNetTrainerReLUEverything"),
+         "was trained by nnUNetTrainerReLUEverything"),
+        (lambda content: content.update(trainer_name="nnUNetTrainerBN"), "by nnUNetTrainerBN"),
+        (changed_plans(lambda plans: plans.update(label_manager="MyLabelManager")),
+         "uses MyLabelManager, which a bundle cannot repeat"),
+        (lambda content: content.update(inference_allowed_mirroring_axes=(float("inf"),)),
+         "no checkpoint of nnU-Net v2"),
+        (lambda content: content.update(inference_allowed_mirroring_axes=(0, 0)),
+         "inference_allowed_mirroring_axes is"),
+        (lambda content: content.update(inference_allowed_mirroring_axes="012"),
+         "inference_allowed_mirroring_axes is"),
+        (lambda content: content.update(current_epoch=float("inf")), "no checkpoint of nnU-Net"),
+        (changed_dataset(channel_names={"a": "MRI"}), r"x.pth' has the channel_names .*give nnU"),
+        (changed_dataset(channel_names={"0": "a", 0: "b"}), "has the channel_names"),
+        (changed_labels(Anterior=1.2, Posterior=2.9), "wants whole numbers"),
+        (changed_dataset(file_ending=".nrrd"), r"file_ending '.nrrd'.*convert the images to .nii"),
+        (changed_dataset(file_ending=7), "file_ending 7"),
+        (changed_dataset(file_ending=None), "file_ending None"),
+        (changed_plans(lambda plans: plans.update(dataset_name="Dataset1_\u202eevil")),
+         "name of the dataset.*holds control characters"),
         (lambda content: content.update(inference_allowed_mirroring_axes=(0, 3)),
          r"flips the axes \[0, 3\]"),
         (lambda content: content["network_weights"].pop("decoder.seg_layers.2.bias"),
@@ -148,7 +173,10 @@ def as_residual(plans) -> None:
             "foreground_intensity_properties_per_channel")), "no mean of intensities"),
     ],
     ids=["resenc", "cascade", "regions", "ignore", "scheme", "no-scheme", "resampling", "reader",
-         "axes", "no-axes", "no-plans", "trainer", "flips", "weights", "configuration", "ct"],
+         "axes", "no-axes", "no-plans", "trainer", "relu", "batch-norm",
+         "label-manager", "flips-inf", "flips-twice", "flips-text", "epochs", "channels",
+         "channels-twice", "label-values", "nrrd", "ending", "no-ending", "bidi", "flips",
+         "weights", "configuration", "ct"],
 )  # fmt: skip
 def test_import_checkpoint_refuses_in_one_line(tmp_path, change, words) -> None:
     file = change_model(write_model(tmp_path / "x.pth"), change)
