@@ -1,5 +1,5 @@
 #!/usr/bin/env bash
-# Into nnU-Net and back: real data planned, trained and predicted by it, a width chosen by us.
+# Into nnU-Net and back: real data planned, trained and predicted by it, widths chosen by us.
 # usage: XTINY_DATA=DIR bash scripts/nnunet_e2e.sh [--versions "2.8.1 2.7.0"] [--output DIR]
 #   each version of nnU-Net has an environment of its own in .venv-nnunet-VERSION, made once
 set -euo pipefail
@@ -46,7 +46,7 @@ make_environment() { # VERSION
     echo "$wanted" >"$folder/installed"
 }
 
-there() { # ID CONFIGURATION ITERATIONS: configures, trains and predicts
+there() { # ID CONFIGURATION ITERATIONS: configures, trains (nnUNetv2_train, shortened) and predicts
     local id=$1 configuration=$2 iterations=$3 name
     echo "== data set $id, $configuration: configure"
     python -m monai_xtiny nnunet configure --dataset_id "$id" --configuration "$configuration" \
@@ -83,6 +83,22 @@ back() { # ID: the checkpoint as a bundle, and the bundle as a model folder
     python scripts/nnunet/compare_labels.py "$folder/predicted_$id" "$folder/again_$id"
 }
 
+own() { # a bundle of the package's own, trained in MONAI: as a model folder of data set 4
+    local bundle=$root/bundle/hippocampus_mri_xtiny_segmentation images name=3d_fullres_xtiny8
+    images=$(echo "$nnUNet_raw"/Dataset004_*/imagesTs)
+    echo "== the bundle hippocampus_mri_xtiny_segmentation: export, predict with both"
+    python -m monai_xtiny nnunet export "$bundle" \
+        --output "$(echo "$nnUNet_results"/Dataset004_*)/nnUNetTrainer__nnUNetPlans__$name"
+    "$nnunet/nnUNetv2_predict" -d 4 -c "$name" -f 0 -device cpu -npp 1 -nps 1 \
+        -i "$images" -o "$folder/predicted_own" >"$folder/predict_own.log" 2>&1 ||
+        { tail -n 20 "$folder/predict_own.log" >&2; exit 1; }
+    python -m monai.bundle run --config_file "$bundle/configs/inference.json" \
+        --bundle_root "$bundle" --dataset_dir "$images" --output_dir "$folder/monai_own" \
+        >"$folder/monai_own.log" 2>&1 || { tail -n 20 "$folder/monai_own.log" >&2; exit 1; }
+    # One window, no resampling: 1 of 187,335 voxels may differ, where two logits are 5e-7 apart.
+    python scripts/nnunet/compare_labels.py "$folder/predicted_own" "$folder/monai_own" 0.00001
+}
+
 for version in $versions; do
     begun=$SECONDS
     make_environment "$version"
@@ -98,6 +114,7 @@ for version in $versions; do
     there 4 3d_fullres 50
     back 76
     back 4
+    own
     echo "nnU-Net $version: $((SECONDS - begun)) s"
 done
 echo "done in $((SECONDS - started)) s"

@@ -20,6 +20,14 @@ from scipy import ndimage
 
 # Of the largest to the smallest edge of a voxel, above which slices are resampled one by one.
 _ANISOTROPIC = 3
+# Arguments of nnU-Net's function, and what it takes where the plans have none.
+_RESAMPLING_DEFAULTS = {
+    "is_seg": False,
+    "order": 3,
+    "order_z": 0,
+    "force_separate_z": False,
+    "separate_z_anisotropy_threshold": _ANISOTROPIC,
+}
 # nnU-Net calls this the distance between the slices of an image that has none.
 _NO_SLICES = 999.0
 _EPS = 1e-8
@@ -32,7 +40,7 @@ class Resampling:
     """How nnU-Net resamples images, or logits.
 
     Args:
-        order: of the splines; 3 for images and 1 for logits by default.
+        order: of the splines, 0 to 5.
         order_z: between slices that are resampled one by one.
         force_separate_z: whether slices are; ``None`` decides by the spacing.
     """
@@ -96,9 +104,12 @@ def read_preprocessing(plans: Mapping[str, Any], configuration: Mapping[str, Any
 
     Raises:
         KeyError: a key is missing.
-        ValueError: there is a normalization that is unknown here.
+        ValueError: there is a normalization that is unknown here, or a mask or a resampling that
+            is none of nnU-Net's.
     """
     schemes = tuple(configuration["normalization_schemes"])
+    if not schemes:
+        raise ValueError("normalization_schemes is empty: it must have one for each channel")
     unknown = sorted(set(schemes) - set(_NORMALIZATIONS))
     if unknown:
         raise ValueError(f"normalization {', '.join(map(str, unknown))} is unknown")
@@ -107,13 +118,30 @@ def read_preprocessing(plans: Mapping[str, Any], configuration: Mapping[str, Any
         transpose_forward=tuple(int(axis) for axis in plans["transpose_forward"]),
         spacing=tuple(float(size) for size in configuration["spacing"]),
         normalization_schemes=schemes,
-        use_mask_for_norm=tuple(bool(item) for item in configuration["use_mask_for_norm"]),
+        use_mask_for_norm=read_masks(configuration, len(schemes)),
         intensities=tuple(intensities.get(str(index), {}) for index in range(len(schemes))),
-        image_resampling=_read_resampling(configuration.get("resampling_fn_data_kwargs"), 3),
-        logits_resampling=_read_resampling(
-            configuration.get("resampling_fn_probabilities_kwargs"), 1
-        ),
+        image_resampling=_read_resampling(configuration, "resampling_fn_data_kwargs"),
+        logits_resampling=_read_resampling(configuration, "resampling_fn_probabilities_kwargs"),
     )
+
+
+def read_masks(configuration: Mapping[str, Any], num_channels: int) -> tuple[bool, ...]:
+    """Of each channel, whether it is normalized within the nonzero mask.
+
+    Raises:
+        ValueError: there is not true or false for each.
+    """
+    masks = configuration.get("use_mask_for_norm")
+    if (
+        not isinstance(masks, (list, tuple))
+        or len(masks) != num_channels
+        or not all(isinstance(item, bool) for item in masks)
+    ):
+        raise ValueError(
+            f"use_mask_for_norm is {masks!r}: it must be a list of true or false, one for each of "
+            f"{num_channels} channels"
+        )
+    return tuple(masks)
 
 
 def preprocess(
@@ -310,13 +338,25 @@ def _like(tensor: Any, array: NDArray[Any]) -> Any:
     return tensor.new_tensor(np.ascontiguousarray(array))
 
 
-def _read_resampling(options: Mapping[str, Any] | None, order: int) -> Resampling:
-    """nnU-Net's arguments of a resampling."""
-    options = options or {}
-    forced = options.get("force_separate_z")
-    if forced not in (None, False, True):
-        raise ValueError(f"force_separate_z is {forced!r}: it must be true, false or null")
-    return Resampling(int(options.get("order", order)), int(options.get("order_z", 0)), forced)
+def _read_resampling(configuration: Mapping[str, Any], key: str) -> Resampling:
+    """nnU-Net's arguments of a resampling, with its defaults."""
+    given = configuration[key]
+    if not isinstance(given, Mapping) or set(given) - set(_RESAMPLING_DEFAULTS):
+        known = ", ".join(_RESAMPLING_DEFAULTS)
+        raise ValueError(f"{key} is {given!r}: it must be a dictionary of {known}")
+    options = {**_RESAMPLING_DEFAULTS, **given}
+    forced = options["force_separate_z"]
+    if forced is not None and not isinstance(forced, bool):
+        raise ValueError(f"{key}: force_separate_z is {forced!r}: it must be true, false or null")
+    for name in ("is_seg", "separate_z_anisotropy_threshold"):
+        only = _RESAMPLING_DEFAULTS[name]
+        if options[name] != only:
+            raise ValueError(f"{key}: {name} is {options[name]!r}: only {only} is supported")
+    for name in ("order", "order_z"):
+        # bool is an int to Python.
+        if type(options[name]) is not int or not 0 <= options[name] <= 5:
+            raise ValueError(f"{key}: {name} is {options[name]!r}: it must be 0, 1, 2, 3, 4 or 5")
+    return Resampling(options["order"], options["order_z"], forced)
 
 
 def _bounding_box(mask: NDArray[np.bool_]) -> tuple[slice, ...]:

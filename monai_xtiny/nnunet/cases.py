@@ -67,7 +67,7 @@ def find_nnunet_images(
         return cases, _Reading(lambda files: read_preprocessed(files[0]), order)
     if data_set.raw is not None:
         _check_raw(data_set, plans, settings)
-        processing = read_preprocessing(plans, settings)
+        processing = _processing(data_set, plans, settings)
         return find_cases(data_set.raw), _Reading(lambda f: _read_raw(f, processing), order)
     if missing is not None:
         raise ImportError(missing)
@@ -190,6 +190,21 @@ def _check_raw(
             f"{data_set.name} is not preprocessed, and nnU-Net {' and '.join(others)}, which is "
             f"not supported: nnUNetv2_preprocess -d {data_set.number}, and pip install blosc2"
         )
+
+
+def _processing(
+    data_set: NnunetDataSet, plans: Mapping[str, Any], settings: Mapping[str, Any]
+) -> Preprocessing:
+    """How raw images are preprocessed; refused where it is not as nnU-Net's own planner says."""
+    try:
+        return read_preprocessing(plans, settings)
+    except (LookupError, TypeError, ValueError, AttributeError) as error:
+        lacking = "lacks " if isinstance(error, KeyError) else ""
+        raise ValueError(
+            f"{data_set.name} is not preprocessed, and cannot be by its plans in "
+            f"{str(data_set.preprocessed)!r} ({lacking}{error}): nnUNetv2_preprocess -d "
+            f"{data_set.number}, and pip install blosc2"
+        ) from error
 
 
 def _missing_package(cases: Sequence[Case]) -> str | None:

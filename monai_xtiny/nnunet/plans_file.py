@@ -17,6 +17,7 @@ from itertools import permutations
 from pathlib import Path
 from typing import Any
 
+from monai_xtiny.bundled.nnunet_preprocessing import read_masks
 from monai_xtiny.data.labels import find_special_labels
 from monai_xtiny.plan.nnunet import read_nnunet_plans, resolve_configuration
 from monai_xtiny.system.files import atomic_write, read_json
@@ -101,7 +102,7 @@ def check_processing(settings: Mapping[str, Any], in_channels: int, where: str) 
         where: the file and configuration, for the message.
 
     Raises:
-        ValueError: a name is unknown, or there is not one normalization per channel.
+        ValueError: a name is unknown, or there is not one normalization and mask per channel.
     """
     schemes = settings.get("normalization_schemes")
     if not isinstance(schemes, list) or len(schemes) != in_channels:
@@ -109,6 +110,10 @@ def check_processing(settings: Mapping[str, Any], in_channels: int, where: str) 
             f"{where} has the normalization_schemes {schemes} for {in_channels} channels: give one "
             "per channel"
         )
+    try:
+        read_masks(settings, in_channels)
+    except ValueError as error:
+        raise ValueError(f"{where}: {error}") from error
     unknown = [name for name in schemes if name not in NORMALIZATIONS]
     used = [settings.get(key, _RESAMPLINGS[0]) for key in _RESAMPLING_KEYS]
     unknown += [name for name in used if name not in _RESAMPLINGS]
@@ -156,13 +161,14 @@ def add_configuration(
             "or rename it, and configure again"
         )
     content["configurations"][name] = added
+    changed = _as_written(content, text)
     check_writable(path.parent)
     backup = path.with_name(path.name + BACKUP_SUFFIX)
     if not backup.exists():
         with atomic_write(backup) as part:
             shutil.copyfile(path, part)
     with atomic_write(path) as part:
-        part.write_text(_as_written(content, text), encoding="utf-8")
+        part.write_text(changed, encoding="utf-8")
         shutil.copymode(path, part)
     return name, True
 
@@ -212,6 +218,9 @@ def check_writable(folder: Path) -> None:
 def _as_written(content: Mapping[str, Any], before: str) -> str:
     """JSON with the indentation, characters and last line of the text that it was read from."""
     found = re.search(r"\{\s*\n([ \t]+)\S", before)
-    text = json.dumps(content, indent=found[1] if found else None, ensure_ascii=before.isascii())
+    indent = found[1] if found else None
+    text = json.dumps(content, indent=indent, ensure_ascii=before.isascii())
+    if re.search("[\ud800-\udfff]", text):  # half a character, which JSON can only escape
+        text = json.dumps(content, indent=indent)
     end = before[len(before.rstrip()) :]
     return text + end

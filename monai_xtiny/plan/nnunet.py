@@ -15,6 +15,7 @@ from monai_xtiny.system.config_text import path_text
 from monai_xtiny.system.files import read_json
 
 _PLAIN = "PlainConvUNet"
+_PLAIN_PATH = f"dynamic_network_architectures.architectures.unet.{_PLAIN}"
 _Z_SCORE = "ZScoreNormalization"
 # To the spacing of the plans; the package does so with MONAI's.
 _RESAMPLINGS = ("resample_data_or_seg_to_shape", "resample_torch_fornnunet")
@@ -210,13 +211,19 @@ def _find_unsupported(settings: Mapping[str, Any], architecture: Mapping[str, An
             "another, such as 3d_fullres"
         )
     network, blocks = architecture["network"], architecture["blocks"]
-    if network != _PLAIN or any(count != 2 for count in blocks):
-        what = network if network != _PLAIN else f"{_PLAIN} with {sorted(set(blocks))} convolutions"
+    if network != _PLAIN_PATH or any(count != 2 for count in blocks):
+        numbers = f"{_PLAIN} with {sorted(set(blocks))} convolutions"
+        what = network if network != _PLAIN_PATH else numbers
         return (
             f"plans {what}, which is not supported, only {_PLAIN} with 2 convolutions per stage: "
             "plan with nnU-Net's default planner, or search without --plans"
         )
     others = _find_other_layers(architecture, len(settings["patch_size"]))
+    stages = len(architecture["kernel_sizes"])
+    if len(blocks) != 2 * stages - 1 or architecture.get("n_stages", stages) != stages:
+        others.insert(
+            0, f"kernel_sizes of {stages} stages beside other n_stages or n_conv_per_stage"
+        )
     if others:
         return (
             f"plans a network with {', '.join(others)}, which is not supported, only {_PLAIN} as "
@@ -230,15 +237,19 @@ def _find_other_layers(architecture: Mapping[str, Any], dims: int) -> list[str]:
     if "conv_op" not in architecture:  # before v2.4 there was no choice
         return []
     expected = {
-        "conv_op": f"Conv{dims}d",
-        "norm_op": f"InstanceNorm{dims}d",
-        "dropout_op": "None",
-        "nonlin": "LeakyReLU",
+        "conv_op": ("conv", f"Conv{dims}d"),
+        "norm_op": ("instancenorm", f"InstanceNorm{dims}d"),
+        "nonlin": ("activation", "LeakyReLU"),
     }
-    found = {name: str(architecture.get(name)).rsplit(".", 1)[-1] for name in expected}
-    others = [f"{name} {found[name]}" for name in expected if found[name] != expected[name]]
+    others = [
+        f"{name} {architecture.get(name)}"
+        for name, (module, layer) in expected.items()
+        if architecture.get(name) not in (f"torch.nn.{layer}", f"torch.nn.modules.{module}.{layer}")
+    ]
+    dropout = architecture.get("dropout_op")
+    others += [f"dropout_op {dropout}"] * (dropout is not None)
     norm = {"eps": 1e-5, "affine": False, **(architecture.get("norm_op_kwargs") or {})}
-    others += [f"norm_op_kwargs {norm}"] * (norm["eps"] != 1e-5 or not norm["affine"])
+    others += [f"norm_op_kwargs {norm}"] * (norm != {"eps": 1e-5, "affine": True})
     slope = (architecture.get("nonlin_kwargs") or {}).get("negative_slope", 0.01)
     others += [f"negative_slope {slope}"] * (slope != 0.01)
     given = {name for name, value in architecture.items() if value not in (None, False)}
@@ -280,17 +291,25 @@ def _architecture(settings: Mapping[str, Any]) -> dict[str, Any]:
     """
     if "architecture" in settings:
         architecture = settings["architecture"]
-        network = str(architecture["network_class_name"]).rsplit(".", 1)[-1]
-        arguments = architecture["arch_kwargs"]
-        encoder = arguments["n_conv_per_stage"] if network == _PLAIN else ()
-        blocks = [*encoder, *arguments["n_conv_per_stage_decoder"]]
-        return {**arguments, "network": network, "blocks": blocks}
+        network, arguments = str(architecture["network_class_name"]), architecture["arch_kwargs"]
+        is_plain = network == _PLAIN_PATH
+        keys = ("n_conv_per_stage", "n_conv_per_stage_decoder") if is_plain else ()
+        blocks = [count for key in keys for count in arguments[key]]
+        return {
+            "n_stages": None,
+            "conv_op": None,
+            **arguments,
+            "network": network,
+            "blocks": blocks,
+        }
     stages = len(settings["pool_op_kernel_sizes"])
     base, limit = settings["UNet_base_num_features"], settings["unet_max_num_features"]
     return {
         "kernel_sizes": settings["conv_kernel_sizes"],
         "strides": settings["pool_op_kernel_sizes"],
         "features_per_stage": [min(base * 2**stage, limit) for stage in range(stages)],
-        "network": str(settings["UNet_class_name"]).rsplit(".", 1)[-1],
+        "network": _PLAIN_PATH
+        if settings["UNet_class_name"] == _PLAIN
+        else settings["UNet_class_name"],
         "blocks": [*settings["n_conv_per_stage_encoder"], *settings["n_conv_per_stage_decoder"]],
     }

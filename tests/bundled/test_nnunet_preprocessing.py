@@ -238,6 +238,59 @@ def test_read_preprocessing_takes_nnunets_words(golden) -> None:
     assert found.intensities[0]["percentile_00_5"] == 28.0
 
 
+KEYS = ("resampling_fn_data_kwargs", "resampling_fn_probabilities_kwargs")
+
+
+def test_read_preprocessing_has_nnunets_defaults(golden) -> None:
+    # Those of resample_data_or_seg_to_shape(order=3, order_z=0, force_separate_z=False).
+    plans = golden["nnUNetPlans_Dataset004_Hippocampus"]
+    changed = {**plans["configurations"]["3d_fullres"], **{key: {} for key in KEYS}}
+    found = read_preprocessing(plans, changed)
+    assert found.image_resampling == found.logits_resampling == Resampling(3, 0, False)
+
+
+@pytest.mark.parametrize("key", KEYS)
+@pytest.mark.parametrize(
+    ("name", "value", "words"),
+    [
+        ("order", -1, "order is -1: it must be 0, 1, 2, 3, 4 or 5"),
+        ("order", 6, "order is 6: it must be 0"),
+        ("order", 1.7, "order is 1.7: it must be 0"),
+        ("order", float("inf"), "order is inf: it must be 0"),
+        ("order", True, "order is True: it must be 0"),
+        ("order", None, "order is None: it must be 0"),
+        ("order_z", 1e30, r"order_z is 1e\+30: it must be 0"),
+        ("force_separate_z", 0, "force_separate_z is 0: it must be true, false or null"),
+        ("force_separate_z", "false", "force_separate_z is 'false': it must be true"),
+        ("is_seg", True, "is_seg is True: only False is supported"),
+        ("separate_z_anisotropy_threshold", 5, "separate_z_.* is 5: only 3 is supported"),
+        ("mode", "edge", "is {.*'mode': 'edge'}: it must be a dictionary of is_seg, order, order_"),
+    ],
+)
+def test_read_preprocessing_refuses_other_resamplings(golden, key, name, value, words) -> None:
+    plans = golden["nnUNetPlans_Dataset004_Hippocampus"]
+    settings = plans["configurations"]["3d_fullres"]
+    changed = {**settings, key: {**settings[key], name: value}}
+    with pytest.raises(ValueError, match=f"^{key}:? ?{words}"):
+        read_preprocessing(plans, changed)
+
+
+@pytest.mark.parametrize("options", [None, [], 3, "order"], ids=repr)
+def test_read_preprocessing_refuses_options_that_are_none(golden, options) -> None:
+    plans = golden["nnUNetPlans_Dataset004_Hippocampus"]
+    changed = {**plans["configurations"]["3d_fullres"], KEYS[0]: options}
+    with pytest.raises(ValueError, match=f"^{KEYS[0]} is .*: it must be a dictionary of is_seg"):
+        read_preprocessing(plans, changed)
+
+
+@pytest.mark.parametrize("masks", [[], ["false"], [0], [True, True], None, "x"], ids=repr)
+def test_read_preprocessing_wants_a_mask_of_every_channel(golden, masks) -> None:
+    plans = golden["nnUNetPlans_Dataset004_Hippocampus"]
+    changed = {**plans["configurations"]["2d"], "use_mask_for_norm": masks}
+    with pytest.raises(ValueError, match="use_mask_for_norm is .*: it must be a list of true or"):
+        read_preprocessing(plans, changed)
+
+
 def test_read_preprocessing_refuses_an_unknown_scheme(golden) -> None:
     plans = golden["nnUNetPlans_Dataset004_Hippocampus"]
     changed = {**plans["configurations"]["2d"], "normalization_schemes": ["Mine"]}

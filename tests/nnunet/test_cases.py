@@ -138,6 +138,26 @@ def test_find_images_says_what_is_missing(tmp_path) -> None:
         find_nnunet_images(with_raw, plans, others)
 
 
+@pytest.mark.parametrize(
+    "kwargs, message",
+    [
+        ({"order": 3, "separate_z_anisotropy_threshold": 5}, "threshold is 5: only 3 is supported"),
+        (None, "lacks 'resampling_fn_data_kwargs'"),
+    ],
+    ids=["threshold", "none"],
+)
+def test_raw_images_are_not_resampled_otherwise_than_nnunet_does(tmp_path, kwargs, message) -> None:
+    raw = tmp_path / "raw" / NAME
+    write_raw(raw)
+    data_set, plans, settings = planned(tmp_path / "preprocessed", raw, folder="elsewhere")
+    settings.pop("resampling_fn_data_kwargs")
+    given = {**settings, **({"resampling_fn_data_kwargs": kwargs} if kwargs else {})}
+    with pytest.raises(
+        ValueError, match=f"{NAME} is not preprocessed, .*{message}.*: nnUNetv2_pre"
+    ):
+        find_nnunet_images(data_set, plans, given)
+
+
 def test_without_blosc2_raw_images_are_read_or_it_is_named(tmp_path, monkeypatch) -> None:
     monkeypatch.setitem(sys.modules, "blosc2", None)
     data_set, plans, settings = planned(tmp_path / "preprocessed", suffix=".npy")

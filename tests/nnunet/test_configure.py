@@ -153,14 +153,15 @@ def take_residual_encoder(plans) -> None:
 @pytest.mark.parametrize(
     "change, message",
     [
-        (take_residual_encoder, "plans ResidualEncoderUNet, which is not supported"),
+        (take_residual_encoder, "plans a.ResidualEncoderUNet, which is not supported"),
         (set_in_2d(previous_stage="3d_lowres"), r"refines the result of '3d_lowres' \(a cascade\)"),
         (set_in_network(n_conv_per_stage=[3] * 4), r"plans PlainConvUNet with \[2, 3\] conv"),
-        (set_in_network(dropout_op="a.Dropout2d"), "plans a network with dropout_op Dropout2d"),
-        (set_in_network(norm_op="a.BatchNorm2d"), "plans a network with norm_op BatchNorm2d"),
-        (set_in_network(nonlin="a.ReLU"), "plans a network with nonlin ReLU"),
+        (set_in_network(dropout_op="a.Dropout2d"), "plans a network with dropout_op a.Dropout2d"),
+        (set_in_network(norm_op="a.BatchNorm2d"), "plans a network with norm_op a.BatchNorm2d"),
+        (set_in_network(nonlin="a.ReLU"), "plans a network with nonlin a.ReLU"),
         (set_in_network(features_per_stage=[8] * 4), "the ladder 8, 4, 2, 1 has 4 widths"),
         (set_in_2d(normalization_schemes=["Mine"]), "asks for Mine, which nnU-Net's own code does"),
+        (set_in_2d(use_mask_for_norm=["false"]), r"use_mask_for_norm is \['false'\]: it must"),
         (set_in_2d(resampling_fn_data="mine"), "asks for mine, which nnU-Net's own code does not"),
         (lambda plans: plans["configurations"].pop("2d"), "there is no configuration '2d', only"),
         (set_in_2d(inherits_from="2d"), "the configurations 2d inherit in a circle"),
@@ -168,7 +169,8 @@ def take_residual_encoder(plans) -> None:
     ],
     ids=[
         "residual encoder", "cascade", "three convolutions", "dropout", "batch norm", "ReLU",
-        "narrow already", "normalization", "resampling", "no such configuration", "circle", "v1",
+        "narrow already", "normalization", "mask", "resampling", "no such configuration", "circle",
+        "v1",
     ],
 )  # fmt: skip
 def test_plan_nnunet_data_set_refuses_plans(tmp_path, change, message) -> None:
@@ -225,6 +227,19 @@ def test_a_broken_case_is_named_and_the_plans_stay(tmp_path) -> None:
     with pytest.raises(ValueError, match="case 'case1': .*case1.npz"):
         configured()
     assert (folder / "nnUNetPlans.json").read_bytes() == before
+
+
+@pytest.mark.search
+def test_half_a_character_in_plans_does_not_stop_the_search_at_its_end(tmp_path) -> None:
+    folder = write_planned(tmp_path)
+    path = folder / "nnUNetPlans.json"
+    # As nnU-Net's planner would not write it, nor any other text of this package.
+    path.write_text(path.read_text().replace("{", '{"note": "\u00e4\\ud800",', 1), encoding="utf-8")
+    before = json.loads(path.read_text(encoding="utf-8"))
+    found = configured()
+    after = json.loads(path.read_text(encoding="utf-8"))
+    del after["configurations"][found.name]
+    assert after == before
 
 
 def places(content: object, at: tuple = ()) -> list[tuple]:

@@ -131,7 +131,7 @@ def as_residual(plans) -> None:
 @pytest.mark.parametrize(
     ("change", "words"),
     [
-        (changed_plans(as_residual), "plans ResidualEncoderUNet, which is not supported"),
+        (changed_plans(as_residual), "plans x.ResidualEncoderUNet, which is not supported"),
         (changed_settings(previous_stage="3d_lowres"), "a cascade"),
         (changed_labels(both=[1, 2]), "region 'both' of several values"),
         (changed_labels(ignore=3), "ignore label"),

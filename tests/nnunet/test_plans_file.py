@@ -113,6 +113,30 @@ def test_add_configuration_that_is_interrupted_leaves_the_plans(tmp_path, monkey
     assert path.read_bytes() == before
 
 
+def test_add_configuration_writes_half_a_character_as_it_was(tmp_path) -> None:
+    path = plans_file(tmp_path)
+    path.write_text(path.read_text().replace("{", '{"note": "\u00e4\\ud800",', 1), encoding="utf-8")
+    before = json.loads(path.read_text(encoding="utf-8"))
+    add_configuration(path, "2d", [8] * 7)
+    after = json.loads(path.read_text(encoding="utf-8"))
+    del after["configurations"]["2d_xtiny8"]
+    assert after == before
+
+
+def test_add_configuration_that_cannot_be_written_as_json_makes_no_backup(
+    tmp_path, monkeypatch
+) -> None:
+    path = plans_file(tmp_path)
+
+    def refuse(*_: object, **__: object) -> str:
+        raise ValueError("no JSON")
+
+    monkeypatch.setattr("json.dumps", refuse)
+    with pytest.raises(ValueError, match="no JSON"):
+        add_configuration(path, "2d", [8] * 7)
+    assert list(tmp_path.iterdir()) == [path]
+
+
 def test_check_writable_names_a_folder_that_is_read_only(tmp_path, monkeypatch) -> None:
     check_writable(tmp_path)
     assert list(tmp_path.iterdir()) == []
@@ -159,16 +183,22 @@ def test_read_channels_and_labels_puts_the_background_first(tmp_path) -> None:
     [
         ({"normalization_schemes": ["MyNormalization"]}, "asks for MyNormalization, which nnU-Net"),
         ({"normalization_schemes": []}, r"normalization_schemes \[\] for 1 channels: give one per"),
+        ({"use_mask_for_norm": []}, r"use_mask_for_norm is \[\]: it must be a list of true or"),
+        ({"use_mask_for_norm": ["false"]}, r"use_mask_for_norm is \['false'\]: it must be a list"),
+        ({"use_mask_for_norm": None}, "use_mask_for_norm is None: it must be a list of true or"),
         ({"resampling_fn_data": "my_resampling"}, "asks for my_resampling, which nnU-Net's own"),
         ({"resampling_fn_probabilities": "mine"}, "asks for mine, which nnU-Net's own code"),
         ({"preprocessor_name": "MyPreprocessor"}, "asks for MyPreprocessor, which nnU-Net's own"),
     ],
-    ids=["normalization", "per channel", "resampling", "resampling of logits", "preprocessor"],
-)
+    ids=[
+        "normalization", "per channel", "no mask", "mask of text", "mask lacks", "resampling",
+        "resampling of logits", "preprocessor",
+    ],
+)  # fmt: skip
 def test_check_processing_refuses_what_nnunet_does_not_have(settings, message) -> None:
-    known = {"normalization_schemes": ["CTNormalization"]}
+    known = {"normalization_schemes": ["CTNormalization"], "use_mask_for_norm": [False]}
     check_processing(known, 1, "configuration '2d'")
-    with pytest.raises(ValueError, match=f"^configuration '2d' .*{message}"):
+    with pytest.raises(ValueError, match=f"^configuration '2d'.*{message}"):
         check_processing({**known, **settings}, 1, "configuration '2d'")
 
 

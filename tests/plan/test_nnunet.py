@@ -194,24 +194,62 @@ def test_load_nnunet_plan_refuses(tmp_path, change, configuration, message) -> N
 @pytest.mark.parametrize(
     "key, value, what",
     [
-        ("dropout_op", "torch.nn.modules.dropout.Dropout2d", "dropout_op Dropout2d"),
-        ("norm_op", "torch.nn.modules.batchnorm.BatchNorm2d", "norm_op BatchNorm2d"),
+        ("dropout_op", "torch.nn.Dropout2d", "dropout_op torch.nn.Dropout2d"),
+        ("norm_op", "torch.nn.BatchNorm2d", "norm_op torch.nn.BatchNorm2d"),
         ("norm_op_kwargs", {"eps": 1e-3, "affine": True}, "norm_op_kwargs {'eps': 0.001"),
         ("norm_op_kwargs", None, "norm_op_kwargs .*'affine': False"),
-        ("nonlin", "torch.nn.ReLU", "nonlin ReLU"),
+        ("nonlin", "torch.nn.ReLU", "nonlin torch.nn.ReLU"),
         ("nonlin_kwargs", {"negative_slope": 0.1}, "negative_slope 0.1"),
-        ("conv_op", "torch.nn.modules.conv.Conv3d", "conv_op Conv3d"),
+        ("conv_op", "torch.nn.modules.conv.Conv3d", "conv_op torch.nn.modules.conv.Conv3d"),
+        ("conv_op", "my.own.Conv2d", "conv_op my.own.Conv2d"),
+        ("norm_op", "my.own.InstanceNorm2d", "norm_op my.own.InstanceNorm2d"),
+        ("nonlin", "my.own.LeakyReLU", "nonlin my.own.LeakyReLU"),
+        ("norm_op_kwargs", {"eps": 1e-5, "affine": True, "track_running_stats": True}, "norm_op_k"),
+        ("n_stages", 3, "kernel_sizes of 4 stages beside other n_stages"),
+        ("n_conv_per_stage", [2] * 3, "kernel_sizes of 4 stages beside other n_stages"),
         ("nonlin_first", True, "nonlin_first"),
         ("squeeze_excitation", True, "squeeze_excitation"),
     ],
-    ids=["dropout", "batch norm", "eps", "no affine", "ReLU", "slope", "3D", "order", "unknown"],
-)
+    ids=[
+        "dropout", "batch norm", "eps", "no affine", "ReLU", "slope", "3D", "own convolution",
+        "own norm", "own activation", "running statistics", "stages", "convolutions", "order",
+        "unknown",
+    ],
+)  # fmt: skip
 def test_load_nnunet_plan_refuses_other_layers(tmp_path, key, value, what) -> None:
     def change(content) -> None:
         content["configurations"]["2d"]["architecture"]["arch_kwargs"][key] = value
 
     with pytest.raises(ValueError, match=f"plans a network with {what}.*, which is not supported"):
         load_nnunet_plan(changed(tmp_path, change), "2d", in_channels=1, out_channels=3)
+
+
+@pytest.mark.parametrize("name", ["my.own.PlainConvUNet", "PlainConvUNet", "unet.PlainConvUNet"])
+def test_load_nnunet_plan_takes_no_network_by_its_last_name(tmp_path, name) -> None:
+    def change(content) -> None:
+        content["configurations"]["2d"]["architecture"]["network_class_name"] = name
+
+    with pytest.raises(ValueError, match=f"plans {name}, which is not supported, only "):
+        load_nnunet_plan(changed(tmp_path, change), "2d", in_channels=1, out_channels=3)
+
+
+@pytest.mark.parametrize("lacking", ["n_stages", "conv_op"])
+def test_load_nnunet_plan_needs_what_nnunet_needs(tmp_path, lacking) -> None:
+    def change(content) -> None:
+        del content["configurations"]["2d"]["architecture"]["arch_kwargs"][lacking]
+
+    with pytest.raises(ValueError, match="plans a network with .*, which is not supported"):
+        load_nnunet_plan(changed(tmp_path, change), "2d", in_channels=1, out_channels=3)
+
+
+def test_load_nnunet_plan_takes_both_names_of_torch_for_a_layer(tmp_path) -> None:
+    def change(content) -> None:
+        content["configurations"]["2d"]["architecture"]["arch_kwargs"].update(
+            nonlin="torch.nn.modules.activation.LeakyReLU", norm_op="torch.nn.InstanceNorm2d"
+        )
+
+    plan = load_nnunet_plan(changed(tmp_path, change), "2d", in_channels=1, out_channels=3)
+    assert plan == load_nnunet_plan(HIPPOCAMPUS, "2d", in_channels=1, out_channels=3)
 
 
 def test_load_nnunet_plan_takes_any_normalization_where_the_images_have_it(tmp_path) -> None:
