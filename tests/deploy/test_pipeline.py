@@ -3,8 +3,8 @@ from __future__ import annotations
 import json
 import shutil
 import sys
-from functools import partial
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -188,8 +188,11 @@ def test_deployment_table_compares_with_the_full_width_on_the_same_engine() -> N
 
 @pytest.mark.slow
 def test_deploy_times_both_networks_in_every_engine(tmp_path, capsys, monkeypatch) -> None:
-    brief = partial(benchmark_engines, threads=(1,), rounds=1, seconds=0)
-    monkeypatch.setattr(deploy, "benchmark_engines", brief)
+    def measure_briefly(*arguments: Any, **options: Any) -> tuple[EngineTiming, ...]:
+        brief = {"threads": (1,), "rounds": 1, "seconds": 0}
+        return benchmark_engines(*arguments, **{**options, **brief})
+
+    monkeypatch.setattr(deploy, "benchmark_engines", measure_briefly)
     bundle = write_bundle("pictures", tmp_path)
     data = write_data("pictures", tmp_path / "data")
     state = torch.get_rng_state()
