@@ -11,7 +11,7 @@ from __future__ import annotations
 
 import os
 import zipfile
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -20,6 +20,7 @@ import numpy as np
 import torch
 
 from monai_xtiny.networks.dynunet import MAX_PARAMETERS
+from monai_xtiny.networks.tensor_names import pair_tensor_names
 from monai_xtiny.plan.unet_plan import UNetPlan
 
 _ADVICE = "give nnU-Net's checkpoint_final.pth or checkpoint_best.pth"
@@ -172,7 +173,7 @@ def weights_from_nnunet(
             f"{source!r} holds {other}, which is not of the plain U-Net of its plans: a network "
             "with other normalization or more layers is not supported"
         )
-    for ours, theirs, shape in _layers(plan):
+    for ours, theirs, shape in pair_tensor_names(plan):
         value = weights.get(theirs)
         if value is None:
             raise ValueError(
@@ -199,7 +200,7 @@ def check_dynunet_weights(
     Raises:
         ValueError: a tensor is missing, unknown, of another shape, or holds no real numbers.
     """
-    shapes = {name: shape for name, _, shape in _layers(plan)}
+    shapes = {name: shape for name, _, shape in pair_tensor_names(plan)}
     advice = "the weights are of another network than the bundle's: train or export it again"
     for name in weights:
         if name not in shapes and not name.startswith("skip_layers."):
@@ -232,7 +233,7 @@ def weights_to_nnunet(
     """
     found: _Weights = {}
     back = np.argsort(axes)
-    for ours, theirs, _ in _layers(plan):
+    for ours, theirs, _ in pair_tensor_names(plan):
         value = weights[ours].detach().float()
         if value.ndim > 2:
             value = _fitted(value, _kernel_at(plan, theirs))
@@ -343,52 +344,9 @@ def write_checkpoint(checkpoint: NnunetCheckpoint, fold: int, path: Path) -> Non
     torch.save(content, path)
 
 
-def _layers(plan: UNetPlan) -> Iterator[tuple[str, str, tuple[int, ...]]]:
-    """DynUNet's name of each tensor, nnU-Net's, and the shape that DynUNet has."""
-    features, kernels, last = plan.features_per_stage, plan.kernel_size, len(plan.kernel_size) - 1
-    inputs = plan.in_channels
-    for stage, (width, kernel) in enumerate(zip(features, kernels, strict=True)):
-        ours = "input_block" if stage == 0 else f"downsamples.{stage - 1}"
-        ours = "bottleneck" if stage == last else ours
-        yield from _block_layers(ours, f"encoder.stages.{stage}.0", inputs, width, kernel)
-        inputs = width
-    for stage in range(last):
-        level = last - 1 - stage
-        width, below = features[level], features[level + 1]
-        ours, theirs = f"upsamples.{stage}.transp_conv.conv", f"decoder.transpconvs.{stage}"
-        yield f"{ours}.weight", f"{theirs}.weight", (below, width, *plan.strides[level + 1])
-        yield f"{ours}.bias", f"{theirs}.bias", (width,)
-        yield from _block_layers(
-            f"upsamples.{stage}.conv_block",
-            f"decoder.stages.{stage}",
-            2 * width,
-            width,
-            kernels[level + 1],
-        )
-    ours, theirs = "output_block.conv.conv", f"decoder.seg_layers.{last - 1}"
-    yield (
-        f"{ours}.weight",
-        f"{theirs}.weight",
-        (plan.out_channels, features[0], *[1] * plan.spatial_dims),
-    )
-    yield f"{ours}.bias", f"{theirs}.bias", (plan.out_channels,)
-
-
-def _block_layers(
-    ours: str, theirs: str, inputs: int, width: int, kernel: Sequence[int]
-) -> Iterator[tuple[str, str, tuple[int, ...]]]:
-    """The two convolutions of a stage, and their normalizations."""
-    for number in (1, 2):
-        there = f"{theirs}.convs.{number - 1}"
-        channels = inputs if number == 1 else width
-        yield f"{ours}.conv{number}.conv.weight", f"{there}.conv.weight", (width, channels, *kernel)
-        yield f"{ours}.norm{number}.weight", f"{there}.norm.weight", (width,)
-        yield f"{ours}.norm{number}.bias", f"{there}.norm.bias", (width,)
-
-
 def _known_names(plan: UNetPlan) -> set[str]:
     """All names of the state dict of nnU-Net's network."""
-    names = [theirs for _, theirs, _ in _layers(plan)]
+    names = [theirs for _, theirs, _ in pair_tensor_names(plan)]
     names += [f"{name.removesuffix('.weight')}.bias" for name in names if ".conv.weight" in name]
     for stage in range(len(plan.features_per_stage) - 2):
         names += [f"decoder.seg_layers.{stage}.{part}" for part in ("weight", "bias")]

@@ -671,4 +671,6 @@ def test_bundle_resumes_after_a_kill_at_any_moment(copied, tmp_path) -> None:
     options = ("--dataset_dir", copied.dataset, "--num_workers", 0, "--epochs", epoch + 1)
     log = run_bundle(copied, "train", *options, cwd=tmp_path)
     assert f"Epoch: {epoch + 1}/{epoch + 1}" in log and f"Epoch: {epoch}/" not in log
-    assert [path.name for path in (copied.bundle / "models").iterdir()] == ["model.pt"]
+    # What a kill left half written goes with the next weights that are written.
+    left = {path.name for path in (copied.bundle / "models").iterdir()} - {"model.pt"}
+    assert all(name.startswith(".model.pt.tmp.") for name in left) and len(left) < 2

@@ -290,7 +290,7 @@ def test_sigint_stops_a_training_with_workers_and_it_goes_on(bundle, data, tmp_p
             time.sleep(0.01)
         time.sleep(delay)
         os.kill(process.pid, signal.SIGINT)
-        process.join(60)
+        process.join(120)
         assert process.exitcode not in (None, 0)
         trainer = load(state)["trainer"]
         assert trainer["iteration"] // trainer["epoch_length"] > epoch
