@@ -323,7 +323,7 @@ def _opened_to_run(bundle: str, trust: bool, *, quiet: bool = False) -> Iterator
 
 
 def _is_ours(error: BaseException, bundle: Bundle) -> bool:
-    """Whether an error was raised by this package or the bundle's scripts, or is of memory.
+    """Whether bad input was refused by this package or the bundle's scripts, or memory ran out.
 
     Such a one says itself what to do.
     """
@@ -333,6 +333,5 @@ def _is_ours(error: BaseException, bundle: Bundle) -> bool:
     file = "" if trace is None else os.path.realpath(trace.tb_frame.f_code.co_filename)
     package = os.path.dirname(os.path.dirname(os.path.realpath(__file__)))
     folders = (package, os.path.realpath(bundle.path("scripts")))
-    return type(error).__name__ == "OutOfMemoryError" or file.startswith(
-        tuple(folder + os.sep for folder in folders)
-    )
+    is_inside = file.startswith(tuple(folder + os.sep for folder in folders))
+    return type(error).__name__ == "OutOfMemoryError" or (is_bad_input(error) and is_inside)
