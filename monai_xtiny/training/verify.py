@@ -8,7 +8,7 @@ import math
 import os
 import random
 import tempfile
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
@@ -33,10 +33,12 @@ from monai_xtiny.training.labeled import data_options
 from monai_xtiny.training.train import Training, train_bundle, training_from_dict
 
 JOURNAL_FILE = "trainings.jsonl"
-# A brief training is 10 epochs of 40 updates, whatever the number of cases.
-NUM_EPOCHS = 10
-EPOCH_LENGTH = 40
-MAX_HELD_OUT = 100
+# A brief training, whatever the number of cases: the learning rate falls with each epoch.
+NUM_UPDATES = 120
+EPOCH_LENGTH = 20
+# Held-out cases of a race, and voxels of its crops in 2D and 3D.
+MAX_HELD_OUT = 32
+MAX_VOXELS = {2: 128**2, 3: 32**3}
 MIN_SEEDS = 2
 _MAX_TRAININGS = 1000
 # Workers start anew with each pass over the cases: not for passes of fewer batches.
@@ -193,31 +195,89 @@ def _brief_training(bundle: Bundle, options: Mapping[str, Any], epochs: int | No
             f"{MIN_HELD_OUT}: label more cases, or give another --fold or a --datalist with a "
             "validation section"
         )
-    batch_size = parser.get_parsed_content("batch_size")
-    num_batches = math.ceil(len(training) / batch_size)
-    brief: dict[str, Any] = {
-        # No validation during training: the held-out cases are for the verdict alone.
-        "val_interval": (epochs or NUM_EPOCHS) + 1,
-        "validate#dataset#data": f"$@val_cases[:{MAX_HELD_OUT}]",
-        "tensorboard": False,
-    }
-    if epochs is None:
-        brief["train#trainer#epoch_length"] = EPOCH_LENGTH
-        rate = parser.get_parsed_content("cache_rate")
-        needed = NUM_EPOCHS * EPOCH_LENGTH * batch_size
-        brief["cache_rate"] = min(rate, needed / max(len(training), 1))
-        if num_batches < _MIN_BATCHES:
-            brief["num_workers"] = 0
+    num_batches = math.ceil(len(training) / parser.get_parsed_content("batch_size"))
     files = [file for case in [*training, *held_out] for file in _case_files(case)]
     return _Brief(
-        epochs=epochs or NUM_EPOCHS,
-        num_updates=epochs * num_batches if epochs else NUM_EPOCHS * EPOCH_LENGTH,
-        options=brief,
+        epochs=epochs or NUM_UPDATES // EPOCH_LENGTH,
+        num_updates=epochs * num_batches if epochs else NUM_UPDATES,
+        options=brief_options(parser, bundle.plan.strides, epochs=epochs),
         files=tuple(
             (os.path.abspath(file), state.st_size, state.st_mtime_ns)
             for file, state in ((file, file.stat()) for file in files)
         ),
     )
+
+
+def brief_options(
+    parser: ConfigParser,
+    strides: Sequence[Sequence[int]],
+    *,
+    epochs: int | None = None,
+    num_updates: int = NUM_UPDATES,
+) -> dict[str, Any]:
+    """Keys of ``train.json`` for a brief training, alike for every width.
+
+    Once the network is initialized the generators are seeded anew: networks of all widths then see
+    the same crops in the same order, augmented alike.
+
+    Args:
+        parser: the bundle's ``train.json`` with the labeled data.
+        strides: of each stage and axis.
+        epochs: over all cases, of whole crops; default: ``num_updates`` of small ones.
+        num_updates: in epochs of ``EPOCH_LENGTH``.
+    """
+    options: dict[str, Any] = {
+        # No validation during training: the held-out cases are for the verdict alone.
+        "val_interval": (epochs or num_updates) + 1,
+        "validate#dataset#data": f"$@val_cases[:{MAX_HELD_OUT}]",
+        "tensorboard": False,
+        "initialize": [
+            *parser.get("initialize"),
+            "$@network_def",
+            "$monai.utils.set_determinism(seed=@seed)",
+        ],
+    }
+    if epochs is not None:
+        return options
+    batch_size, rate, crop, training = (
+        parser.get_parsed_content(name)
+        for name in ("batch_size", "cache_rate", "crop_size", "train_cases")
+    )
+    options["crop_size"] = brief_crop(crop, strides)
+    options["train#trainer#epoch_length"] = EPOCH_LENGTH
+    options["cache_rate"] = min(rate, num_updates * batch_size / max(len(training), 1))
+    if len(training) < _MIN_BATCHES * batch_size:
+        options["num_workers"] = 0
+    return options
+
+
+def brief_crop(crop_size: Sequence[int], strides: Sequence[Sequence[int]]) -> list[int]:
+    """A crop of no more than ``MAX_VOXELS`` voxels, out of another one, which fits the strides.
+
+    Args:
+        crop_size: of the whole training, in voxels, a multiple of the strides of all stages.
+        strides: of each stage and axis.
+
+    Returns:
+        The size in voxels; at least two voxels remain at the last stage, as instance norm needs.
+
+    >>> brief_crop([256, 320], [[1, 1]] + [[2, 2]] * 5)
+    [128, 128]
+    >>> brief_crop([40, 56, 40], [[1, 1, 1]] + [[2, 2, 2]] * 3)
+    [32, 32, 32]
+    >>> brief_crop([16, 320, 256], [[1, 1, 1], [1, 2, 2], [2, 2, 2], [2, 2, 2], [1, 2, 2]])
+    [16, 32, 48]
+    """
+    factors = [math.prod(axis) for axis in zip(*strides, strict=True)]
+    size = [edge // factor for edge, factor in zip(crop_size, factors, strict=True)]
+    largest = MAX_VOXELS[len(size)] / math.prod(factors)
+    # The longest edge gives way first, a stride at a time.
+    while math.prod(size) > max(largest, 2):
+        edges = [
+            edge * factor if edge > 1 else 0 for edge, factor in zip(size, factors, strict=True)
+        ]
+        size[edges.index(max(edges))] -= 1
+    return [edge * factor for edge, factor in zip(size, factors, strict=True)]
 
 
 def _case_files(case: Mapping[str, Any]) -> list[Path]:

@@ -62,7 +62,17 @@ TASKS = {
         "Dataset004_Hippocampus", 5, is_real=True, search=("--spatial_dims", "2")
     ),
     "hippocampus_3d": Task("Dataset004_Hippocampus", 8, is_real=True),
+    # The same images with one class instead of two, which merge_classes makes of them.
+    "hippocampus_merged": Task(
+        "hippocampus_merged", 5, is_real=True, search=("--spatial_dims", "2")
+    ),
+    "ultrasound": Task("Dataset070_BUSIhalf", 8, is_real=True, overrides=CROP),
+    # Several frames of a patient, whose name comes first.
+    "cardiac": Task(
+        "Dataset078_SunnybrookLV", 9, is_real=True, overrides={**CROP, "group": r"(SC-.+-\d+)-\d+"}
+    ),
 }
+MERGED = "Dataset004_Hippocampus"
 
 
 # Of each search; and the wide networks that some of the further statistics compare with.
@@ -80,7 +90,7 @@ def main() -> None:
     parser.add_argument("--tasks", help="names with commas (default: all)")
     parser.add_argument("--widths", default="32,16,8,4,2,1")
     parser.add_argument("--seeds", default="0,1,2")
-    parser.add_argument("--wide_seeds", type=int, default=1, help="seeds of widths over 8")
+    parser.add_argument("--wide_seeds", type=int, default=2, help="seeds of widths over 16")
     parser.add_argument("--runs", type=int, default=20, help="searches of each task")
     parser.add_argument("--jobs", type=int, default=2, help="trainings or searches at a time")
     parser.add_argument("--device", default="cpu")
@@ -105,13 +115,39 @@ def wanted_tasks(arguments: argparse.Namespace) -> list[str]:
 def task_root(arguments: argparse.Namespace, name: str) -> Path:
     """Folder of a task's data set; synthetic ones are drawn when they are first needed."""
     task = TASKS[name]
+    root = arguments.work / "data"
+    if name == "hippocampus_merged":
+        return merge_classes(arguments.data / MERGED, root / name)
     if task.is_real:
         return arguments.data / task.folder
-    root = arguments.work / "data"
     if not (root / name / "dataset.json").is_file():
         command = [sys.executable, str(SCRIPTS / "make_synthetic_data.py"), "--output", str(root)]
         subprocess.run([*command, "--tasks", name], check=True)
     return root / task.folder
+
+
+def merge_classes(source: Path, target: Path) -> Path:
+    """A data set with one foreground class of all; its images are links to the other's."""
+    import json
+
+    import nibabel
+    import numpy as np
+
+    if (target / "dataset.json").is_file():
+        return target
+    (target / "labelsTr").mkdir(parents=True, exist_ok=True)
+    if not (target / "imagesTr").exists():
+        (target / "imagesTr").symlink_to((source / "imagesTr").resolve())
+    for path in sorted((source / "labelsTr").glob("*.nii.gz")):
+        label = nibabel.load(path)
+        merged = (np.asanyarray(label.dataobj) > 0).astype(np.uint8)
+        header = label.header.copy()
+        header.set_data_dtype(np.uint8)
+        nibabel.save(nibabel.Nifti1Image(merged, None, header), target / "labelsTr" / path.name)
+    content = json.loads((source / "dataset.json").read_text())
+    content["labels"] = {"background": 0, "hippocampus": 1}
+    (target / "dataset.json").write_text(json.dumps(content))
+    return target
 
 
 def plan_task(arguments: argparse.Namespace, name: str) -> Path:
@@ -130,7 +166,7 @@ def train_all(arguments: argparse.Namespace) -> None:
         for index, seed in enumerate(seeds)
         for name in wanted_tasks(arguments)
         for width in widths
-        if width <= 8 or index < arguments.wide_seeds
+        if width <= 16 or index < arguments.wide_seeds
     ]
     train_missing(units, arguments.work / "trainings.jsonl", jobs=arguments.jobs)
 
