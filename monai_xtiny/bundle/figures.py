@@ -13,7 +13,7 @@ from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from matplotlib.ticker import LogLocator, NullFormatter, NullLocator, ScalarFormatter
 
-from monai_xtiny.selection.choice import Selection
+from monai_xtiny.selection.rule import Race, Selection
 from monai_xtiny.system.files import atomic_write
 
 if TYPE_CHECKING:
@@ -42,8 +42,11 @@ def plot_sensitivity(selection: Selection, path: str | os.PathLike[str]) -> Path
     """
     table = selection.table
     is_aligned = any(rung.alignment for rung in table.ladder)
-    figure = Figure(figsize=(7, 7 if is_aligned else 4.2), layout="constrained")
-    panels = figure.subplots(2 if is_aligned else 1, sharex=True, squeeze=False)[:, 0]
+    count = 1 + is_aligned + (selection.race is not None)
+    figure = Figure(figsize=(7, 1.4 + 2.8 * count), layout="constrained")
+    panels = figure.subplots(count, sharex=True, squeeze=False)[:, 0]
+    if selection.race is not None:
+        _draw_race(panels[0], selection.race, selection.max_features)
     sensitivities = {rung.max_features: np.mean(rung.sensitivity, axis=1) for rung in table.ladder}
     _draw_band(panels[-1], sensitivities, is_log=True)
     panels[-1].set_yscale("log")
@@ -57,12 +60,12 @@ def plot_sensitivity(selection: Selection, path: str | os.PathLike[str]) -> Path
             for rung in table.ladder
             if rung.alignment
         }
-        _draw_band(panels[0], alignments, is_log=False)
+        _draw_band(panels[-2], alignments, is_log=False)
         if selection.threshold is not None:
             label = f"threshold {selection.threshold:g}"
-            panels[0].axhline(selection.threshold, color="gray", linestyle=":", label=label)
-        panels[0].set_ylabel("alignment (share of image features kept)")
-        panels[0].set_ylim(bottom=0)
+            panels[-2].axhline(selection.threshold, color="gray", linestyle=":", label=label)
+        panels[-2].set_ylabel("alignment (share of image features kept)")
+        panels[-2].set_ylim(bottom=0)
     rung = selection.rung
     for axes in panels:
         axes.axvline(rung.max_features, color="tab:red", linestyle="--", linewidth=1)
@@ -91,6 +94,18 @@ def plot_sensitivity(selection: Selection, path: str | os.PathLike[str]) -> Path
     sure = "" if selection.confidence is None else f", confidence {selection.confidence:.0%}"
     panels[0].set_title(f"{len(table.images)} images, method {selection.method}{sure}")
     return _save_png(figure, path, dpi=120)
+
+
+def _draw_race(axes: Axes, race: Race, chosen: int) -> None:
+    """Dice of each width that was trained, with the interval of its difference from the chosen."""
+    level = next(row.dice for row in race.widths if row.max_features == chosen)
+    widths = [row.max_features for row in race.widths]
+    dice = np.array([row.dice for row in race.widths])
+    ends = level + np.array([(row.low, row.high) for row in race.widths]).T
+    errors = np.abs(np.stack([np.minimum(ends[0], dice), np.maximum(ends[1], dice)]) - dice)
+    label = f"{race.num_updates} updates, {race.num_cases} cases held out, 95 % intervals"
+    axes.errorbar(widths, dice, errors, fmt="o-", capsize=3, label=label)
+    axes.set_ylabel("Dice of brief trainings")
 
 
 def _draw_band(axes: Axes, values: Mapping[int, np.ndarray], *, is_log: bool) -> None:

@@ -5,10 +5,10 @@ from __future__ import annotations
 import os
 from collections.abc import Iterator
 from contextlib import contextmanager
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from monai_xtiny.cli.job import Job, as_typed
-from monai_xtiny.cli.options import check_output, parse_flag, parse_int
+from monai_xtiny.cli.options import check_output, parse_flag, parse_int, parse_number
 from monai_xtiny.system.errors import innermost, is_bad_input, plain_words
 
 if TYPE_CHECKING:
@@ -69,7 +69,8 @@ def verify(
     data: str | None = None,
     datalist: str | None = None,
     epochs: int | None = None,
-    num_seeds: int = 2,
+    num_seeds: int | None = None,
+    max_minutes: float | None = None,
     fold: int = 0,
     group: str | None = None,
     seed: int = 0,
@@ -78,7 +79,7 @@ def verify(
     trust: bool = False,
     debug: bool = False,
 ) -> Job:
-    """Train the width of a bundle and its neighbors briefly: is it on the plateau?
+    """Race a bundle's width against others on labeled cases: brief trainings, all alike.
 
     This runs the bundle's configs and scripts: those that monai_xtiny writes, or any with --trust.
 
@@ -86,63 +87,84 @@ def verify(
         bundle: the bundle; it stays as it is without --update.
         data: nnU-Net data set root with imagesTr and labelsTr.
         datalist: MSD dataset.json.
-        epochs: over all cases; default: 400 updates, whatever the number of cases.
-        num_seeds: trainings of each width, at least 2.
+        epochs: over all cases; default: 120 updates, whatever the number of cases.
+        num_seeds: trainings of a width at most, at least 2; default: 2, or with --max_minutes as
+            many as decide.
+        max_minutes: time after which no training is begun.
         fold: of the split.
         group: regular expression whose first group in the name of a case is the patient, or a
             JSON file of cases and their patients; default: each case is one.
         seed: of the first training.
         work: folder that keeps finished trainings, so that they are not repeated.
-        update: write docs/verification.json, and move the bundle to the width recommended; what
-            was trained is copied to former_widthN in the bundle's folder first.
+        update: write the outcome into the bundle, and move it to the width recommended; what was
+            trained is copied to former_widthN in the bundle's folder first.
         trust: run a bundle whose code differs from what monai_xtiny writes: read it first.
         debug: show tracebacks.
     """
 
     def run() -> None:
-        from monai_xtiny.bundle.folder import VERIFICATION
         from monai_xtiny.bundled.locks import hold_lock
-        from monai_xtiny.training.compare import verification_summary
-        from monai_xtiny.training.update import update_bundle
-        from monai_xtiny.training.verify import verify_bundle
 
         with _opened_to_run(bundle, trust) as opened:
             is_update = parse_flag("update", update)
             if is_update:  # not only once all is trained
                 hold_lock(opened.root)
-            found = verify_bundle(
+            race_bundle(
                 opened,
+                is_update=is_update,
                 data=data,
                 datalist=datalist,
                 epochs=None if epochs is None else parse_int("epochs", epochs),
-                num_seeds=parse_int("num_seeds", num_seeds),
+                num_seeds=None if num_seeds is None else parse_int("num_seeds", num_seeds),
+                max_minutes=parse_minutes(max_minutes),
                 fold=parse_int("fold", fold),
                 group=group,
                 seed=parse_int("seed", seed),
                 work_dir=work,
-                progress=lambda training: print(
-                    f"width {training.max_features}, seed {training.seed}: Dice "
-                    f"{training.evaluation.mean_dice:.4f}, trained in {training.seconds:.0f} s",
-                    flush=True,
-                ),
             )
-            ladder = opened.selection.table.ladder
-            parameters = {rung.max_features: rung.num_parameters for rung in ladder}
-            print(verification_summary(found, parameters))
-            is_other = found.recommended != found.selected
-            if is_update:
-                former = update_bundle(opened, found)
-                print(opened.path(VERIFICATION))
-                if is_other:
-                    print(
-                        f"{bundle}: width {found.recommended} now, at its initialization: train it"
-                    )
-                if former is not None:
-                    print(f"what was trained at width {found.selected} is in {former}")
-            elif is_other:
-                print(f"--update moves {bundle} to width {found.recommended}")
 
     return Job(run, debug, resumes=work is not None)
+
+
+def parse_minutes(minutes: float | None) -> float | None:
+    """What ``--max_minutes`` takes; ``None`` is no limit."""
+    return None if minutes is None else parse_number("max_minutes", minutes, "minutes")
+
+
+def race_bundle(bundle: Bundle, *, is_update: bool, **options: Any) -> None:
+    """Race the widths of a bundle, say what came out, and write it into the bundle if asked to.
+
+    Args:
+        bundle: the bundle.
+        is_update: write the outcome into the bundle.
+        options: of :func:`monai_xtiny.training.verify.verify_bundle`.
+    """
+    from monai_xtiny.bundle.folder import VERIFICATION
+    from monai_xtiny.training.compare import verification_summary
+    from monai_xtiny.training.update import update_bundle
+    from monai_xtiny.training.verify import verify_bundle
+
+    found = verify_bundle(
+        bundle,
+        **options,
+        progress=lambda training: print(
+            f"width {training.max_features}, seed {training.seed}: Dice "
+            f"{training.evaluation.mean_dice:.4f}, trained in {training.seconds:.0f} s",
+            flush=True,
+        ),
+    )
+    ladder = bundle.selection.table.ladder
+    print(verification_summary(found, {rung.max_features: rung.num_parameters for rung in ladder}))
+    is_other = found.recommended != found.selected
+    if is_update:
+        former = update_bundle(bundle, found)
+        print(bundle.path(VERIFICATION))
+        if is_other:
+            print(f"{bundle.root}: width {found.recommended} now, at its initialization: train it")
+        if former is not None:
+            print(f"what was trained at width {found.selected} is in {former}")
+    elif is_other:
+        print(f"--update moves {bundle.root} to width {found.recommended}")
 
 
 @as_typed

@@ -13,7 +13,7 @@ def configure(
     dataset_id: str,
     configuration: str = "2d",
     plans_identifier: str = "nnUNetPlans",
-    method: str = "alignment",
+    method: str = "bayes",
     num_images: str | None = None,
     seed: int = 369,
     num_seeds: int | None = None,
@@ -34,8 +34,8 @@ def configure(
         method: rule that chooses the width.
         num_images: images to score, or 'all'; default: as many as the rule asks for.
         seed: of the first initialization and of the draw of images.
-        num_seeds: initializations of every width; default: one for 'paper', and for 'alignment' as
-            many of narrow widths as make the choice sure.
+        num_seeds: initializations of every width; default: one for 'paper', and more of narrow
+            widths for the other rules.
         max_seconds: time after which no further initializations are asked for.
         max_memory_gb: what the process may hold; with less, fewer networks and images at a time.
         device: auto, cpu, cuda, cuda:1, ...

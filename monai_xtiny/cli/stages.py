@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import json
+import os
 from pathlib import Path
 
+from monai_xtiny.cli.bundles import parse_minutes, race_bundle
 from monai_xtiny.cli.job import Job, as_typed
 from monai_xtiny.cli.options import (
     SearchOptions,
@@ -23,7 +25,7 @@ def search(
     bundle: str,
     label_names: str | None = None,
     spatial_dims: int | None = None,
-    method: str = "alignment",
+    method: str = "bayes",
     num_images: str | None = None,
     seed: int = 369,
     num_seeds: int | None = None,
@@ -35,6 +37,9 @@ def search(
     overwrite: bool = False,
     unit_test: bool = False,
     torchscript: bool = False,
+    with_labels: bool = False,
+    max_minutes: float | None = None,
+    group: str | None = None,
     config_file: str | None = None,
     debug: bool = False,
 ) -> Job:
@@ -48,8 +53,8 @@ def search(
         method: rule that chooses the width.
         num_images: images to score, or 'all'; default: as many as the rule asks for.
         seed: of the first initialization and of the draw of images.
-        num_seeds: initializations of every width; default: one for 'paper', and for 'alignment' as
-            many of narrow widths as make the choice sure.
+        num_seeds: initializations of every width; default: one for 'paper', and more of narrow
+            widths for the other rules.
         max_seconds: time after which no further initializations are asked for.
         max_memory_gb: what the process may hold; with less, fewer networks and images at a time.
         plans: nnU-Net's plans file to take the plan from.
@@ -58,11 +63,19 @@ def search(
         overwrite: replace a bundle that is there, and its test.
         unit_test: write the Model Zoo's unit test too, OUT/test_NAME_segmentation.py.
         torchscript: write models/model.ts too; after training, 'package --torchscript' renews it.
+        with_labels: read the labels too, and race the choice against other widths: what
+            'verify BUNDLE --update' does.
+        max_minutes: of the race, time after which no training is begun.
+        group: of the race, which cases are of one patient, as 'verify' takes it.
         config_file: a changed copy of configs/search.json.
         debug: show tracebacks.
     """
 
     def run() -> None:
+        minutes = parse_minutes(max_minutes)
+        labeled = labeled_data(images) if parse_flag("with_labels", with_labels) else None
+        if labeled is None and (group is not None or minutes is not None):
+            raise ValueError("--group and --max_minutes are for the race: give --with_labels too")
         options = SearchOptions(
             images=images,
             bundle=bundle,
@@ -84,8 +97,38 @@ def search(
         workflow = make_workflow(config_file, options.overrides())
         workflow.run()
         workflow.finalize()
+        if labeled is not None:
+            from monai_xtiny.bundle.folder import Bundle
+
+            print(
+                f"race: the labels of {images} are read, and the choice rests on them", flush=True
+            )
+            opened = Bundle.open(bundle)
+            race_bundle(opened, is_update=True, max_minutes=minutes, group=group, **labeled)
 
     return Job(run, debug, resumes=True)
+
+
+def labeled_data(images: str) -> dict[str, str]:
+    """Where the labels of images are: ``data`` or ``datalist`` of a race.
+
+    Raises:
+        ValueError: there are none, or several processes search.
+    """
+    if int(os.environ.get("WORLD_SIZE", "1")) > 1:
+        raise ValueError(
+            "--with_labels trains in one process: search without it, then run "
+            "'python -m monai_xtiny verify BUNDLE --data DATA --update' alone"
+        )
+    path = Path(images)
+    if (path / "labelsTr").is_dir():
+        return {"data": images}
+    if path.is_file() and path.suffix == ".json":
+        return {"datalist": images}
+    raise ValueError(
+        f"{images!r} has no labels for --with_labels: give an nnU-Net data set (imagesTr, "
+        "labelsTr) or an MSD dataset.json"
+    )
 
 
 @as_typed
@@ -137,7 +180,7 @@ def score(
     spatial_dims: int | None = None,
     num_images: str | None = None,
     seed: int = 369,
-    method: str = "alignment",
+    method: str = "bayes",
     num_seeds: int | None = None,
     max_seconds: float | None = None,
     max_memory_gb: float | None = None,
@@ -157,8 +200,8 @@ def score(
         num_images: images to score, or 'all'; default: as many as the rule asks for.
         seed: of the first initialization and of the draw of images.
         method: rule that the scores are for.
-        num_seeds: initializations of every width; default: one for 'paper', and for 'alignment' as
-            many of narrow widths as make the choice sure.
+        num_seeds: initializations of every width; default: one for 'paper', and more of narrow
+            widths for the other rules.
         max_seconds: time after which no further initializations are asked for.
         max_memory_gb: what the process may hold; with less, fewer networks and images at a time.
         plans: nnU-Net's plans file to take the plan from.

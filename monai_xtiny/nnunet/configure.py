@@ -162,7 +162,7 @@ def plan_nnunet_data_set(
 def configure_data_set(
     planned: PlannedData,
     *,
-    method: str = "alignment",
+    method: str = "bayes",
     num_images: int | str | None = None,
     seed: int = 369,
     num_seeds: int | None = None,

@@ -4,10 +4,12 @@ from __future__ import annotations
 
 import re
 from collections.abc import Mapping
+from dataclasses import asdict
+from math import isfinite
 from typing import Any
 
 from monai_xtiny.scores.table import ScoreTable
-from monai_xtiny.selection.rule import Selection
+from monai_xtiny.selection.rule import Race, RacedWidth, Selection
 from monai_xtiny.selection.rules import check_method, find_rule, suited_method
 
 __all__ = [
@@ -57,6 +59,7 @@ def selection_to_dict(selection: Selection) -> dict[str, Any]:
         "confidence": selection.confidence,
         "votes": {str(width): share for width, share in selection.votes.items()},
         **({} if selection.threshold is None else {"threshold": selection.threshold}),
+        **({} if selection.race is None else {"race": asdict(selection.race)}),
     }
 
 
@@ -76,6 +79,7 @@ def selection_from_dict(content: Mapping[str, Any], table: ScoreTable) -> Select
             confidence=None if confidence is None else float(confidence),
             table=table,
             threshold=None if threshold is None else float(threshold),
+            race=None if content.get("race") is None else _race_from_dict(content["race"]),
         )
     except (LookupError, TypeError, ValueError, AttributeError, OverflowError) as error:
         raise ValueError(f"no selection ({error}): write it with monai_xtiny select") from error
@@ -88,7 +92,31 @@ def selection_from_dict(content: Mapping[str, Any], table: ScoreTable) -> Select
         raise ValueError(
             f"method is {selection.method[:50]!r}: it must be the name of a rule, such as paper"
         )
+    numbers = (
+        []
+        if selection.race is None
+        else [value for row in selection.race.widths for value in asdict(row).values()]
+    )
+    if not all(map(isfinite, numbers)):
+        raise ValueError(f"the race holds numbers that are not finite: {numbers}")
     for share in (*selection.votes.values(), selection.confidence or 0.0):
         if not 0 <= share <= 1:
             raise ValueError(f"votes and confidence are shares from 0 to 1, and one is {share}")
     return selection
+
+
+def _race_from_dict(content: Mapping[str, Any]) -> Race:
+    """The race of a selection."""
+    return Race(
+        searched=int(content["searched"]),
+        num_updates=int(content["num_updates"]),
+        num_cases=int(content["num_cases"]),
+        is_decided=bool(content["is_decided"]),
+        widths=tuple(
+            RacedWidth(
+                int(row["max_features"]),
+                *(float(row[name]) for name in ("dice", "difference", "low", "high")),
+            )
+            for row in content["widths"]
+        ),
+    )

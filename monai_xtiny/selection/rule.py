@@ -12,6 +12,44 @@ LOW_CONFIDENCE = 0.8
 
 
 @dataclass(frozen=True)
+class RacedWidth:
+    """What brief trainings of one width reached.
+
+    Args:
+        max_features: width cap.
+        dice: mean over trainings, held-out cases and foreground classes.
+        difference: of that from the chosen width's.
+        low: lower end of the 95 % interval of the difference.
+        high: its upper end.
+    """
+
+    max_features: int
+    dice: float
+    difference: float
+    low: float
+    high: float
+
+
+@dataclass(frozen=True)
+class Race:
+    """Brief trainings on labeled cases that a choice rests on.
+
+    Args:
+        searched: width that was chosen without labels.
+        num_updates: of each training.
+        num_cases: held out.
+        is_decided: whether the intervals tell the chosen width from its neighbors.
+        widths: that were trained, widest first.
+    """
+
+    searched: int
+    num_updates: int
+    num_cases: int
+    is_decided: bool
+    widths: tuple[RacedWidth, ...]
+
+
+@dataclass(frozen=True)
 class Selection:
     """The chosen width, and what speaks for it.
 
@@ -24,6 +62,8 @@ class Selection:
             cannot tell.
         table: the scores that the choice was made from.
         threshold: that the rule chose with, where it has one.
+        race: brief trainings that moved or kept the choice; votes and confidence are probabilities
+            then. ``None``: there were none.
     """
 
     method: str
@@ -32,6 +72,7 @@ class Selection:
     confidence: float | None
     table: ScoreTable
     threshold: float | None = None
+    race: Race | None = None
 
     @property
     def rung(self) -> Rung:

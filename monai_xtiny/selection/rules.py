@@ -6,12 +6,13 @@ from collections.abc import Callable, Mapping
 
 from monai_xtiny.scores.table import ScoreTable
 from monai_xtiny.selection.alignment import ALIGNMENT
+from monai_xtiny.selection.bayes import BAYES
 from monai_xtiny.selection.paper import PAPER
 from monai_xtiny.selection.rule import Rule
 
 # A new rule is a file beside these and its name here. No name in it may be one of another file of
 # the package, helpers included: MONAI looks components up by bare name in all of them.
-RULES = {rule.name: rule for rule in (PAPER, ALIGNMENT)}
+RULES = {rule.name: rule for rule in (PAPER, BAYES, ALIGNMENT)}
 
 
 def find_rule(method: str) -> Rule:

@@ -1,33 +1,39 @@
-"""From the Dice of a width and its neighbors to whether it is on the plateau. NumPy only.
+"""From the Dice of widths that were trained alike to the width to use. NumPy only.
 
 Arrays of Dice are (seeds, cases, classes), NaN where the label of a case lacks the class.
 """
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
+from operator import attrgetter
 from typing import TYPE_CHECKING
 
 import numpy as np
 
 from monai_xtiny.selection.bootstrap import draw_counts, inflate_deviations
+from monai_xtiny.selection.posterior import Belief, least_loss, listed_shares
+from monai_xtiny.selection.rule import Race, RacedWidth
+from monai_xtiny.training.race import TOLERANCE, mean_dice, neighbors, raced_belief
 
 if TYPE_CHECKING:
     from monai_xtiny.training.train import Training
 
 
-TOLERANCE = 0.01
 CONFIDENCE_LEVEL = 0.95
 MIN_HELD_OUT = 2
+# Trainings of a width that show how much they differ: with fewer, nothing is excluded or decided.
+MIN_SEEDS = 2
 
 
 @dataclass(frozen=True)
 class Difference:
-    """Mean Dice of a neighbor minus that of the selected width, with its interval.
+    """Mean Dice of a width minus that of the selected one, with its interval.
 
     Args:
-        max_features: width cap of the neighbor.
+        max_features: width cap of the other width.
         mean: over seeds, cases and classes.
         low: lower end of the interval.
         high: upper end.
@@ -48,11 +54,15 @@ class Verification:
         recommended: width cap to use instead, or the same.
         is_on_plateau: whether the next wider network is better by less than ``tolerance``;
             ``None`` where the interval does not tell.
-        differences: of the neighbors, the wider first.
+        differences: of the other widths that were trained, the widest first.
         trainings: of every width and seed.
         num_updates: of each training.
         tolerance: in Dice.
         confidence_level: of the intervals.
+        is_decided: whether the intervals between the recommended width and its neighbors tell that
+            the wider one gains less than ``tolerance`` and the narrower one loses more.
+        probabilities: of each width of the ladder to be the smallest that suffices, by these
+            trainings and by what was known before; those under half a percent are left out.
     """
 
     selected: int
@@ -63,6 +73,8 @@ class Verification:
     num_updates: int
     tolerance: float
     confidence_level: float
+    is_decided: bool = False
+    probabilities: Mapping[int, float] = field(default_factory=dict)
 
     @property
     def widths(self) -> tuple[int, ...]:
@@ -74,15 +86,23 @@ def compare_trainings(
     selected: int,
     trainings: Sequence[Training],
     *,
+    ladder: Sequence[int],
+    belief: Belief,
     num_updates: int,
     tolerance: float = TOLERANCE,
     confidence_level: float = CONFIDENCE_LEVEL,
 ) -> Verification:
-    """Compare the trainings of the neighbors with those of the selected width.
+    """Choose a width by trainings, and by what was known before.
+
+    The recommended width is expected to cost least (:mod:`monai_xtiny.selection.posterior`), among
+    those that were trained and of which no wider one is better by more than the tolerance for
+    certain.
 
     Args:
         selected: width cap of the bundle.
-        trainings: of that width and its neighbors, all measured on the same cases.
+        trainings: of that width and others, all measured on the same cases.
+        ladder: all widths, widest first.
+        belief: what was known of the width before.
         num_updates: of each training.
         tolerance: in Dice.
         confidence_level: of the intervals.
@@ -90,30 +110,104 @@ def compare_trainings(
     Raises:
         ValueError: the trainings were measured on different cases, or on too few with a class.
     """
-    if len({item.evaluation.cases for item in trainings}) > 1:
-        raise ValueError("the trainings were measured on different cases: train them anew")
-    dice = {
-        width: np.array(
-            [item.evaluation.dice for item in trainings if item.max_features == width], dtype=float
-        )
-        for width in sorted({item.max_features for item in trainings}, reverse=True)
-    }
+    dice = dice_by_width(trainings)
     differences = tuple(
         Difference(width, *dice_difference(dice[selected], runs, confidence_level=confidence_level))
         for width, runs in dice.items()
         if width != selected
     )
-    is_on_plateau, recommended = decide_width(selected, differences, tolerance=tolerance)
+    shares = raced_belief(belief, dice).shares(ladder)
+    candidates = [
+        width
+        for width in dice
+        if not any(
+            _gain(dice, width, wider, confidence_level)[0] > tolerance
+            for wider in dice
+            if wider > width
+        )
+    ]
+    recommended = least_loss(shares, among=candidates)
     return Verification(
         selected=selected,
         recommended=recommended,
-        is_on_plateau=is_on_plateau,
+        is_on_plateau=is_on_plateau(selected, differences, tolerance=tolerance),
+        is_decided=_is_decided(dice, recommended, ladder, tolerance, confidence_level),
+        probabilities=listed_shares(shares),
         differences=differences,
         trainings=tuple(trainings),
         num_updates=num_updates,
         tolerance=tolerance,
         confidence_level=confidence_level,
     )
+
+
+def race_of(verification: Verification) -> Race | None:
+    """What a bundle keeps of its trainings: means and differences from the recommended width."""
+    if not verification.trainings:
+        return None
+    dice, chosen = dice_by_width(verification.trainings), verification.recommended
+    level = verification.confidence_level
+    return Race(
+        searched=verification.selected,
+        num_updates=verification.num_updates,
+        num_cases=len(verification.trainings[0].evaluation.cases),
+        is_decided=verification.is_decided,
+        widths=tuple(
+            RacedWidth(
+                width,
+                round(mean_dice(runs), 5),
+                *(
+                    round(value, 5)
+                    for value in dice_difference(dice[chosen], runs, confidence_level=level)
+                ),
+            )
+            for width, runs in dice.items()
+        ),
+    )
+
+
+def dice_by_width(trainings: Sequence[Training]) -> dict[int, np.ndarray]:
+    """Dice of each width that was trained, widest first: arrays (seeds, cases, classes).
+
+    Raises:
+        ValueError: the trainings were measured on different cases.
+    """
+    if len({item.evaluation.cases for item in trainings}) > 1:
+        raise ValueError("the trainings were measured on different cases: train them anew")
+    return {
+        width: np.array(
+            [item.evaluation.dice for item in trainings if item.max_features == width], dtype=float
+        )
+        for width in sorted({item.max_features for item in trainings}, reverse=True)
+    }
+
+
+def _gain(
+    dice: Mapping[int, np.ndarray], width: int, other: int, confidence_level: float
+) -> tuple[float, float]:
+    """Ends of the interval of another width's gain; of few trainings it has none."""
+    if min(len(dice[width]), len(dice[other])) < MIN_SEEDS:
+        return -math.inf, math.inf
+    return dice_difference(dice[width], dice[other], confidence_level=confidence_level)[1:]
+
+
+def _is_decided(
+    dice: Mapping[int, np.ndarray],
+    width: int,
+    ladder: Sequence[int],
+    tolerance: float,
+    confidence_level: float,
+) -> bool:
+    """Whether a wider neighbor gains less than the tolerance, and a narrower one loses more."""
+    for other in neighbors(ladder, width):
+        if other == width:
+            continue
+        if other not in dice:
+            return False
+        _, high = _gain(dice, width, other, confidence_level)
+        if high >= (tolerance if other > width else -tolerance):
+            return False
+    return True
 
 
 def dice_difference(
@@ -183,34 +277,31 @@ def dice_difference(
     return float(_mean_over_classes(sums, has_class.sum(axis=0))), float(low), float(high)
 
 
-def decide_width(
+def is_on_plateau(
     selected: int, differences: Sequence[Difference], *, tolerance: float = TOLERANCE
-) -> tuple[bool | None, int]:
-    """Whether the choice is on the plateau, and the width to use.
+) -> bool | None:
+    """Whether the next wider network that was trained is better by less than the tolerance.
 
-    It is if the wider neighbor's whole interval lies below the tolerance, or there is none; it is
-    not if the whole interval lies above, and then the wider one is recommended. On the plateau the
-    narrower one is, if its whole interval lies above minus the tolerance.
+    It is if the wider one's whole interval lies below the tolerance, or there is none; it is not if
+    the whole interval lies above.
 
     Args:
         selected: width cap of the bundle.
-        differences: of its neighbors, one or two.
+        differences: of the other widths.
         tolerance: in Dice.
 
     Returns:
-        Whether the choice is on the plateau, ``None`` if undecided; and the recommended width.
+        ``None`` if the interval does not tell.
 
-    >>> decide_width(8, [Difference(16, 0.002, -0.004, 0.007), Difference(4, -0.02, -0.03, -0.01)])
-    (True, 8)
+    >>> is_on_plateau(8, [Difference(16, 0.002, -0.004, 0.007), Difference(4, -0.02, -0.03, -0.01)])
+    True
     """
-    wider, narrower = _neighbors(selected, differences)
+    wider, _ = _neighbors(selected, differences)
     if wider is not None and wider.low > tolerance:
-        return False, wider.max_features
+        return False
     if wider is not None and wider.high >= tolerance:
-        return None, selected
-    if narrower is not None and narrower.low > -tolerance:
-        return True, narrower.max_features
-    return True, selected
+        return None
+    return True
 
 
 def verification_summary(verification: Verification, num_parameters: Mapping[int, int]) -> str:
@@ -223,7 +314,7 @@ def verification_summary(verification: Verification, num_parameters: Mapping[int
     found = verification
     differences = {item.max_features: item for item in found.differences}
     level = f"{found.confidence_level:.0%} interval"
-    rows = [("width", "parameters", "Dice of each run", "mean", "difference", level)]
+    rows = [("width", "parameters", "Dice of each run", "mean", "difference", level, "probability")]
     for width in found.widths:
         runs = [item.evaluation.mean_dice for item in found.trainings if item.max_features == width]
         cells = (str(width), f"{num_parameters[width]:,}", " ".join(f"{run:.4f}" for run in runs))
@@ -232,7 +323,8 @@ def verification_summary(verification: Verification, num_parameters: Mapping[int
             ends = (f"{item.mean:+.4f}", f"{item.low:+.4f} to {item.high:+.4f}")
         else:
             ends = ("selected", "")
-        rows.append((*cells, f"{np.mean(runs):.4f}", *ends))
+        share = f"{found.probabilities.get(width, 0.0):.0%}"
+        rows.append((*cells, f"{np.mean(runs):.4f}", *ends, share))
     sizes = [max(len(row[column]) for row in rows) for column in range(len(rows[0]))]
     lines = [
         "  ".join(cell.rjust(size) for cell, size in zip(row, sizes, strict=True)).rstrip()
@@ -246,9 +338,11 @@ def verification_summary(verification: Verification, num_parameters: Mapping[int
 def _neighbors(
     selected: int, differences: Sequence[Difference]
 ) -> tuple[Difference | None, Difference | None]:
-    """The wider and the narrower neighbor, where there are any."""
-    wider = next((item for item in differences if item.max_features > selected), None)
-    return wider, next((item for item in differences if item.max_features < selected), None)
+    """The next wider and the next narrower width that were trained, where there are any."""
+    wider = [item for item in differences if item.max_features > selected]
+    narrower = [item for item in differences if item.max_features < selected]
+    nearest = attrgetter("max_features")
+    return min(wider, key=nearest, default=None), max(narrower, key=nearest, default=None)
 
 
 def _verdict(found: Verification) -> str:
@@ -256,7 +350,7 @@ def _verdict(found: Verification) -> str:
     wider, narrower = _neighbors(found.selected, found.differences)
     tolerance = found.tolerance
     if wider is None:
-        text = f"width {found.selected} is the widest of the ladder"
+        text = f"width {found.selected} is the widest that was trained"
     elif found.is_on_plateau is None:
         text = (
             f"undecided whether width {found.selected} is on the plateau: width "
@@ -273,7 +367,7 @@ def _verdict(found: Verification) -> str:
             f"{wider.low:+.4f} Dice at least"
         )
     if narrower is None:
-        text += "; it is the narrowest of the ladder"
+        text += "; it is the narrowest that was trained"
     elif narrower.low > -tolerance:
         text += f"; width {narrower.max_features} would do, at {narrower.low:+.4f} at worst"
     elif narrower.high < -tolerance:
@@ -284,16 +378,15 @@ def _verdict(found: Verification) -> str:
 
 
 def _advice(found: Verification) -> str:
-    """What to do."""
-    if found.is_on_plateau is False:
-        return (
-            f"recommended: width {found.recommended}, if it stays ahead with more --epochs (narrow "
-            "networks learn more slowly)"
-        )
-    if found.is_on_plateau is None:
-        return f"keep width {found.selected}; more --num_seeds, --epochs or labeled cases decide"
+    """What to do, how likely it is right, and where it is undecided what would decide it."""
     same = ", as it is" if found.recommended == found.selected else ""
-    return f"recommended: width {found.recommended}{same}"
+    share = found.probabilities.get(found.recommended, 0.0)
+    text = f"recommended: width {found.recommended}{same} (probability {share:.0%}"
+    if found.is_decided:
+        return f"{text}; the intervals decide it)"
+    return (
+        f"{text}; undecided: more --num_seeds, --max_minutes or labeled cases narrow the intervals)"
+    )
 
 
 def _drawn_sums(generator: np.random.Generator, runs: np.ndarray, cases: np.ndarray) -> np.ndarray:

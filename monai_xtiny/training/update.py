@@ -36,7 +36,7 @@ from monai_xtiny.bundle.weights import hold_same
 from monai_xtiny.bundle.writer import export_bundle
 from monai_xtiny.selection.choice import Selection
 from monai_xtiny.system.files import write_json, write_text
-from monai_xtiny.training.compare import Verification
+from monai_xtiny.training.compare import Verification, race_of
 
 # What was made with the former weights, besides other files in models/.
 _RESULTS = (SPLIT, EVALUATION, OVERLAY, DEPLOYMENT, ONNX, ONNX_INT8)
@@ -47,7 +47,8 @@ _CONFIGS = ("train", "inference", "evaluate", "multi_gpu_train", "metadata")
 def update_bundle(bundle: Bundle, verification: Verification) -> Path | None:
     """Write a verification into its bundle, and move the choice to the recommended width.
 
-    The network is at its initialization then. Both widths are exported side by side, and what
+    The trainings become part of the choice: of search.json, card and curve. A network of another
+    width is at its initialization then. Both choices are exported side by side, and what
     differs between them is carried over, so that edited configs, metadata, card and licenses stay
     as their owner wrote them, as does everything else in the folder. All is prepared in a copy of
     the folder, which then takes its place: a kill leaves the one or the other.
@@ -74,12 +75,15 @@ def update_bundle(bundle: Bundle, verification: Verification) -> Path | None:
             f"the verification of width {verification.selected} recommends {width}, and the bundle "
             f"has width {former.max_features} of {former.table.widths}: verify this bundle"
         )
-    if width == former.max_features:
+    race = race_of(verification)
+    if width == former.max_features and race is None:
         write_verification(bundle, verification)
         return None
-    # The rule's confidence in the width that is used now.
-    confidence = None if former.confidence is None else former.votes.get(width, 0.0)
-    moved = replace(former, max_features=width, confidence=confidence)
+    votes = verification.probabilities or former.votes
+    # Without probabilities, the rule's confidence in the width that is used now.
+    is_stated = bool(verification.probabilities) or former.confidence is not None
+    confidence = votes.get(width, 0.0) if is_stated else None
+    moved = replace(former, max_features=width, votes=votes, confidence=confidence, race=race)
     with tempfile.TemporaryDirectory(prefix="monai_xtiny_") as name:
         old, new = (
             _export_width(bundle, selection, Path(name, part))
@@ -90,12 +94,13 @@ def update_bundle(bundle: Bundle, verification: Verification) -> Path | None:
                 bundle.root, folder, symlinks=True, copy_function=_link_or_copy, dirs_exist_ok=True
             )
             copy = Bundle(folder, former, bundle.label_names)
-            is_trained = _is_trained(copy, old)
+            is_moved = width != former.max_features
+            is_trained = is_moved and _is_trained(copy, old)
             kept = _keep_trained(copy, f"former_width{former.max_features}") if is_trained else None
             listed = read_large_files(copy)
             _carry_over(copy, old, new)
             write_verification(copy, verification)
-            if listed and all(new.path(entry["path"]).is_file() for entry in listed):
+            if is_moved and listed and all(new.path(entry["path"]).is_file() for entry in listed):
                 copy.path(LARGE_FILES).unlink()
             write_large_files(copy)
     return None if kept is None else bundle.root / kept
@@ -132,16 +137,17 @@ def _carry_over(bundle: Bundle, old: Bundle, new: Bundle) -> None:
         path = bundle.path(f"configs/{name}.json")
         if before != after and path.is_file():
             write_json(path, _merged(name, bundle.config(name), before, after))
+    is_moved = new.selection.max_features != old.selection.max_features
     card = model_card(
         new.selection,
         name=new.name,
         label_names=new.label_names,
-        former_width=old.selection.max_features,
+        former_width=old.selection.max_features if is_moved else None,
     )
     path = bundle.path(CARD)
-    text = renewed_card(path.read_text(encoding="utf-8"), card, (*CHOICE_PARTS, *MEASURED_PARTS))
-    write_text(path, text)
-    for file in (SEARCH, CURVE, WEIGHTS, TORCHSCRIPT):
+    parts = (*CHOICE_PARTS, *MEASURED_PARTS) if is_moved else CHOICE_PARTS
+    write_text(path, renewed_card(path.read_text(encoding="utf-8"), card, parts))
+    for file in (SEARCH, CURVE, WEIGHTS, TORCHSCRIPT) if is_moved else (SEARCH, CURVE):
         if new.path(file).is_file():
             # Not into the file that the former folder still holds.
             bundle.path(file).unlink(missing_ok=True)

@@ -1,4 +1,4 @@
-"""Brief trainings of a bundle's width and of its neighbors in the ladder."""
+"""A race of brief trainings: the width of a bundle against others of its ladder."""
 
 from __future__ import annotations
 
@@ -8,6 +8,7 @@ import math
 import os
 import random
 import tempfile
+import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import asdict, dataclass, replace
@@ -24,12 +25,19 @@ from monai.utils import get_seed, set_determinism
 from monai_xtiny.bundle.folder import EVALUATE, TRAIN, Bundle
 from monai_xtiny.bundle.writer import export_bundle
 from monai_xtiny.bundled.locks import write_lock
-from monai_xtiny.selection.choice import Selection
+from monai_xtiny.selection.bayes import unlabeled_belief
 from monai_xtiny.system.config_text import check_config_text
 from monai_xtiny.system.files import append_line, read_lines, write_json
 from monai_xtiny.training.check import check_bundle
-from monai_xtiny.training.compare import MIN_HELD_OUT, Verification, compare_trainings
+from monai_xtiny.training.compare import (
+    MIN_HELD_OUT,
+    MIN_SEEDS,
+    Verification,
+    compare_trainings,
+    dice_by_width,
+)
 from monai_xtiny.training.labeled import data_options
+from monai_xtiny.training.race import leader, neighbors, next_widths
 from monai_xtiny.training.train import Training, train_bundle, training_from_dict
 
 JOURNAL_FILE = "trainings.jsonl"
@@ -39,7 +47,6 @@ EPOCH_LENGTH = 20
 # Held-out cases of a race, and voxels of its crops in 2D and 3D.
 MAX_HELD_OUT = 32
 MAX_VOXELS = {2: 128**2, 3: 32**3}
-MIN_SEEDS = 2
 _MAX_TRAININGS = 1000
 # Workers start anew with each pass over the cases: not for passes of fewer batches.
 _MIN_BATCHES = 10
@@ -75,7 +82,8 @@ def verify_bundle(
     data: str | os.PathLike[str] | None = None,
     datalist: str | os.PathLike[str] | None = None,
     epochs: int | None = None,
-    num_seeds: int = MIN_SEEDS,
+    num_seeds: int | None = None,
+    max_minutes: float | None = None,
     fold: int = 0,
     group: str | None = None,
     seed: int = 0,
@@ -83,21 +91,30 @@ def verify_bundle(
     overrides: Mapping[str, Any] | None = None,
     progress: Callable[[Training], None] | None = None,
 ) -> Verification:
-    """Train the width of a bundle and its neighbors in the ladder, briefly and alike.
+    """Race the width of a bundle against others of its ladder: brief trainings, all alike.
+
+    The race begins with the bundle's width, and goes on until both neighbors of the smallest width
+    within 0.01 Dice of the best have run. These then run again with other seeds, until the
+    intervals of their differences decide, or seeds or time are used up.
 
     Every training is the bundle's own ``train.json`` with the ``network_def`` of its width, in a
-    temporary bundle. Its last weights are measured on the cases that the split holds out, at most
-    100 of them; these have no part in the training. The bundle itself stays as it is.
+    temporary bundle, with a learning rate that falls to its end. With one seed all widths see the
+    same crops, augmented alike. The last weights are measured on the cases that the split holds
+    out, at most 32 of them, which have no part in the training. The bundle itself stays as it is.
 
-    Narrow networks learn more slowly, so brief trainings favor the wider: that a choice is on the
-    plateau can be relied on, that it is too narrow should hold with more epochs too.
+    Narrow networks learn more slowly, so brief trainings favor the wider; how far is known from
+    whole trainings, and part of the probabilities (docs/benchmarks/race.md).
 
     Args:
         bundle_dir: the bundle.
         data: nnU-Net data set root (``imagesTr``, ``labelsTr``).
         datalist: MSD ``dataset.json``; one of the two is needed.
-        epochs: over all cases; default: 400 updates in 10 epochs, whatever the number of cases.
-        num_seeds: trainings of each width, at least 2.
+        epochs: over all cases, of whole crops; default: 120 updates of small crops, whatever the
+            number of cases.
+        num_seeds: trainings of a width at most, at least 2; default: 2, or with ``max_minutes`` as
+            many as decide.
+        max_minutes: time after which no training is begun that would not end in it, as far as the
+            former ones tell.
         fold: of the split.
         group: which cases are of one patient, so that the split holds out whole patients: a regular
             expression or a JSON file, as training takes it; default: each case is one.
@@ -114,10 +131,11 @@ def verify_bundle(
         BlockingIOError: another process uses the work folder.
         FileNotFoundError: there is no bundle, or no data.
         ValueError: the data do not fit the bundle, fewer than 2 cases are held out, or fewer than
-            2 seeds or 1 epoch are asked for.
+            2 seeds, 1 epoch or no time are asked for.
     """
+    start = time.monotonic()
     bundle = Bundle.open(bundle_dir)
-    _check_arguments(num_seeds, epochs, work_dir)
+    _check_arguments(num_seeds, epochs, max_minutes, work_dir)
     checked = check_bundle(bundle, data=data, datalist=datalist, group=group)
     if checked.problems:
         raise ValueError(
@@ -129,7 +147,6 @@ def verify_bundle(
     keys = {"fold": fold, **overrides}
     brief = _brief_training(bundle, {**options, **keys}, epochs)
     digest = _recipe_digest(bundle, keys, brief)
-    trainings = []
     with _work_folder(work_dir) as folder:
         journal = folder / JOURNAL_FILE
         done = {
@@ -137,50 +154,123 @@ def verify_bundle(
             for line in read_lines(journal)
             if line.get("digest") == digest
         }
-        for number in range(seed, seed + num_seeds):
-            for width in neighborhood(bundle.selection):
-                if (width, number) not in done:
-                    copy = folder / f"width{width}_seed{number}_segmentation"
-                    done[width, number] = train_bundle(
-                        _write_width(bundle, width, copy),
-                        data=data,
-                        datalist=datalist,
-                        epochs=brief.epochs,
-                        fold=fold,
-                        seed=number,
-                        overrides={**brief.options, **overrides},
-                    )
-                    rmtree(copy)
-                    append_line(journal, {"digest": digest, **asdict(done[width, number])})
-                trainings.append(done[width, number])
-                if progress is not None:
-                    progress(trainings[-1])
-    width = bundle.selection.max_features
-    return compare_trainings(width, trainings, num_updates=brief.num_updates)
+
+        def train(width: int, number: int) -> Training:
+            if (width, number) not in done:
+                copy = folder / f"width{width}_seed{number}_segmentation"
+                done[width, number] = train_bundle(
+                    _write_width(bundle, width, copy),
+                    data=data,
+                    datalist=datalist,
+                    epochs=brief.epochs,
+                    fold=fold,
+                    seed=number,
+                    overrides={**brief.options, **overrides},
+                )
+                rmtree(copy)
+                append_line(journal, {"digest": digest, **asdict(done[width, number])})
+            if progress is not None:
+                progress(done[width, number])
+            return done[width, number]
+
+        has_time = _clock(bundle, done, None if max_minutes is None else start + 60 * max_minutes)
+        last = seed + (num_seeds or (MIN_SEEDS if max_minutes is None else _MAX_TRAININGS))
+        return _race(bundle, train, has_time, range(seed, last), brief.num_updates)
+
+
+def _race(
+    bundle: Bundle,
+    train: Callable[[int, int], Training],
+    has_time: Callable[[int, int], bool],
+    seeds: Sequence[int],
+    num_updates: int,
+) -> Verification:
+    """Run widths until their intervals decide, or seeds or time are used up.
+
+    Args:
+        bundle: whose width begins.
+        train: trains a width with a seed.
+        has_time: whether a training of a width with a seed may begin.
+        seeds: of the trainings of a width.
+        num_updates: of a training.
+    """
+    ladder, selected = bundle.selection.table.widths, bundle.selection.max_features
+    trainings = [train(selected, seeds[0])]
+
+    def compared() -> Verification:
+        return compare_trainings(
+            selected,
+            trainings,
+            ladder=ladder,
+            belief=unlabeled_belief(bundle.selection.table),
+            num_updates=num_updates,
+        )
+
+    while missing := next_widths(ladder, dice_by_width(trainings)):
+        if not has_time(missing[0], seeds[0]):
+            return compared()
+        trainings.append(train(missing[0], seeds[0]))
+    found = compared()
+    for number in seeds[1:]:
+        # Those that may yet be the answer; the bundle's own is what the others are told against.
+        widths = {*neighbors(ladder, found.recommended), leader(dice_by_width(trainings)), selected}
+        for width in sorted(widths, reverse=True):
+            for seed in range(seeds[0], number + 1):
+                if any((item.max_features, item.seed) == (width, seed) for item in trainings):
+                    continue
+                if not has_time(width, seed):
+                    return compared()
+                trainings.append(train(width, seed))
+        found = compared()
+        if found.is_decided:
+            break
+    return found
+
+
+def _clock(
+    bundle: Bundle, done: Mapping[tuple[int, int], Training], deadline: float | None
+) -> Callable[[int, int], bool]:
+    """Whether a training may begin, as far as the former ones tell how long it takes.
+
+    Args:
+        bundle: of the widths.
+        done: trainings that are over, by width and seed.
+        deadline: by ``time.monotonic``; ``None``: there is none.
+    """
+    macs = {rung.max_features: rung.gmacs for rung in bundle.selection.table.ladder}
+
+    def has_time(width: int, seed: int) -> bool:
+        if deadline is None or (width, seed) in done:
+            return True
+        # A wider network takes longer, in proportion at most.
+        seconds = [
+            item.seconds * max(1.0, macs[width] / macs[item.max_features]) for item in done.values()
+        ]
+        return time.monotonic() + min(seconds) <= deadline
+
+    return has_time
 
 
 def _check_arguments(
-    num_seeds: int, epochs: int | None, work_dir: str | os.PathLike[str] | None
+    num_seeds: int | None,
+    epochs: int | None,
+    max_minutes: float | None,
+    work_dir: str | os.PathLike[str] | None,
 ) -> None:
     """Refuse what no verification can be made with."""
-    if num_seeds < MIN_SEEDS:
+    if num_seeds is not None and num_seeds < MIN_SEEDS:
         raise ValueError(
             f"num_seeds is {num_seeds}: give at least {MIN_SEEDS}, since one training does not "
             "show how much trainings differ"
         )
-    if num_seeds > _MAX_TRAININGS:
+    if num_seeds is not None and num_seeds > _MAX_TRAININGS:
         raise ValueError(f"num_seeds is {num_seeds}: give at most {_MAX_TRAININGS}")
     if epochs is not None and epochs < 1:
         raise ValueError(f"epochs is {epochs}: give at least 1")
+    if max_minutes is not None and not 0 < max_minutes < math.inf:
+        raise ValueError(f"max_minutes is {max_minutes}: give minutes above 0")
     if work_dir is not None:
         check_config_text(os.path.realpath(work_dir), "work folder")
-
-
-def neighborhood(selection: Selection) -> tuple[int, ...]:
-    """The next wider width of the ladder, the selected, the next narrower; those that exist."""
-    widths = selection.table.widths
-    place = widths.index(selection.max_features)
-    return widths[max(place - 1, 0) : place + 2]
 
 
 def _brief_training(bundle: Bundle, options: Mapping[str, Any], epochs: int | None) -> _Brief:

@@ -1,0 +1,123 @@
+"""A race of widths on the same cases: who leads, who runs next, and what it says. NumPy only.
+
+The Dice of a width is an array (seeds, cases, classes), NaN where the label of a case lacks the
+class. All widths are measured on the same cases.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping, Sequence
+
+import numpy as np
+
+from monai_xtiny.selection.bootstrap import draw_counts, inflate_deviations
+from monai_xtiny.selection.posterior import Belief
+
+# Dice that a narrower width may lose: the margin of non-inferiority.
+TOLERANCE = 0.01
+# The smallest width of a race within the tolerance, against that of whole trainings: its mean error
+# in steps of the ladder, and the deviation. Of docs/benchmarks/race.md.
+RACE_BIAS, RACE_SD = 0.0, 0.7
+NUM_DRAWS = 2000
+
+
+def mean_dice(dice: np.ndarray) -> float:
+    """Mean over trainings and cases of each class, then over the classes that occur."""
+    with_class = np.isfinite(dice).any(axis=(0, 1))
+    return float(np.nanmean(dice[..., with_class], axis=(0, 1)).mean())
+
+
+def leader(dice: Mapping[int, np.ndarray], *, tolerance: float = TOLERANCE) -> int:
+    """The smallest width whose mean Dice is within the tolerance of the best.
+
+    Args:
+        dice: of each width.
+        tolerance: in Dice.
+
+    >>> leader({16: np.array([[[0.8]]]), 8: np.array([[[0.795]]]), 4: np.array([[[0.7]]])})
+    8
+    """
+    means = {width: mean_dice(runs) for width, runs in dice.items()}
+    best = max(means.values())
+    return min(width for width, mean in means.items() if mean >= best - tolerance)
+
+
+def next_widths(
+    ladder: Sequence[int], dice: Mapping[int, np.ndarray], *, tolerance: float = TOLERANCE
+) -> tuple[int, ...]:
+    """Neighbors of the leader that have not run, the narrower one first, which costs less.
+
+    Args:
+        ladder: widths, widest first.
+        dice: of each width that has run.
+        tolerance: in Dice.
+
+    >>> next_widths([32, 16, 8, 4], {16: np.array([[[0.8]]])})
+    (8, 32)
+    """
+    return tuple(
+        width
+        for width in reversed(neighbors(ladder, leader(dice, tolerance=tolerance)))
+        if width not in dice
+    )
+
+
+def neighbors(ladder: Sequence[int], width: int) -> tuple[int, ...]:
+    """The next wider width of the ladder, the width itself, the next narrower; those that exist.
+
+    >>> neighbors([32, 16, 8], 32)
+    (32, 16)
+    """
+    place = list(ladder).index(width)
+    return tuple(ladder[max(place - 1, 0) : place + 2])
+
+
+def race_evidence(
+    dice: Mapping[int, np.ndarray], *, tolerance: float = TOLERANCE, seed: int = 0
+) -> tuple[float, float]:
+    """Log2 of the smallest width within the tolerance of the best, and its standard deviation.
+
+    Cases are drawn with replacement, the same for all widths, and trainings of each width for
+    itself, as :func:`monai_xtiny.training.compare.dice_difference` does; what a brief training is
+    off by against a whole one is added to the deviation.
+
+    Args:
+        dice: of each width.
+        tolerance: in Dice.
+        seed: of the draws.
+
+    Returns:
+        The mean over the draws, in log2 of the width, and the deviation.
+
+    >>> runs = {8: np.full((1, 4, 1), 0.8), 4: np.full((1, 4, 1), 0.7)}
+    >>> race_evidence(runs) == (3 - RACE_BIAS, RACE_SD)
+    True
+    """
+    widths = sorted(dice)  # narrowest first
+    has_class = np.isfinite(dice[widths[0]][0])
+    labeled = has_class.any(axis=1)
+    generator = np.random.default_rng(seed)
+    cases = draw_counts(generator, int(labeled.sum()), NUM_DRAWS)
+    counts = cases @ has_class[labeled]  # (draws, classes)
+    curves = []
+    for width in widths:
+        runs = np.nan_to_num(inflate_deviations(dice[width][:, labeled], 0))
+        shares = draw_counts(generator, len(runs), NUM_DRAWS) / len(runs)
+        sums = np.einsum("ds,dn,snc->dc", shares, cases, runs, optimize=True)
+        means = np.divide(sums, counts, out=np.zeros_like(sums), where=counts > 0)
+        curves.append(means.sum(axis=1) / np.maximum((counts > 0).sum(axis=1), 1))
+    stacked = np.stack(curves, axis=1)
+    first = (stacked >= stacked.max(axis=1, keepdims=True) - tolerance).argmax(axis=1)
+    steps = np.log2(np.asarray(widths, dtype=float))[first]
+    return float(steps.mean()) - RACE_BIAS, math.hypot(float(steps.std()), RACE_SD)
+
+
+def raced_belief(belief: Belief, dice: Mapping[int, np.ndarray]) -> Belief:
+    """What is known of the width after a race.
+
+    Args:
+        belief: before it.
+        dice: of each width that has run, at least two.
+    """
+    return belief.updated(*race_evidence(dice)) if len(dice) > 1 else belief
