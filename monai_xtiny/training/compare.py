@@ -5,7 +5,6 @@ Arrays of Dice are (seeds, cases, classes), NaN where the label of a case lacks 
 
 from __future__ import annotations
 
-import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from operator import attrgetter
@@ -95,8 +94,8 @@ def compare_trainings(
     """Choose a width by trainings, and by what was known before.
 
     The recommended width is expected to cost least (:mod:`monai_xtiny.selection.posterior`), among
-    those that were trained and of which no wider one is better by more than the tolerance for
-    certain.
+    those that were trained, are not worse than a wider one by more than the tolerance for certain,
+    and no wider than one that suffices for certain.
 
     Args:
         selected: width cap of the bundle.
@@ -117,21 +116,21 @@ def compare_trainings(
         if width != selected
     )
     shares = raced_belief(belief, dice).shares(ladder)
+    verdicts = {width: _suffices(dice, width, tolerance, confidence_level) for width in dice}
+    enough = min((width for width, verdict in verdicts.items() if verdict), default=max(dice))
     candidates = [
-        width
-        for width in dice
-        if not any(
-            _gain(dice, width, wider, confidence_level)[0] > tolerance
-            for wider in dice
-            if wider > width
-        )
+        width for width, verdict in verdicts.items() if verdict is not False and width <= enough
     ]
-    recommended = least_loss(shares, among=candidates)
+    recommended = least_loss(shares, among=candidates or [max(dice)])
+    known = {**{width: None for width in ladder}, **verdicts}
+    beside = neighbors(ladder, recommended)
+    narrower = [known[width] for width in beside if width < recommended]
+    has_wider = all(width in dice for width in beside)
     return Verification(
         selected=selected,
         recommended=recommended,
         is_on_plateau=is_on_plateau(selected, differences, tolerance=tolerance),
-        is_decided=_is_decided(dice, recommended, ladder, tolerance, confidence_level),
+        is_decided=has_wider and known[recommended] is True and narrower in ([], [False]),
         probabilities=listed_shares(shares),
         differences=differences,
         trainings=tuple(trainings),
@@ -182,32 +181,27 @@ def dice_by_width(trainings: Sequence[Training]) -> dict[int, np.ndarray]:
     }
 
 
-def _gain(
-    dice: Mapping[int, np.ndarray], width: int, other: int, confidence_level: float
-) -> tuple[float, float]:
-    """Ends of the interval of another width's gain; of few trainings it has none."""
-    if min(len(dice[width]), len(dice[other])) < MIN_SEEDS:
-        return -math.inf, math.inf
-    return dice_difference(dice[width], dice[other], confidence_level=confidence_level)[1:]
+def _suffices(
+    dice: Mapping[int, np.ndarray], width: int, tolerance: float, confidence_level: float
+) -> bool | None:
+    """Whether no wider width that was trained is better by more than the tolerance, for certain.
 
-
-def _is_decided(
-    dice: Mapping[int, np.ndarray],
-    width: int,
-    ladder: Sequence[int],
-    tolerance: float,
-    confidence_level: float,
-) -> bool:
-    """Whether a wider neighbor gains less than the tolerance, and a narrower one loses more."""
-    for other in neighbors(ladder, width):
-        if other == width:
+    Returns:
+        ``False`` if one is for certain; ``None`` if the intervals do not tell, as those of a single
+        training do not.
+    """
+    is_sure = True
+    for wider, runs in dice.items():
+        if wider <= width:
             continue
-        if other not in dice:
+        if min(len(dice[width]), len(runs)) < MIN_SEEDS:
+            is_sure = False
+            continue
+        _, low, high = dice_difference(dice[width], runs, confidence_level=confidence_level)
+        if low > tolerance:
             return False
-        _, high = _gain(dice, width, other, confidence_level)
-        if high >= (tolerance if other > width else -tolerance):
-            return False
-    return True
+        is_sure = is_sure and high < tolerance
+    return True if is_sure and len(dice[width]) >= MIN_SEEDS else None
 
 
 def dice_difference(
@@ -349,6 +343,8 @@ def _verdict(found: Verification) -> str:
     """One sentence: the choice, and both neighbors."""
     wider, narrower = _neighbors(found.selected, found.differences)
     tolerance = found.tolerance
+    if not found.differences:
+        return f"no other width than {found.selected} ran in the time: give more --max_minutes"
     if wider is None:
         text = f"width {found.selected} is the widest that was trained"
     elif found.is_on_plateau is None:

@@ -213,7 +213,8 @@ def _race(
     found = compared()
     for number in seeds[1:]:
         # Those that may yet be the answer; the bundle's own is what the others are told against.
-        widths = {*neighbors(ladder, found.recommended), leader(dice_by_width(trainings)), selected}
+        first = leader(dice_by_width(trainings))
+        widths = {*neighbors(ladder, found.recommended), *neighbors(ladder, first), selected}
         for width in sorted(widths, reverse=True):
             for seed in range(seeds[0], number + 1):
                 if any((item.max_features, item.seed) == (width, seed) for item in trainings):

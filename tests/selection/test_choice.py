@@ -109,7 +109,7 @@ def test_select_width_by_alignment_states_votes_and_confidence(plan_2d) -> None:
     means = [array.mean() for array in values.values()]
     assert selection.max_features == select_alignment(list(values), means)
     assert selection.confidence == selection.votes[selection.max_features]
-    assert suited_method(table) == "alignment"
+    assert suited_method(table) == "bayes"
 
 
 def test_select_width_by_alignment_of_one_initialization_states_no_confidence(plan_2d) -> None:
@@ -127,7 +127,7 @@ def test_select_width_by_alignment_is_not_sure_where_no_width_is_wide_enough(pla
 
 def test_suited_method_is_the_one_that_the_table_was_scored_for(plan_2d) -> None:
     table = noisy_table(plan_2d, MEANS, 0.1, {8: 4, 4: 4})
-    assert suited_method(table) == "alignment"
+    assert suited_method(table) == "bayes"
     bare = tuple(replace(rung, alignment=()) for rung in table.ladder)
     assert suited_method(replace(table, ladder=bare)) == "paper"
     assert select_width(table, "paper").confidence is None

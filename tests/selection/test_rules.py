@@ -66,8 +66,9 @@ def test_search_runs_a_registered_rule_to_its_bundle(widest, tmp_path, png_folde
 
 
 def test_a_rule_leaves_nothing_behind() -> None:
-    assert list(RULES) == ["paper", "alignment"]
-    with pytest.raises(ValueError, match="unknown method 'widest': give one of paper, alignment"):
+    assert list(RULES) == ["paper", "bayes", "alignment"]
+    names = "paper, bayes, alignment"
+    with pytest.raises(ValueError, match=f"unknown method 'widest': give one of {names}"):
         find_rule("widest")
 
 
@@ -83,7 +84,7 @@ def test_rules_choose_and_are_listed_under_their_own_name(name, selection) -> No
 def test_suited_method_is_that_of_the_first_rule(widest, selection) -> None:
     assert suited_method(selection.table) == "paper"
     rungs = [replace(rung, alignment=rung.sensitivity) for rung in selection.table.ladder]
-    assert suited_method(replace(selection.table, ladder=tuple(rungs))) == "alignment"
+    assert suited_method(replace(selection.table, ladder=tuple(rungs))) == "bayes"
 
 
 def test_refinement_asks_the_rule_within_its_limits(widest, selection) -> None:

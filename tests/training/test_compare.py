@@ -1,16 +1,20 @@
 from __future__ import annotations
 
 import random
+from dataclasses import replace
 
 import numpy as np
 import pytest
 
 from monai_xtiny.bundle.results import Evaluation
+from monai_xtiny.selection.posterior import Belief
 from monai_xtiny.training.compare import (
     Difference,
+    Verification,
     compare_trainings,
-    decide_width,
     dice_difference,
+    is_on_plateau,
+    race_of,
     verification_summary,
 )
 from monai_xtiny.training.train import Training
@@ -153,37 +157,24 @@ def test_dice_difference_refuses_what_it_cannot_compare(first, second, message) 
 
 
 GAINS = {"nothing": (-0.005, 0.004), "perhaps": (0.002, 0.02), "much": (0.011, 0.03)}
-LOSSES = {"nothing": (-0.004, 0.002), "perhaps": (-0.02, 0.001), "much": (-0.03, -0.011)}
 
 
 @pytest.mark.parametrize(
-    "wider, narrower, expected",
-    [
-        ("nothing", "much", (True, 8)),
-        ("nothing", "perhaps", (True, 8)),
-        ("nothing", "nothing", (True, 4)),
-        ("nothing", None, (True, 8)),
-        (None, "much", (True, 8)),
-        (None, "nothing", (True, 4)),
-        ("perhaps", "much", (None, 8)),
-        # What may be below the plateau is no measure for what is narrower still.
-        ("perhaps", "nothing", (None, 8)),
-        ("much", "nothing", (False, 16)),
-        ("much", None, (False, 16)),
-    ],
+    "wider, expected", [("nothing", True), (None, True), ("perhaps", None), ("much", False)]
 )
-def test_decide_width_looks_at_whole_intervals(wider, narrower, expected) -> None:
-    gains = [] if wider is None else [Difference(16, 0.003, *GAINS[wider])]
-    losses = [] if narrower is None else [Difference(4, -0.003, *LOSSES[narrower])]
-    assert decide_width(8, [*gains, *losses]) == expected
-    assert decide_width(8, [*losses, *gains]) == expected
+def test_is_on_plateau_looks_at_the_whole_interval_of_the_next_wider(wider, expected) -> None:
+    others = [Difference(4, -0.5, -0.6, -0.4)]
+    if wider is not None:
+        others += [Difference(32, 0.5, 0.4, 0.6), Difference(16, 0.003, *GAINS[wider])]
+    assert is_on_plateau(8, others) is expected
+    assert is_on_plateau(8, others[::-1]) is expected
 
 
-def test_decide_width_measures_with_the_tolerance() -> None:
-    found = Difference(16, 0.02, 0.011, 0.03), Difference(4, -0.02, -0.03, -0.011)
-    assert decide_width(8, found, tolerance=0.04) == (True, 4)
-    assert decide_width(8, found, tolerance=0.03) == (None, 8)
-    assert decide_width(8, found, tolerance=0.01) == (False, 16)
+def test_is_on_plateau_measures_with_the_tolerance() -> None:
+    found = [Difference(16, 0.02, 0.011, 0.03)]
+    assert [is_on_plateau(8, found, tolerance=item) for item in (0.04, 0.03, 0.01)] == [
+        True, None, False,
+    ]  # fmt: skip
 
 
 def training(width: int, seed: int, level: float, cases: tuple[str, ...] = ("a", "b")) -> Training:
@@ -203,25 +194,88 @@ def trainings(**levels: float) -> list[Training]:
     ]
 
 
+LADDER = (32, 16, 8, 4, 2, 1)
+# What is known before: nothing much.
+VAGUE = Belief(3.0, 2.0)
+
+
+def compare(items: list[Training], selected: int = 8, belief: Belief = VAGUE) -> Verification:
+    return compare_trainings(selected, items, ladder=LADDER, belief=belief, num_updates=200)
+
+
 def test_compare_trainings_moves_a_choice_below_the_plateau() -> None:
-    found = compare_trainings(8, trainings(w4=0.7, w8=0.8, w16=0.85), num_updates=200)
+    found = compare(trainings(w4=0.7, w8=0.8, w16=0.85, w32=0.851))
     assert (found.selected, found.recommended, found.is_on_plateau) == (8, 16, False)
-    assert found.widths == (16, 8, 4)
-    assert [item.max_features for item in found.differences] == [16, 4]
-    assert [item.mean for item in found.differences] == pytest.approx([0.05, -0.1])
-    assert (len(found.trainings), found.num_updates) == (6, 200)
+    assert found.widths == (32, 16, 8, 4)
+    assert [item.max_features for item in found.differences] == [32, 16, 4]
+    assert [item.mean for item in found.differences] == pytest.approx([0.051, 0.05, -0.1])
+    assert (len(found.trainings), found.num_updates) == (8, 200)
+    assert found.is_decided
+    assert max(found.probabilities, key=found.probabilities.get) == 16
+    assert sum(found.probabilities.values()) == pytest.approx(1, abs=0.02)
+
+
+def test_compare_trainings_excludes_what_is_worse_for_certain_whatever_was_known() -> None:
+    sure = Belief(2.0, 0.1)  # 4
+    levels = {"w4": 0.7, "w8": 0.8, "w16": 0.8}
+    assert compare(trainings(**levels), belief=sure).recommended == 8
+    # One training of a width does not show how much they differ.
+    assert compare(trainings(**levels)[:3], belief=sure).recommended == 4
+
+
+def test_compare_trainings_takes_no_wider_one_than_suffices_for_certain() -> None:
+    found = compare(trainings(w2=0.7, w4=0.799, w8=0.8), belief=Belief(5.0, 0.1))
+    assert (found.recommended, found.is_decided) == (4, True)
+    found = compare(trainings(w2=0.7, w4=0.795, w8=0.8)[:3], belief=Belief(5.0, 0.1))
+    assert found.recommended == 8
+
+
+def test_compare_trainings_weighs_what_was_known() -> None:
+    close = trainings(w4=0.789, w8=0.8, w16=0.809)
+    assert compare(close, belief=Belief(4.5, 0.3)).recommended == 16
+    assert compare(close, belief=Belief(2.5, 0.3)).recommended in (8, 4)
+    assert not compare(close).is_decided
+
+
+@pytest.mark.parametrize(
+    "levels, recommended, is_decided",
+    [
+        ({"w4": 0.7, "w8": 0.8, "w16": 0.802}, 8, True),
+        ({"w4": 0.7, "w8": 0.8}, 8, False),  # the wider neighbor has not run
+        ({"w4": 0.791, "w8": 0.8, "w16": 0.802}, 8, False),
+    ],
+    ids=["decided", "no neighbor", "the narrower may do"],
+)
+def test_compare_trainings_knows_when_it_does_not_know(levels, recommended, is_decided) -> None:
+    found = compare(trainings(**levels), belief=Belief(3.0, 0.5))
+    assert (found.recommended, found.is_decided) == (recommended, is_decided)
 
 
 def test_compare_trainings_takes_the_ends_of_the_ladder() -> None:
-    widest = compare_trainings(16, trainings(w8=0.8, w16=0.85), num_updates=200)
-    assert (widest.widths, widest.is_on_plateau, widest.recommended) == ((16, 8), True, 16)
-    narrowest = compare_trainings(1, trainings(w1=0.8, w2=0.801), num_updates=200)
+    widest = compare(trainings(w16=0.8, w32=0.85), 32)
+    assert (widest.widths, widest.is_on_plateau, widest.recommended) == ((32, 16), True, 32)
+    assert widest.is_decided
+    narrowest = compare(trainings(w1=0.8, w2=0.801), 1, Belief(0.0, 0.5))
     assert (narrowest.widths, narrowest.recommended) == ((2, 1), 1)
+    assert narrowest.is_decided
 
 
 def test_compare_trainings_refuses_other_cases() -> None:
     with pytest.raises(ValueError, match="measured on different cases"):
-        compare_trainings(8, [training(8, 0, 0.5), training(16, 0, 0.5, ("a", "c"))], num_updates=1)
+        compare([training(8, 0, 0.5), training(16, 0, 0.5, ("a", "c"))])
+
+
+def test_race_of_tells_differences_from_the_recommended_width() -> None:
+    found = compare(trainings(w4=0.7, w8=0.8, w16=0.85, w32=0.851))
+    race = race_of(found)
+    assert race is not None
+    assert (race.searched, race.num_updates, race.num_cases, race.is_decided) == (8, 200, 2, True)
+    rows = {row.max_features: row for row in race.widths}
+    assert list(rows) == [32, 16, 8, 4]
+    assert (rows[16].dice, rows[16].difference) == (pytest.approx(0.8505), 0)
+    assert rows[8].difference == pytest.approx(-0.05)
+    assert rows[8].low <= rows[8].difference <= rows[8].high < 0
+    assert race_of(replace(found, trainings=())) is None
 
 
 @pytest.mark.parametrize(
@@ -230,25 +284,27 @@ def test_compare_trainings_refuses_other_cases() -> None:
         (
             {"w4": 0.7, "w8": 0.8, "w16": 0.804},
             [
+                "200 updates a training, 2 cases held out",
                 "width 8 is on the plateau: width 16 gains +0.0054 Dice at most; width 4 would not "
                 "do, at -0.0986 at best (tolerance 0.01)",
-                "recommended: width 8, as it is",
+                "recommended: width 8, as it is (probability ",
+                "; the intervals decide it)",
             ],
         ),
         (
-            {"w4": 0.799, "w8": 0.8, "w16": 0.8},
+            {"w2": 0.7, "w4": 0.799, "w8": 0.8, "w16": 0.8},
             [
                 "width 8 is on the plateau: width 16 gains +0.0014 Dice at most; width 4 would do, "
                 "at -0.0024 at worst (tolerance 0.01)",
-                "recommended: width 4",
+                "recommended: width 4 (probability ",
             ],
         ),
         (
             {"w4": 0.7, "w8": 0.8, "w16": 0.85},
             [
-                "200 updates a training, 2 cases held out",
                 "width 8 is too narrow: width 16 gains +0.0486 Dice at least; width 4 would not",
-                "recommended: width 16, if it stays ahead with more --epochs",
+                "recommended: width 16 (probability ",
+                "undecided: more --num_seeds, --max_minutes or labeled cases narrow the intervals)",
             ],
         ),
         (
@@ -256,18 +312,20 @@ def test_compare_trainings_refuses_other_cases() -> None:
             [
                 "undecided whether width 8 is on the plateau: width 16 gains between +0.0086 and "
                 "+0.0114 Dice; whether width 4 would do is undecided (tolerance 0.01)",
-                "keep width 8; more --num_seeds, --epochs or labeled cases decide",
+                "; undecided: more --num_seeds",
             ],
         ),
-        ({"w4": 0.7, "w8": 0.8}, ["width 8 is the widest of the ladder; width 4 would not"]),
-        ({"w8": 0.8, "w16": 0.8}, ["at most; it is the narrowest of the ladder (tolerance"]),
+        ({"w4": 0.7, "w8": 0.8}, ["width 8 is the widest that was trained; width 4 would not"]),
+        ({"w8": 0.8}, ["no other width than 8 ran in the time: give more --max_minutes"]),
+        ({"w8": 0.8, "w16": 0.8}, ["at most; it is the narrowest that was trained (tolerance"]),
     ],
-    ids=["plateau", "narrower does", "too narrow", "undecided", "widest", "narrowest"],
+    ids=["plateau", "narrower does", "too narrow", "undecided", "widest", "alone", "narrowest"],
 )
 def test_verification_summary_says_what_was_found(levels, lines) -> None:
-    found = compare_trainings(8, trainings(**levels), num_updates=200)
-    text = verification_summary(found, {16: 40627, 8: 10331, 4: 2671})
+    found = compare(trainings(**levels))
+    text = verification_summary(found, {16: 40627, 8: 10331, 4: 2671, 2: 713})
     for line in lines:
         assert line in text
     row = next(line for line in text.splitlines() if line.startswith("    8"))
-    assert row.split() == ["8", "10,331", "0.8000", "0.8010", "0.8005", "selected"]
+    share = f"{found.probabilities[8]:.0%}"
+    assert row.split() == ["8", "10,331", "0.8000", "0.8010", "0.8005", "selected", share]

@@ -3,6 +3,7 @@ from __future__ import annotations
 import json
 import os
 import random
+from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
 
@@ -21,7 +22,7 @@ from monai_xtiny.training import verify as verification
 from monai_xtiny.training.check import check_bundle
 from monai_xtiny.training.train import Training
 from monai_xtiny.training.update import write_verification
-from monai_xtiny.training.verify import neighborhood, verify_bundle
+from monai_xtiny.training.verify import verify_bundle
 from tests.conftest import texture, write_nifti
 
 pytestmark = pytest.mark.search
@@ -66,19 +67,22 @@ class FakeTrainings:
         self.options: dict = {}
         self.config: dict = {}
         self.stop_at: tuple[int, int] | None = None
+        self.on_training: Callable[[], object] = lambda: None
+        self.seconds = 1.0
 
     def __call__(self, bundle: Bundle, *, epochs, fold, seed, **options) -> Training:
         max_features = bundle.selection.max_features
         if (max_features, seed) == self.stop_at:
             raise KeyboardInterrupt
         self.asked.append((max_features, seed))
+        self.on_training()
         self.options = {"epochs": epochs, "fold": fold, **options}
         if bundle.path("configs").is_dir():
             self.config = bundle.config("train")
         random.random(), np.random.random(), torch.rand(1)
         level = self.levels[max_features] + 0.001 * seed
         evaluation = Evaluation(("a", "b"), ((level,), (level,)), ((1.0,), (1.0,)))
-        return Training(max_features, fold, seed, epochs, (), evaluation, 1.0)
+        return Training(max_features, fold, seed, epochs, (), evaluation, self.seconds)
 
 
 @pytest.fixture
@@ -101,10 +105,10 @@ def empty_bundles(monkeypatch) -> None:
     monkeypatch.setattr(verification, "_write_width", write)
 
 
-ALL = [(16, 0), (8, 0), (4, 0), (16, 1), (8, 1), (4, 1)]
+ALL = [(8, 0), (4, 0), (16, 0), (16, 1), (8, 1), (4, 1)]
 
 
-def test_verify_bundle_trains_the_width_and_its_neighbors_on_every_seed(
+def test_verify_bundle_races_the_width_and_its_neighbors_on_every_seed(
     fake, empty_bundles, bundle, labeled
 ) -> None:
     before = contents(bundle)
@@ -112,11 +116,52 @@ def test_verify_bundle_trains_the_width_and_its_neighbors_on_every_seed(
     found = verify_bundle(bundle, data=labeled, progress=seen.append)
     assert fake.asked == ALL
     assert (found.widths, found.selected, found.recommended) == ((16, 8, 4), 8, 8)
-    assert found.is_on_plateau and tuple(seen) == found.trainings
+    assert found.is_on_plateau and found.is_decided and tuple(seen) == found.trainings
     assert contents(bundle) == before
     fake.asked.clear()
     verify_bundle(bundle, data=labeled, num_seeds=3, seed=5)
-    assert [seed for _, seed in fake.asked] == [5] * 3 + [6] * 3 + [7] * 3
+    assert [seed for _, seed in fake.asked] == [5] * 3 + [6] * 3  # decided after two
+
+
+def test_verify_bundle_climbs_until_both_neighbors_of_the_leader_are_known(
+    fake, empty_bundles, bundle, labeled
+) -> None:
+    fake.levels = {32: 0.9, 16: 0.85, 8: 0.8, 4: 0.7, 2: 0.6, 1: 0.5}
+    found = verify_bundle(bundle, data=labeled)
+    assert [width for width, seed in fake.asked if seed == 0][:4] == [8, 4, 16, 32]
+    assert found.recommended == 32 and not found.is_on_plateau
+    fake.asked, fake.levels = [], {32: 0.8, 16: 0.8, 8: 0.8, 4: 0.799, 2: 0.798, 1: 0.5}
+    found = verify_bundle(bundle, data=labeled)
+    assert [width for width, seed in fake.asked if seed == 0] == [8, 4, 2, 1]
+    assert (found.recommended, found.is_decided) == (2, True)
+
+
+def test_verify_bundle_runs_undecided_widths_with_more_seeds(
+    fake, empty_bundles, bundle, labeled
+) -> None:
+    fake.levels[16] = 0.8095  # about the tolerance better
+    found = verify_bundle(bundle, data=labeled, num_seeds=4)
+    assert not found.is_decided
+    assert {seed for _, seed in fake.asked} == {0, 1, 2, 3}
+
+
+def test_verify_bundle_begins_no_training_that_would_not_end_in_time(
+    fake, empty_bundles, bundle, labeled, monkeypatch
+) -> None:
+    now = [0.0]
+    monkeypatch.setattr(verification.time, "monotonic", lambda: now[0])
+    fake.on_training = lambda: now.__setitem__(0, now[0] + 30)
+    fake.seconds = 30.0
+    found = verify_bundle(bundle, data=labeled, max_minutes=1.6)  # 96 s
+    assert fake.asked == [(8, 0), (4, 0)]  # a wider one takes longer
+    assert not found.is_decided and found.recommended == 8
+    now[0], fake.asked = 0.0, []
+    found = verify_bundle(bundle, data=labeled, max_minutes=60)
+    assert fake.asked == ALL and found.is_decided
+    fake.levels[16] = 0.8095
+    now[0], fake.asked = 0.0, []
+    found = verify_bundle(bundle, data=labeled, max_minutes=8)
+    assert 9 < len(fake.asked) < 17 and not found.is_decided
 
 
 def test_verify_bundle_holds_out_whole_patients(fake, empty_bundles, bundle, labeled) -> None:
@@ -124,11 +169,6 @@ def test_verify_bundle_holds_out_whole_patients(fake, empty_bundles, bundle, lab
     assert fake.options["overrides"]["group"] == "c[0-9]"
     with pytest.raises(ValueError, match="holds out 0 of 10 labeled cases"):
         verify_bundle(bundle, data=labeled, group="c")  # all of one patient
-
-
-@pytest.mark.parametrize("width, expected", [(32, (32, 16)), (8, (16, 8, 4)), (1, (2, 1))], ids=str)
-def test_neighborhood_ends_with_the_ladder(selection, width, expected) -> None:
-    assert neighborhood(replace(selection, max_features=width)) == expected
 
 
 def test_verify_bundle_trains_by_the_bundles_own_recipe(fake, bundle, labeled) -> None:
@@ -140,10 +180,10 @@ def test_verify_bundle_trains_by_the_bundles_own_recipe(fake, bundle, labeled) -
         verify_bundle(bundle, data=labeled)
     assert fake.config.pop("network_def") == config.pop("network_def")  # width 8 was the last
     assert fake.config == {**config, "learning_rate": 0.125}
-    fake.stop_at = (8, 0)
+    fake.stop_at = (16, 0)
     with pytest.raises(KeyboardInterrupt):
         verify_bundle(bundle, data=labeled)
-    assert fake.config["network_def"]["filters"] == [16] * 4
+    assert fake.config["network_def"]["filters"] == [4] * 4
 
 
 def test_verify_bundle_makes_brief_trainings_of_as_many_updates_on_any_data(
@@ -164,7 +204,7 @@ def test_verify_bundle_reads_no_more_cases_than_it_trains_on(
 ) -> None:
     verify_bundle(bundle, data=labeled)
     assert fake.options["overrides"]["cache_rate"] == 1
-    few = {"batch_size": 2 / verification.EPOCH_LENGTH / verification.NUM_EPOCHS}
+    few = {"batch_size": 2 / verification.NUM_UPDATES}
     verify_bundle(bundle, data=labeled, overrides=few)
     assert fake.options["overrides"]["cache_rate"] == 2 / 8
 
@@ -183,7 +223,7 @@ def test_verify_bundle_goes_on_where_it_was_stopped(
     fake.asked = []
     assert verify_bundle(bundle, data=labeled, work_dir=work) == found
     assert fake.asked == []
-    verify_bundle(bundle, data=labeled, work_dir=work, num_seeds=3)
+    verify_bundle(bundle, data=labeled, work_dir=work, seed=1)
     assert fake.asked == [(16, 2), (8, 2), (4, 2)]
     assert [path.name for path in work.iterdir()] == [verification.JOURNAL_FILE]
 
@@ -347,12 +387,14 @@ def test_verify_command_moves_the_bundle_only_when_told(capsys, fake, bundle, la
     assert parser["network_def"]["filters"] == [16] * 4
     assert check_bundle(bundle, data=labeled).problems == ()
     written = json.loads((bundle / "docs" / "verification.json").read_text())
-    assert (written["selected"], written["recommended"], len(written["trainings"])) == (8, 16, 6)
+    assert (written["selected"], written["recommended"], len(written["trainings"])) == (8, 16, 7)
+    race = json.loads((bundle / "docs" / "search.json").read_text())["race"]
+    assert (race["searched"], race["is_decided"], len(race["widths"])) == (8, True, 4)
     # Where it is now, the wider is no better.
     fake.levels[32], fake.asked = 0.9, []
     main(["verify", str(bundle), "--data", str(labeled), "--update"])
     assert "recommended: width 16, as it is" in capsys.readouterr().out
-    assert fake.asked[:3] == [(32, 0), (16, 0), (8, 0)]
+    assert fake.asked[:3] == [(16, 0), (8, 0), (32, 0)]
 
 
 def test_verify_command_says_where_a_trained_bundle_went(capsys, fake, bundle, labeled) -> None:

@@ -1,0 +1,102 @@
+from __future__ import annotations
+
+import math
+
+import numpy as np
+import pytest
+
+from monai_xtiny.selection.posterior import Belief
+from monai_xtiny.training.race import (
+    RACE_BIAS,
+    RACE_SD,
+    leader,
+    mean_dice,
+    neighbors,
+    next_widths,
+    race_evidence,
+    raced_belief,
+)
+
+LADDER = (32, 16, 8, 4, 2, 1)
+
+
+def runs(**levels: float) -> dict[int, np.ndarray]:
+    """Two trainings of each width, on four cases with one class."""
+    spread = np.array([-0.001, 0.001])[:, None, None] + np.array([0, 0.1, -0.1, 0.05])[:, None]
+    return {int(width[1:]): level + spread for width, level in levels.items()}
+
+
+def test_mean_dice_gives_classes_the_same_weight() -> None:
+    dice = np.array([[[0.5, 1.0, np.nan], [0.5, np.nan, np.nan]]])
+    assert mean_dice(dice) == 0.75
+
+
+def test_leader_is_the_smallest_within_the_tolerance_of_the_best() -> None:
+    assert leader(runs(w16=0.8, w8=0.795, w4=0.785)) == 8
+    assert leader(runs(w16=0.8, w8=0.795, w4=0.785), tolerance=0.02) == 4
+    assert leader(runs(w16=0.78, w8=0.8, w4=0.7)) == 8
+
+
+@pytest.mark.parametrize(
+    "levels, expected",
+    [
+        ({"w16": 0.8}, (8, 32)),
+        ({"w16": 0.8, "w8": 0.7}, (32,)),
+        ({"w16": 0.8, "w8": 0.799}, (4,)),
+        ({"w16": 0.8, "w8": 0.7, "w32": 0.9}, ()),
+        ({"w2": 0.8, "w1": 0.8}, ()),
+    ],
+    ids=["at first", "narrower known", "leads", "widest leads", "narrowest leads"],
+)
+def test_next_widths_are_the_neighbors_of_the_leader(levels, expected) -> None:
+    assert next_widths(LADDER, runs(**levels)) == expected
+
+
+def test_a_race_ends_where_both_neighbors_of_the_leader_are_known() -> None:
+    dice = runs(w1=0.1, w2=0.5, w4=0.795, w8=0.8, w16=0.803, w32=0.804)
+    known = {16: dice[16]}
+    order = [16]
+    while missing := next_widths(LADDER, known):
+        known[missing[0]] = dice[missing[0]]
+        order.append(missing[0])
+    assert order == [16, 8, 4, 2]
+    assert {2, 4, 8} <= set(known)
+
+
+@pytest.mark.parametrize("width, expected", [(32, (32, 16)), (8, (16, 8, 4)), (1, (2, 1))], ids=str)
+def test_neighbors_end_with_the_ladder(width, expected) -> None:
+    assert neighbors(LADDER, width) == expected
+
+
+def test_race_evidence_is_sure_where_the_cases_agree_and_unsure_where_they_do_not() -> None:
+    mean, sd = race_evidence(runs(w16=0.8, w8=0.7, w4=0.5))
+    assert (mean, sd) == (pytest.approx(4 - RACE_BIAS), pytest.approx(RACE_SD))
+    mean, sd = race_evidence(runs(w16=0.8, w8=0.79, w4=0.5))
+    assert 3.2 < mean + RACE_BIAS < 3.8 and sd > RACE_SD
+
+
+def test_race_evidence_pairs_the_cases_and_leaves_out_classes_that_a_case_lacks() -> None:
+    # Cases differ by tens of points, widths by the same on each.
+    paired = race_evidence(runs(w16=0.8, w8=0.785))
+    assert paired == (pytest.approx(4 - RACE_BIAS), pytest.approx(RACE_SD))
+    dice = runs(w16=0.8, w8=0.7)
+    lacking = {width: np.concatenate([item, item * np.nan], axis=2) for width, item in dice.items()}
+    assert race_evidence(lacking) == race_evidence(dice)
+    some = {width: np.concatenate([item, item], axis=1) for width, item in dice.items()}
+    for item in some.values():
+        item[:, 4:] = np.nan
+    assert race_evidence(some) == race_evidence(dice)
+
+
+def test_race_evidence_is_seeded() -> None:
+    dice = runs(w16=0.8, w8=0.79, w4=0.5)
+    assert race_evidence(dice) == race_evidence(dice)
+    assert race_evidence(dice, seed=1) != race_evidence(dice)
+
+
+def test_raced_belief_lies_between_what_was_known_and_what_the_race_says() -> None:
+    before = Belief(2.0, 0.8)
+    after = raced_belief(before, runs(w32=0.8, w16=0.8, w8=0.7))
+    assert 2 < after.mean < 4 and after.sd < min(before.sd, RACE_SD)
+    assert raced_belief(before, runs(w16=0.8)) == before
+    assert math.isclose(after.sd, (before.sd**-2 + RACE_SD**-2) ** -0.5)
