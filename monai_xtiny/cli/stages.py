@@ -100,9 +100,7 @@ def search(
         if labeled is not None:
             from monai_xtiny.bundle.folder import Bundle
 
-            print(
-                f"race: the labels of {images} are read, and the choice rests on them", flush=True
-            )
+            print(f"the labels of {images} are read now: the choice rests on them", flush=True)
             opened = Bundle.open(bundle)
             race_bundle(opened, is_update=True, max_minutes=minutes, group=group, **labeled)
 

@@ -15,7 +15,13 @@ import numpy as np
 from monai_xtiny.selection.bootstrap import draw_counts, inflate_deviations
 from monai_xtiny.selection.posterior import Belief, least_loss, listed_shares
 from monai_xtiny.selection.rule import Race, RacedWidth
-from monai_xtiny.training.race import TOLERANCE, mean_dice, neighbors, raced_belief
+from monai_xtiny.training.race import (
+    TOLERANCE,
+    brief_tolerance,
+    mean_dice,
+    neighbors,
+    raced_belief,
+)
 
 if TYPE_CHECKING:
     from monai_xtiny.training.train import Training
@@ -56,7 +62,7 @@ class Verification:
         differences: of the other widths that were trained, the widest first.
         trainings: of every width and seed.
         num_updates: of each training.
-        tolerance: in Dice.
+        tolerance: in Dice of brief trainings, which favor the wider of two widths.
         confidence_level: of the intervals.
         is_decided: whether the intervals between the recommended width and its neighbors tell that
             the wider one gains less than ``tolerance`` and the narrower one loses more.
@@ -88,7 +94,6 @@ def compare_trainings(
     ladder: Sequence[int],
     belief: Belief,
     num_updates: int,
-    tolerance: float = TOLERANCE,
     confidence_level: float = CONFIDENCE_LEVEL,
 ) -> Verification:
     """Choose a width by trainings, and by what was known before.
@@ -102,20 +107,20 @@ def compare_trainings(
         trainings: of that width and others, all measured on the same cases.
         ladder: all widths, widest first.
         belief: what was known of the width before.
-        num_updates: of each training.
-        tolerance: in Dice.
+        num_updates: of each training: the fewer, the larger the tolerance.
         confidence_level: of the intervals.
 
     Raises:
         ValueError: the trainings were measured on different cases, or on too few with a class.
     """
+    tolerance = brief_tolerance(num_updates)
     dice = dice_by_width(trainings)
     differences = tuple(
         Difference(width, *dice_difference(dice[selected], runs, confidence_level=confidence_level))
         for width, runs in dice.items()
         if width != selected
     )
-    shares = raced_belief(belief, dice).shares(ladder)
+    shares = raced_belief(belief, dice, tolerance=tolerance).shares(ladder)
     verdicts = {width: _suffices(dice, width, tolerance, confidence_level) for width in dice}
     enough = min((width for width, verdict in verdicts.items() if verdict), default=max(dice))
     candidates = [
@@ -370,7 +375,7 @@ def _verdict(found: Verification) -> str:
         text += f"; width {narrower.max_features} would not do, at {narrower.high:+.4f} at best"
     else:
         text += f"; whether width {narrower.max_features} would do is undecided"
-    return f"{text} (tolerance {tolerance:g})"
+    return f"{text} (tolerance {tolerance:.3g})"
 
 
 def _advice(found: Verification) -> str:

@@ -14,12 +14,29 @@ import numpy as np
 from monai_xtiny.selection.bootstrap import draw_counts, inflate_deviations
 from monai_xtiny.selection.posterior import Belief
 
-# Dice that a narrower width may lose: the margin of non-inferiority.
+# Dice that a narrower width may lose after a whole training: the margin of non-inferiority.
 TOLERANCE = 0.01
+# Brief trainings favor the wider of two widths: their difference shrinks with a power of the number
+# of updates, of which this many were whole trainings, and none had fewer than the first number.
+# Of docs/benchmarks/race.md.
+FEWEST_UPDATES, WHOLE_UPDATES, SHRINKING = 60, 480, 0.75
 # The smallest width of a race within the tolerance, against that of whole trainings: its mean error
 # in steps of the ladder, and the deviation. Of docs/benchmarks/race.md.
 RACE_BIAS, RACE_SD = 0.0, 0.7
 NUM_DRAWS = 2000
+
+
+def brief_tolerance(num_updates: int) -> float:
+    """Dice that a narrower width may be behind in brief trainings, to lose 0.01 in whole ones.
+
+    Args:
+        num_updates: of each training.
+
+    >>> [round(brief_tolerance(updates), 3) for updates in (1, 120, 240, 480, 1000)]
+    [0.048, 0.028, 0.017, 0.01, 0.01]
+    """
+    updates = min(max(num_updates, FEWEST_UPDATES), WHOLE_UPDATES)
+    return TOLERANCE * (WHOLE_UPDATES / updates) ** SHRINKING
 
 
 def mean_dice(dice: np.ndarray) -> float:
@@ -113,11 +130,14 @@ def race_evidence(
     return float(steps.mean()) - RACE_BIAS, math.hypot(float(steps.std()), RACE_SD)
 
 
-def raced_belief(belief: Belief, dice: Mapping[int, np.ndarray]) -> Belief:
+def raced_belief(
+    belief: Belief, dice: Mapping[int, np.ndarray], *, tolerance: float = TOLERANCE
+) -> Belief:
     """What is known of the width after a race.
 
     Args:
         belief: before it.
-        dice: of each width that has run, at least two.
+        dice: of each width that has run; a single one says nothing.
+        tolerance: in Dice.
     """
-    return belief.updated(*race_evidence(dice)) if len(dice) > 1 else belief
+    return belief.updated(*race_evidence(dice, tolerance=tolerance)) if len(dice) > 1 else belief

@@ -6,7 +6,7 @@ import numpy as np
 
 from monai_xtiny.bundle.card import model_card
 from monai_xtiny.scores.table import Rung, ScoreTable
-from monai_xtiny.selection.choice import Selection
+from monai_xtiny.selection.rule import Race, RacedWidth, Selection
 
 HEADINGS = (
     "Authors", "Tags", "Model Description", "Data", "Performance", "Usage", "System Configuration",
@@ -33,3 +33,14 @@ def aligned(plan, votes, confidence, threshold: float | None = 0.25) -> Selectio
         (1, 2, 3, 4),
     )  # fmt: skip
     return Selection("alignment", 8, votes, confidence, table, threshold)
+
+
+# Width 16 ran against its neighbors, and against what was searched.
+RACE = Race(
+    8, 120, 12, True,
+    (
+        RacedWidth(32, 0.91, 0.01, 0.002, 0.018),
+        RacedWidth(16, 0.90, 0.0, 0.0, 0.0),
+        RacedWidth(8, 0.85, -0.05, -0.07, -0.03),
+    ),
+)  # fmt: skip

@@ -14,7 +14,7 @@ from monai_xtiny.bundle.card import (
 )
 from monai_xtiny.bundle.results import Evaluation
 from monai_xtiny.bundle.summary import advice
-from tests.bundle.choices import HEADINGS, aligned, card
+from tests.bundle.choices import HEADINGS, RACE, aligned, card
 
 EVALUATION = Evaluation(("a", "b"), ((0.6,), (0.8,)), ((3.0,), (1.0,)))
 PARTS = (*CHOICE_PARTS, *MEASURED_PARTS)
@@ -101,6 +101,23 @@ def test_model_card_of_alignment_states_votes_and_confidence(plan_2d) -> None:
     text = card(aligned(plan_2d, {8: 0.79, 4: 0.21}, 0.79))
     assert "Confidence: 79 % of resamples of initializations and images agree." in text
     assert re.search(r"\| \*\*8\*\* .*\| 79 % \|", text)
+
+
+def test_model_card_tells_of_a_race(plan_2d) -> None:
+    choice = aligned(plan_2d, {16: 0.71, 8: 0.29}, 0.71)
+    text = card(replace(choice, max_features=16, race=RACE))
+    assert (
+        "Brief trainings on labeled cases (120 updates each, 12 cases held out) then moved the "
+        "choice from width 8 to width 16: `verification.json` has them."
+    ) in text
+    assert "| 16 | 0.9000 | chosen | |\n" in text
+    assert "| 8 | 0.8500 | -0.0500 | -0.0700 to -0.0300 |\n" in text
+    assert "With a probability of 71 % this width is the smallest that suffices" in text
+    assert "The intervals tell it from its neighbors." in text and "agree." not in text
+    assert "rests on images alone" not in text
+    check_marks(text)
+    kept = card(replace(choice, race=replace(RACE, searched=8, is_decided=False)))
+    assert "then kept width 8" in kept and "do not tell it from its neighbors" in kept
 
 
 def test_model_card_keeps_a_name_in_its_line(paper_choice) -> None:

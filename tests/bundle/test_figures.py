@@ -1,12 +1,14 @@
 from __future__ import annotations
 
+from dataclasses import replace
+
 import numpy as np
 import pytest
 from matplotlib.figure import Figure
 from PIL import Image
 
 from monai_xtiny.bundle.figures import Plane, plot_overlay, plot_sensitivity
-from tests.bundle.choices import aligned
+from tests.bundle.choices import RACE, aligned
 
 
 def test_plot_sensitivity_is_a_picture_and_repeats_byte_for_byte(tmp_path, paper_choice) -> None:
@@ -41,6 +43,22 @@ def test_plot_sensitivity_of_alignment_draws_both_curves_bands_and_the_threshold
     assert "8\n79%" in [label.get_text() for label in lower.get_xticklabels()]
     with Image.open(path) as image:
         assert image.size[1] > image.size[0] * 0.9  # two panels
+
+
+def test_plot_sensitivity_of_a_race_draws_dice_with_intervals(
+    plan_2d, tmp_path, monkeypatch
+) -> None:
+    figures = []
+    monkeypatch.setattr(Figure, "savefig", lambda self, *a, **k: figures.append(self))
+    choice = replace(aligned(plan_2d, {16: 0.7}, 0.7), max_features=16, race=RACE)
+    with pytest.raises(FileNotFoundError):
+        plot_sensitivity(choice, tmp_path / "a.png")
+    race = figures[0].axes[0]
+    assert len(figures[0].axes) == 3
+    assert race.lines[0].get_ydata() == pytest.approx([0.91, 0.9, 0.85])
+    (bars,) = race.collections
+    ends = [segment[:, 1].tolist() for segment in bars.get_segments()]
+    assert ends == [pytest.approx(pair) for pair in ([0.902, 0.918], [0.9, 0.9], [0.83, 0.87])]
 
 
 def test_plot_overlay_refuses_cases_without_a_label(tmp_path) -> None:

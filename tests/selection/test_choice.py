@@ -14,6 +14,7 @@ from monai_xtiny.selection.choice import (
     selection_to_dict,
     suited_method,
 )
+from monai_xtiny.selection.rule import Race, RacedWidth
 from tests.conftest import DATA
 from tests.selection.tables import MEANS, noisy_table
 
@@ -99,6 +100,21 @@ def test_selection_of_alignment_keeps_its_threshold(plan_2d) -> None:
     assert content["threshold"] == 0.31
     assert selection_from_dict(content, table) == selection
     assert "threshold" not in selection_to_dict(select_width(table))
+
+
+def test_selection_keeps_its_race(plan_2d) -> None:
+    table = make_table(plan_2d, [CASES[1]["sensitivity"]])
+    race = Race(8, 120, 12, True, (RacedWidth(16, 0.9, 0.01, -0.01, 0.02),))
+    selection = Selection("bayes", 8, {8: 0.6, 4: 0.4}, 0.6, table, 0.31, race)
+    content = json.loads(json.dumps(selection_to_dict(selection)))
+    assert content["race"]["widths"][0]["low"] == -0.01
+    assert selection_from_dict(content, table) == selection
+    content["race"]["widths"][0]["low"] = float("nan")
+    with pytest.raises(ValueError, match="the race holds numbers that are not finite"):
+        selection_from_dict(content, table)
+    del content["race"]["searched"]
+    with pytest.raises(ValueError, match="no selection"):
+        selection_from_dict(content, table)
 
 
 def test_select_width_by_alignment_states_votes_and_confidence(plan_2d) -> None:

@@ -200,7 +200,7 @@ VAGUE = Belief(3.0, 2.0)
 
 
 def compare(items: list[Training], selected: int = 8, belief: Belief = VAGUE) -> Verification:
-    return compare_trainings(selected, items, ladder=LADDER, belief=belief, num_updates=200)
+    return compare_trainings(selected, items, ladder=LADDER, belief=belief, num_updates=480)
 
 
 def test_compare_trainings_moves_a_choice_below_the_plateau() -> None:
@@ -209,7 +209,7 @@ def test_compare_trainings_moves_a_choice_below_the_plateau() -> None:
     assert found.widths == (32, 16, 8, 4)
     assert [item.max_features for item in found.differences] == [32, 16, 4]
     assert [item.mean for item in found.differences] == pytest.approx([0.051, 0.05, -0.1])
-    assert (len(found.trainings), found.num_updates) == (8, 200)
+    assert (len(found.trainings), found.num_updates) == (8, 480)
     assert found.is_decided
     assert max(found.probabilities, key=found.probabilities.get) == 16
     assert sum(found.probabilities.values()) == pytest.approx(1, abs=0.02)
@@ -228,6 +228,16 @@ def test_compare_trainings_takes_no_wider_one_than_suffices_for_certain() -> Non
     assert (found.recommended, found.is_decided) == (4, True)
     found = compare(trainings(w2=0.7, w4=0.795, w8=0.8)[:3], belief=Belief(5.0, 0.1))
     assert found.recommended == 8
+
+
+def test_compare_trainings_lets_narrow_widths_be_further_behind_in_briefer_trainings() -> None:
+    items = trainings(w4=0.5, w8=0.78, w16=0.8)
+    found = [
+        compare_trainings(16, items, ladder=LADDER, belief=Belief(3.5, 0.1), num_updates=updates)
+        for updates in (120, 480)
+    ]
+    assert [item.recommended for item in found] == [8, 16]
+    assert found[0].tolerance > 2 * found[1].tolerance
 
 
 def test_compare_trainings_weighs_what_was_known() -> None:
@@ -269,7 +279,7 @@ def test_race_of_tells_differences_from_the_recommended_width() -> None:
     found = compare(trainings(w4=0.7, w8=0.8, w16=0.85, w32=0.851))
     race = race_of(found)
     assert race is not None
-    assert (race.searched, race.num_updates, race.num_cases, race.is_decided) == (8, 200, 2, True)
+    assert (race.searched, race.num_updates, race.num_cases, race.is_decided) == (8, 480, 2, True)
     rows = {row.max_features: row for row in race.widths}
     assert list(rows) == [32, 16, 8, 4]
     assert (rows[16].dice, rows[16].difference) == (pytest.approx(0.8505), 0)
@@ -284,7 +294,7 @@ def test_race_of_tells_differences_from_the_recommended_width() -> None:
         (
             {"w4": 0.7, "w8": 0.8, "w16": 0.804},
             [
-                "200 updates a training, 2 cases held out",
+                "480 updates a training, 2 cases held out",
                 "width 8 is on the plateau: width 16 gains +0.0054 Dice at most; width 4 would not "
                 "do, at -0.0986 at best (tolerance 0.01)",
                 "recommended: width 8, as it is (probability ",

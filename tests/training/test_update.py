@@ -16,7 +16,9 @@ from monai_xtiny.bundle.results import Evaluation
 from monai_xtiny.bundle.search_file import read_search
 from monai_xtiny.bundle.torchscript import check_torchscript
 from monai_xtiny.bundle.writer import export_bundle
-from monai_xtiny.training.compare import Difference, Verification
+from monai_xtiny.selection.posterior import Belief
+from monai_xtiny.training.compare import Difference, Verification, compare_trainings
+from monai_xtiny.training.train import Training
 from monai_xtiny.training.update import update_bundle
 
 pytestmark = pytest.mark.search
@@ -79,6 +81,43 @@ def test_update_bundle_gives_what_an_export_of_the_width_gives(bundle, selection
         "`verification.json` has them."
     ]
     assert [path.name for path in tmp_path.iterdir()].count("x_segmentation") == 1
+
+
+def raced(width: int) -> Verification:
+    """Brief trainings in which width 16 leads, or 8."""
+
+    def training(trained: int, seed: int) -> Training:
+        level = 0.9 - 0.1 * (trained < width) + 0.001 * seed
+        evaluation = Evaluation(("a", "b"), ((level,), (level,)), ((1.0,), (1.0,)))
+        return Training(trained, 0, seed, 6, (), evaluation, 1.0)
+
+    items = [training(item, seed) for item in (32, 16, 8, 4) for seed in range(2)]
+    ladder = (256, 128, 64, 32, 16, 8, 4, 2, 1)
+    return compare_trainings(8, items, ladder=ladder, belief=Belief(3.0, 1.0), num_updates=480)
+
+
+def test_update_bundle_writes_the_race_into_choice_card_and_curve(bundle) -> None:
+    curve = (bundle / "docs" / "sensitivity.png").read_bytes()
+    update_bundle(Bundle.open(bundle), raced(16))
+    choice = read_search(bundle / "docs" / "search.json")
+    assert choice.max_features == 16 and choice.race is not None and choice.race.searched == 8
+    assert choice.confidence == choice.votes[16] > 0.5
+    text = (bundle / "docs" / "README.md").read_text()
+    assert "moved the choice from width 8 to width 16" in text
+    assert (bundle / "docs" / "sensitivity.png").read_bytes() != curve
+
+
+def test_update_bundle_that_keeps_the_width_keeps_what_was_trained(bundle) -> None:
+    before = train(bundle)
+    assert update_bundle(Bundle.open(bundle), raced(8)) is None
+    found = contents(bundle)
+    assert json.loads(found["docs/search.json"])["race"]["searched"] == 8
+    assert "then kept width 8" in found["docs/README.md"].decode()
+    written = {f"docs/{name}" for name in
+               ("search.json", "README.md", "sensitivity.png", "verification.json")}  # fmt: skip
+    assert {name: value for name, value in found.items() if name not in written} == {
+        name: value for name, value in before.items() if name not in written
+    }
 
 
 def test_update_bundle_gives_weights_that_load_strictly(bundle) -> None:
