@@ -90,14 +90,13 @@ def neighbors(ladder: Sequence[int], width: int) -> tuple[int, ...]:
     return tuple(ladder[max(place - 1, 0) : place + 2])
 
 
-def race_evidence(
+def race_steps(
     dice: Mapping[int, np.ndarray], *, tolerance: float = TOLERANCE, seed: int = 0
 ) -> tuple[float, float]:
     """Log2 of the smallest width within the tolerance of the best, and its standard deviation.
 
     Cases are drawn with replacement, the same for all widths, and trainings of each width for
-    itself, as :func:`monai_xtiny.training.compare.dice_difference` does; what a brief training is
-    off by against a whole one is added to the deviation.
+    itself, as :func:`monai_xtiny.training.compare.dice_difference` does.
 
     Args:
         dice: of each width.
@@ -107,9 +106,8 @@ def race_evidence(
     Returns:
         The mean over the draws, in log2 of the width, and the deviation.
 
-    >>> runs = {8: np.full((1, 4, 1), 0.8), 4: np.full((1, 4, 1), 0.7)}
-    >>> race_evidence(runs) == (3 - RACE_BIAS, RACE_SD)
-    True
+    >>> race_steps({8: np.full((1, 4, 1), 0.8), 4: np.full((1, 4, 1), 0.7)})
+    (3.0, 0.0)
     """
     widths = sorted(dice)  # narrowest first
     has_class = np.isfinite(dice[widths[0]][0])
@@ -127,7 +125,7 @@ def race_evidence(
     stacked = np.stack(curves, axis=1)
     first = (stacked >= stacked.max(axis=1, keepdims=True) - tolerance).argmax(axis=1)
     steps = np.log2(np.asarray(widths, dtype=float))[first]
-    return float(steps.mean()) - RACE_BIAS, math.hypot(float(steps.std()), RACE_SD)
+    return float(steps.mean()), float(steps.std())
 
 
 def raced_belief(
@@ -135,9 +133,14 @@ def raced_belief(
 ) -> Belief:
     """What is known of the width after a race.
 
+    What a brief training is off by, against a whole one, adds to the deviation of its answer.
+
     Args:
         belief: before it.
         dice: of each width that has run; a single one says nothing.
         tolerance: in Dice.
     """
-    return belief.updated(*race_evidence(dice, tolerance=tolerance)) if len(dice) > 1 else belief
+    if len(dice) < 2:
+        return belief
+    steps, sd = race_steps(dice, tolerance=tolerance)
+    return belief.updated(steps - RACE_BIAS, math.hypot(sd, RACE_SD))

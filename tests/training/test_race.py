@@ -7,13 +7,12 @@ import pytest
 
 from monai_xtiny.selection.posterior import Belief
 from monai_xtiny.training.race import (
-    RACE_BIAS,
     RACE_SD,
     leader,
     mean_dice,
     neighbors,
     next_widths,
-    race_evidence,
+    race_steps,
     raced_belief,
 )
 
@@ -68,30 +67,29 @@ def test_neighbors_end_with_the_ladder(width, expected) -> None:
     assert neighbors(LADDER, width) == expected
 
 
-def test_race_evidence_is_sure_where_the_cases_agree_and_unsure_where_they_do_not() -> None:
-    mean, sd = race_evidence(runs(w16=0.8, w8=0.7, w4=0.5))
-    assert (mean, sd) == (pytest.approx(4 - RACE_BIAS), pytest.approx(RACE_SD))
-    mean, sd = race_evidence(runs(w16=0.8, w8=0.79, w4=0.5))
-    assert 3.2 < mean + RACE_BIAS < 3.8 and sd > RACE_SD
+def test_race_steps_are_sure_where_the_cases_agree_and_unsure_where_they_do_not() -> None:
+    assert race_steps(runs(w16=0.8, w8=0.7, w4=0.5)) == (4, 0)
+    mean, sd = race_steps(runs(w16=0.8, w8=0.79, w4=0.5))
+    assert 3.2 < mean < 3.8 and sd > 0.3
+    assert race_steps(runs(w16=0.8, w8=0.79, w4=0.5), tolerance=0.1) == (3, 0)
 
 
-def test_race_evidence_pairs_the_cases_and_leaves_out_classes_that_a_case_lacks() -> None:
+def test_race_steps_pair_the_cases_and_leave_out_classes_that_a_case_lacks() -> None:
     # Cases differ by tens of points, widths by the same on each.
-    paired = race_evidence(runs(w16=0.8, w8=0.785))
-    assert paired == (pytest.approx(4 - RACE_BIAS), pytest.approx(RACE_SD))
-    dice = runs(w16=0.8, w8=0.7)
+    assert race_steps(runs(w16=0.8, w8=0.785)) == (4, 0)
+    dice = runs(w16=0.8, w8=0.789)
     lacking = {width: np.concatenate([item, item * np.nan], axis=2) for width, item in dice.items()}
-    assert race_evidence(lacking) == race_evidence(dice)
+    assert race_steps(lacking) == race_steps(dice)
     some = {width: np.concatenate([item, item], axis=1) for width, item in dice.items()}
     for item in some.values():
         item[:, 4:] = np.nan
-    assert race_evidence(some) == race_evidence(dice)
+    assert race_steps(some) == race_steps(dice)
 
 
-def test_race_evidence_is_seeded() -> None:
+def test_race_steps_are_seeded() -> None:
     dice = runs(w16=0.8, w8=0.79, w4=0.5)
-    assert race_evidence(dice) == race_evidence(dice)
-    assert race_evidence(dice, seed=1) != race_evidence(dice)
+    assert race_steps(dice) == race_steps(dice)
+    assert race_steps(dice, seed=1) != race_steps(dice)
 
 
 def test_raced_belief_lies_between_what_was_known_and_what_the_race_says() -> None:
