@@ -45,7 +45,7 @@ JOURNAL_FILE = "trainings.jsonl"
 NUM_UPDATES = 120
 EPOCH_LENGTH = 20
 # Held-out cases of a race, and voxels of its crops in 2D and 3D.
-MAX_HELD_OUT = 32
+MAX_HELD_OUT = 16
 MAX_VOXELS = {2: 128**2, 3: 32**3}
 _MAX_TRAININGS = 1000
 # Workers start anew with each pass over the cases: not for passes of fewer batches.
@@ -100,7 +100,7 @@ def verify_bundle(
     Every training is the bundle's own ``train.json`` with the ``network_def`` of its width, in a
     temporary bundle, with a learning rate that falls to its end. With one seed all widths see the
     same crops, augmented alike. The last weights are measured on the cases that the split holds
-    out, at most 32 of them, which have no part in the training. The bundle itself stays as it is.
+    out, at most 16 of them, which have no part in the training. The bundle itself stays as it is.
 
     Narrow networks learn more slowly, so brief trainings favor the wider. How far is known from
     whole trainings: a width that is 0.028 behind after 120 updates loses 0.01 in the end

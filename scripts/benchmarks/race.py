@@ -138,7 +138,8 @@ def train_briefly(
             datalist=datalist,
             epochs=updates // EPOCH_LENGTH,
             seed=seed,
-            overrides={**options, "num_workers": 0, **overrides},
+            overrides={**options, "validate#dataset#data": "$@val_cases", "num_workers": 0,
+                       **overrides},
         )
     shutil.rmtree(folder)
     return {"task": task, "updates": updates, **asdict(training)}

@@ -1,0 +1,329 @@
+"""Judge races and what is known without labels, each task by what was fitted on the others.
+
+usage: python scripts/benchmarks/report_race.py --output docs/benchmarks
+
+Reads race.jsonl of race.py and the CSV files of selection.py in the folder, and writes
+race_tables.md there. The oracle of a task is the smallest width within 0.01 Dice of the best that
+was trained to the end; its test cases have no part in a race. The last table holds the constants of
+monai_xtiny/selection/posterior.py and monai_xtiny/training/race.py, fitted on all tasks.
+"""
+
+from __future__ import annotations
+
+import argparse
+import math
+import warnings
+from collections import defaultdict
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+from report_selection import REAL, Run, Truth, read_scores, read_trainings
+
+from monai_xtiny.selection.alignment import THRESHOLD, select_alignment
+from monai_xtiny.selection.paper import select_paper
+from monai_xtiny.selection.posterior import Belief, crossing, least_loss
+from monai_xtiny.system.files import read_lines
+from monai_xtiny.training.race import TOLERANCE, leader, race_steps
+
+LADDER = (512, 256, 128, 64, 32, 16, 8, 4, 2, 1)
+# Ten further real tasks of one to four classes that are not in this repository, trained for 480
+# updates: how many needed which width ("8 or 16" nine times, counted half to each).
+ELSEWHERE = {32: 1.0, 16: 4.5, 8: 4.5}
+DOUBLINGS_ELSEWHERE = 0.2
+# Of the deviations, so that few tasks do not seem to be sure.
+MIN_SD = 0.3
+MARGINS = (0.01, 0.015, 0.02, 0.025, 0.03, 0.035, 0.04, 0.05)
+
+Dice = dict[int, np.ndarray]
+
+
+@dataclass(frozen=True)
+class Task:
+    """What is known of a task.
+
+    Args:
+        truth: of whole trainings.
+        doublings: of the number of classes, from two.
+        crossings: of every search, in log2 of the width.
+        runs: of every search.
+        races: Dice by number of updates and seed.
+    """
+
+    truth: Truth
+    doublings: float
+    crossings: list[float]
+    runs: list[Run]
+    races: dict[tuple[int, int], Dice]
+
+    @property
+    def needed(self) -> float:
+        """Log2 of the oracle."""
+        return math.log2(self.truth.oracle)
+
+
+@dataclass(frozen=True)
+class Fit:
+    """What some tasks say: the constants of the package.
+
+    Args:
+        mean: of the prior.
+        slope: a doubling of the classes.
+        sd: of the prior.
+        alignment: bias and deviation of the crossing.
+        races: by number of updates, margin in Dice, bias and deviation.
+    """
+
+    mean: float
+    slope: float
+    sd: float
+    alignment: tuple[float, float]
+    races: dict[int, tuple[float, float, float]]
+
+    def prior(self, task: Task) -> Belief:
+        """Before anything of a task is looked at but its classes."""
+        return Belief(self.mean + self.slope * task.doublings, self.sd)
+
+    def unlabeled(self, task: Task, step: float) -> Belief:
+        """By one search of it too."""
+        return self.prior(task).updated(step - self.alignment[0], self.alignment[1])
+
+    def raced(self, belief: Belief, dice: Dice, updates: int) -> Belief:
+        """By a race of it too."""
+        margin, bias, sd = self.races[updates]
+        steps, spread = race_steps(dice, tolerance=margin)
+        return belief.updated(steps - bias, math.hypot(spread, sd))
+
+
+def main() -> None:
+    """Read, judge, write."""
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser.add_argument("--output", type=Path, default=Path("docs/benchmarks"))
+    folder = parser.parse_args().output
+    warnings.filterwarnings("ignore", "Mean of empty slice")
+    tasks = read_tasks(folder)
+    lines = ["## Tasks", "", *tasks_table(tasks)]
+    fits = {name: fit([task for other, task in tasks.items() if other != name]) for name in tasks}
+    for title, part in (
+        ("All tasks", list(tasks)),
+        ("Real data", [name for name in tasks if is_real(name)]),
+    ):
+        lines += ["", f"## {title}", "", *judge(tasks, fits, part)]
+    lines += ["", "## Probabilities", "", *calibration(tasks, fits)]
+    lines += ["", "## Constants, fitted on all tasks", "", *constants(fit(list(tasks.values())))]
+    (folder / "race_tables.md").write_text("\n".join(lines) + "\n", encoding="utf-8")
+    print(folder / "race_tables.md")
+
+
+def is_real(name: str) -> bool:
+    """Whether a task is a real data set."""
+    return name in (*REAL, "hippocampus_merged", "ultrasound", "cardiac")
+
+
+def read_tasks(folder: Path) -> dict[str, Task]:
+    """Tasks that have whole trainings and races."""
+    truths = read_trainings(folder / "selection_trainings.csv", folder / "selection_ladders.csv")
+    runs = read_scores(folder / "selection_scores.csv")
+    races: dict[str, dict[tuple[int, int], Dice]] = defaultdict(lambda: defaultdict(dict))
+    for line in read_lines(folder / "race.jsonl"):
+        dice = np.array(line["evaluation"]["dice"], dtype=float)[None]
+        races[line["task"]][line["updates"], line["seed"]][line["max_features"]] = dice
+    widths = {4, 8, 16, 32}
+    tasks = {}
+    for name, truth in truths.items():
+        found = {key: dice for key, dice in races[name].items() if widths <= set(dice)}
+        if found and name in runs and widths <= set(truth.dice):
+            tasks[name] = Task(
+                truth,
+                math.log2(runs[name][0].classes) - 1,
+                [crossing(run.mean("alignment"), THRESHOLD) for run in runs[name]],
+                runs[name],
+                found,
+            )
+    return tasks
+
+
+def fit(tasks: Sequence[Task]) -> Fit:
+    """The constants that some tasks give."""
+    doublings = np.array([task.doublings for task in tasks] + [DOUBLINGS_ELSEWHERE] * 3)
+    needed = np.array([task.needed for task in tasks] + [math.log2(item) for item in ELSEWHERE])
+    weights = np.array([1.0] * len(tasks) + list(ELSEWHERE.values()))
+    center, level = (np.average(item, weights=weights) for item in (doublings, needed))
+    spread = doublings - center
+    # A little ridge: few tasks have many classes.
+    slope = (weights * spread * (needed - level)).sum() / ((weights * spread**2).sum() + 1)
+    rest = needed - level - slope * spread
+    sd = math.sqrt((weights * rest**2).sum() / (weights.sum() - 2))
+    off = [float(np.mean(task.crossings)) - task.needed for task in tasks]
+    within = float(np.mean([np.std(task.crossings) for task in tasks]))
+    alignment = (float(np.mean(off)), math.hypot(float(np.std(off, ddof=1)), within))
+    races = {}
+    for updates in sorted({key[0] for task in tasks for key in task.races}):
+        races[updates] = min((race_error(tasks, updates, margin) for margin in MARGINS),
+                             key=lambda item: math.hypot(item[1], item[2]))  # fmt: skip
+    return Fit(level - slope * center, slope, max(sd, MIN_SD), alignment, races)
+
+
+def race_error(tasks: Sequence[Task], updates: int, margin: float) -> tuple[float, float, float]:
+    """A margin, and the mean and the deviation of what races are off by with it."""
+    off = [
+        race_steps(dice, tolerance=margin)[0] - task.needed
+        for task in tasks
+        for (number, _), dice in task.races.items()
+        if number == updates
+    ]
+    return margin, float(np.mean(off)), max(float(np.std(off, ddof=1)), MIN_SD)
+
+
+def judge(tasks: dict[str, Task], fits: dict[str, Fit], part: Sequence[str]) -> list[str]:
+    """A row a rule: steps from the oracle, within one, Dice lost."""
+    rows = [
+        "| rule | steps | within one halving | Dice lost | at most | answers |",
+        "|---|---:|---:|---:|---:|---:|",
+    ]
+
+    def add(name: str, picks: Callable[[str, Task, Fit], list[int]]) -> None:
+        steps, lost = [], []
+        for task_name in part:
+            task = tasks[task_name]
+            for width in picks(task_name, task, fits[task_name]):
+                steps.append(abs(math.log2(width / task.truth.oracle)))
+                lost.append(max(0.0, task.truth.dice_lost(min(width, 32))))
+        if steps:
+            rows.append(
+                f"| {name} | {np.mean(steps):.2f} | {np.mean(np.array(steps) <= 1):.0%} | "
+                f"{np.mean(lost):.4f} | {max(lost):.4f} | {len(steps)} |"
+            )
+
+    for width in (32, 16, 8, 4):
+        add(f"always {width}", lambda _, task, fitted, width=width: [width])
+    add("`paper`, one initialization", lambda _, task, fitted: [published(r) for r in task.runs])
+    add("`alignment`", lambda _, task, fitted: [aligned(run) for run in task.runs])
+    add("prior alone", lambda _, task, fitted: [pick(fitted.prior(task))])
+    add(
+        "`bayes`: prior, classes, alignment",
+        lambda _, task, fitted: [pick(fitted.unlabeled(task, step)) for step in task.crossings],
+    )
+    for updates in sorted({key[0] for task in tasks.values() for key in task.races}):
+        for count in (4, 8, 16, None):
+            cases = "all" if count is None else str(count)
+
+            def alone(_: str, task: Task, fitted: Fit, margin: float | None = None,
+                      updates: int = updates, count: int | None = count) -> list[int]:  # fmt: skip
+                return [
+                    leader(some_cases(dice, count), tolerance=margin or fitted.races[updates][0])
+                    for (number, _), dice in task.races.items()
+                    if number == updates
+                ]
+
+            def informed(_: str, task: Task, fitted: Fit,
+                         updates: int = updates, count: int | None = count) -> list[int]:  # fmt: skip
+                return [
+                    pick(fitted.raced(fitted.unlabeled(task, step), some_cases(dice, count),
+                                      updates), among=dice)
+                    for (number, _), dice in task.races.items()
+                    if number == updates
+                    for step in task.crossings[:5]
+                ]  # fmt: skip
+
+            if count is None:
+                add(f"race alone, {updates} updates, {cases} cases, margin 0.01",
+                    lambda *arguments, alone=alone: alone(*arguments, margin=TOLERANCE))  # fmt: skip
+            add(f"race alone, {updates} updates, {cases} cases, fitted margin", alone)
+            add(f"**race and `bayes`**, {updates} updates, {cases} cases", informed)
+    return rows
+
+
+def pick(belief: Belief, among: Dice | None = None) -> int:
+    """The width of the least expected loss."""
+    return least_loss(belief.shares(LADDER), among=None if among is None else list(among))
+
+
+def published(run: Run) -> int:
+    """The published rule on the first initialization of a search."""
+    curve = {width: values[0] for width, values in run.values["sensitivity"].items()}
+    return select_paper(list(curve), list(curve.values()))
+
+
+def aligned(run: Run) -> int:
+    """The rule alignment on a search."""
+    means = run.mean("alignment")
+    return select_alignment(list(means), list(means.values()))
+
+
+def some_cases(dice: Dice, count: int | None) -> Dice:
+    """The first of the held-out cases, which were drawn at random; more where none has a class."""
+    if count is None:
+        return dice
+    first = next(iter(dice.values()))
+    while count < first.shape[1] and np.isfinite(first[0, :count]).any(axis=1).sum() < 2:
+        count += 1
+    return {width: runs[:, :count] for width, runs in dice.items()}
+
+
+def calibration(tasks: dict[str, Task], fits: dict[str, Fit]) -> list[str]:
+    """Stated probabilities, and how often they were right."""
+    rows = [
+        "| what states it | probability of the pick, mean | it was the oracle | "
+        "of pick and neighbors, mean | the oracle was one of them |",
+        "|---|---:|---:|---:|---:|",
+    ]
+    stated: dict[str, list[tuple[float, bool, float, bool]]] = defaultdict(list)
+    for name, task in tasks.items():
+        fitted = fits[name]
+        for step in task.crossings:
+            belief = fitted.unlabeled(task, step)
+            stated["`bayes`"].append(state(belief, task, LADDER))
+            if step in task.crossings[:5]:
+                for (updates, _), dice in task.races.items():
+                    raced = fitted.raced(belief, dice, updates)
+                    label = f"race of {updates} updates"
+                    stated[label].append(state(raced, task, tuple(dice)))
+    for label, items in stated.items():
+        means = np.mean(np.array(items, dtype=float), axis=0)
+        rows.append(f"| {label} | " + " | ".join(f"{mean:.0%}" for mean in means) + " |")
+    return rows
+
+
+def state(belief: Belief, task: Task, among: Sequence[int]) -> tuple[float, bool, float, bool]:
+    """Probability and truth of a pick, and of it with its neighbors."""
+    shares = belief.shares(LADDER)
+    width = least_loss(shares, among=among)
+    near = [item for item in LADDER if abs(math.log2(item / width)) <= 1]
+    oracle = task.truth.oracle
+    return shares[width], oracle == width, sum(shares[item] for item in near), oracle in near
+
+
+def tasks_table(tasks: dict[str, Task]) -> list[str]:
+    """A row a task: oracle, crossing, and the widths that races lead with."""
+    rows = [
+        "| task | classes | oracle | alignment crosses at | leaders of races (margin 0.01) |",
+        "|---|---:|---:|---:|---|",
+    ]
+    for name, task in tasks.items():
+        leaders = ", ".join(
+            f"{leader(dice)} ({updates})" for (updates, _), dice in sorted(task.races.items())
+        )
+        rows.append(
+            f"| {name} | {2 ** (task.doublings + 1):.0f} | {task.truth.oracle} | "
+            f"{2 ** np.mean(task.crossings):.1f} | {leaders} |"
+        )
+    return rows
+
+
+def constants(fitted: Fit) -> list[str]:
+    """The constants of the package."""
+    rows = [
+        f"- `PRIOR_MEAN, PRIOR_SLOPE, PRIOR_SD`: {fitted.mean:.2f}, {fitted.slope:.2f}, "
+        f"{fitted.sd:.2f}",
+        f"- `ALIGNMENT_BIAS, ALIGNMENT_SD`: {fitted.alignment[0]:.2f}, {fitted.alignment[1]:.2f}",
+    ]
+    return rows + [
+        f"- {updates} updates: margin {margin}, `RACE_BIAS, RACE_SD` {bias:.2f}, {sd:.2f}"
+        for updates, (margin, bias, sd) in fitted.races.items()
+    ]
+
+
+if __name__ == "__main__":
+    main()
