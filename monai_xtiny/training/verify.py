@@ -25,6 +25,7 @@ from monai.utils import get_seed, set_determinism
 from monai_xtiny.bundle.folder import EVALUATE, TRAIN, Bundle
 from monai_xtiny.bundle.writer import export_bundle
 from monai_xtiny.bundled.locks import write_lock
+from monai_xtiny.plan.unet_plan import UNetPlan
 from monai_xtiny.selection.bayes import unlabeled_belief
 from monai_xtiny.system.config_text import check_config_text
 from monai_xtiny.system.files import append_line, read_lines, write_json
@@ -293,7 +294,7 @@ def _brief_training(bundle: Bundle, options: Mapping[str, Any], epochs: int | No
     return _Brief(
         epochs=epochs or NUM_UPDATES // EPOCH_LENGTH,
         num_updates=epochs * num_batches if epochs else NUM_UPDATES,
-        options=brief_options(parser, bundle.plan.strides, epochs=epochs),
+        options=brief_options(parser, bundle.plan, epochs=epochs),
         files=tuple(
             (os.path.abspath(file), state.st_size, state.st_mtime_ns)
             for file, state in ((file, file.stat()) for file in files)
@@ -303,7 +304,7 @@ def _brief_training(bundle: Bundle, options: Mapping[str, Any], epochs: int | No
 
 def brief_options(
     parser: ConfigParser,
-    strides: Sequence[Sequence[int]],
+    plan: UNetPlan,
     *,
     epochs: int | None = None,
     num_updates: int = NUM_UPDATES,
@@ -315,7 +316,7 @@ def brief_options(
 
     Args:
         parser: the bundle's ``train.json`` with the labeled data.
-        strides: of each stage and axis.
+        plan: of the bundle.
         epochs: over all cases, of whole crops; default: ``num_updates`` of small ones.
         num_updates: in epochs of ``EPOCH_LENGTH``.
     """
@@ -334,9 +335,12 @@ def brief_options(
         return options
     batch_size, rate, crop, training = (
         parser.get_parsed_content(name)
-        for name in ("batch_size", "cache_rate", "crop_size", "train_cases")
+        for name in ("batch_size", "cache_rate", "trained_size", "train_cases")
     )
-    options["crop_size"] = brief_crop(crop, strides)
+    size = brief_crop(crop, plan.strides)
+    if plan.slice_axis is not None:  # slices are cropped from volumes
+        size.insert(plan.slice_axis, 1)
+    options["crop_size"] = size
     options["train#trainer#epoch_length"] = EPOCH_LENGTH
     options["cache_rate"] = min(rate, num_updates * batch_size / max(len(training), 1))
     if len(training) < _MIN_BATCHES * batch_size:

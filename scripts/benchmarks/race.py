@@ -55,11 +55,15 @@ def main() -> None:
             root, search = task_root(arguments, name), plan_task(arguments, name)
             datalist = split_of(name, root, search, arguments.work / "splits" / f"{name}.json")
             work.append((*unit, search, root, datalist, share_of_cores(arguments.jobs)))
+    failed = []
     for unit, result in in_processes(train_briefly, work, arguments.jobs):
         if isinstance(result, BaseException):
-            raise result
+            failed.append(f"{unit[:4]}: {result}")
+            continue
         append_line(journal, result)
         print(time.strftime("%H:%M:%S"), *unit[:4], f"{result['seconds']:.0f} s", flush=True)
+    if failed:
+        raise SystemExit("\n".join([f"error: {len(failed)} trainings failed", *failed]))
 
 
 def key_of(line: dict[str, Any]) -> tuple[str, int, int, int]:
@@ -131,15 +135,19 @@ def train_briefly(
         parser = ConfigParser(bundle.config("train"))
         keys = {"dataset_dir": str(root), "datalist": str(datalist), **overrides}
         parser.update({"bundle_root": str(bundle.root), **keys})
-        options = brief_options(parser, bundle.plan.strides, num_updates=updates)
+        options = brief_options(parser, bundle.plan, num_updates=updates)
         training = train_bundle(
             bundle,
             data=root,
             datalist=datalist,
             epochs=updates // EPOCH_LENGTH,
             seed=seed,
-            overrides={**options, "validate#dataset#data": "$@val_cases", "num_workers": 0,
-                       **overrides},
+            overrides={
+                **options,
+                "validate#dataset#data": "$@val_cases",
+                "num_workers": 0,
+                **overrides,
+            },
         )
     shutil.rmtree(folder)
     return {"task": task, "updates": updates, **asdict(training)}

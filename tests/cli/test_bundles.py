@@ -24,4 +24,4 @@ def test_commands_on_a_bundle_take_it_by_name_too(capsys, tmp_path, command) -> 
 def test_commands_on_a_bundle_have_help(capsys) -> None:
     assert run_main("verify", "--help") == 0
     shown = capsys.readouterr()
-    assert "Train the width of a bundle and its neighbors briefly" in shown.out + shown.err
+    assert "Race a bundle's width against others on labeled cases" in shown.out + shown.err

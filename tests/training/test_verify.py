@@ -426,7 +426,7 @@ def test_widths_of_a_race_see_the_same_crops(bundle, labeled, tmp_path) -> None:
         options = {**data_options(labeled, None), "num_workers": 0, "seed": seed}
         parser = ConfigParser(copy.config("train"))
         parser.update({"bundle_root": str(copy.root), **options})
-        brief = brief_options(parser, copy.plan.strides, num_updates=20)
+        brief = brief_options(parser, copy.plan, num_updates=20)
         brief = {**brief, "train#trainer#epoch_length": 3, "epochs": 2}
         workflow = copy.workflow(("train",), {**options, **brief})
         trainer = workflow.parser.get_parsed_content("train#trainer")
