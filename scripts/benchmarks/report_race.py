@@ -206,33 +206,40 @@ def judge(tasks: dict[str, Task], fits: dict[str, Fit], part: Sequence[str]) -> 
         lambda _, task, fitted: [pick(fitted.unlabeled(task, step)) for step in task.crossings],
     )
     for updates in sorted({key[0] for task in tasks.values() for key in task.races}):
+        add(
+            f"race alone, {updates} updates, all cases, margin 0.01",
+            lambda _, task, fitted, n=updates: leaders(task, n, None, TOLERANCE),
+        )
         for count in (4, 8, 16, None):
-            cases = "all" if count is None else str(count)
-
-            def alone(_: str, task: Task, fitted: Fit, margin: float | None = None,
-                      updates: int = updates, count: int | None = count) -> list[int]:  # fmt: skip
-                return [
-                    leader(some_cases(dice, count), tolerance=margin or fitted.races[updates][0])
-                    for (number, _), dice in task.races.items()
-                    if number == updates
-                ]
-
-            def informed(_: str, task: Task, fitted: Fit,
-                         updates: int = updates, count: int | None = count) -> list[int]:  # fmt: skip
-                return [
-                    pick(fitted.raced(fitted.unlabeled(task, step), some_cases(dice, count),
-                                      updates), among=dice)
-                    for (number, _), dice in task.races.items()
-                    if number == updates
-                    for step in task.crossings[:5]
-                ]  # fmt: skip
-
-            if count is None:
-                add(f"race alone, {updates} updates, {cases} cases, margin 0.01",
-                    lambda *arguments, alone=alone: alone(*arguments, margin=TOLERANCE))  # fmt: skip
-            add(f"race alone, {updates} updates, {cases} cases, fitted margin", alone)
-            add(f"**race and `bayes`**, {updates} updates, {cases} cases", informed)
+            name = f"{updates} updates, {'all' if count is None else count} cases"
+            add(
+                f"race alone, {name}, fitted margin",
+                lambda _, task, fitted, n=updates, c=count: leaders(task, n, c, fitted.races[n][0]),
+            )
+            add(
+                f"**race and `bayes`**, {name}",
+                lambda _, task, fitted, n=updates, c=count: raced_picks(task, fitted, n, c),
+            )
     return rows
+
+
+def leaders(task: Task, updates: int, count: int | None, margin: float) -> list[int]:
+    """The smallest width within a margin of the best, of every race."""
+    return [
+        leader(some_cases(dice, count), tolerance=margin)
+        for (number, _), dice in task.races.items()
+        if number == updates
+    ]
+
+
+def raced_picks(task: Task, fitted: Fit, updates: int, count: int | None) -> list[int]:
+    """What races choose, each after some searches."""
+    return [
+        pick(fitted.raced(fitted.unlabeled(task, step), some_cases(dice, count), updates), dice)
+        for (number, _), dice in task.races.items()
+        if number == updates
+        for step in task.crossings[:5]
+    ]
 
 
 def pick(belief: Belief, among: Dice | None = None) -> int:

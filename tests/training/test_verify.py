@@ -6,6 +6,7 @@ import random
 from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
@@ -199,6 +200,16 @@ def test_verify_bundle_makes_brief_trainings_of_as_many_updates_on_any_data(
     assert fake.options["epochs"] == 7 and found.num_updates == 7 * 3  # 8 cases in batches of 3
     assert "train#trainer#epoch_length" not in fake.options["overrides"]
     assert fake.options["overrides"]["batch_size"] == 3
+
+
+def test_races_of_slices_crop_in_the_plane_of_the_slices(plan_2d) -> None:
+    values = {"batch_size": 2, "cache_rate": 1.0, "trained_size": [256, 192], "train_cases": [1]}
+    parser = SimpleNamespace(get=lambda name: [], get_parsed_content=values.__getitem__)
+    flat, slices = (
+        brief_options(parser, replace(plan_2d, slice_axis=axis))["crop_size"] for axis in (None, 1)
+    )
+    assert flat[0] * flat[1] <= 128 * 128
+    assert slices == [flat[0], 1, flat[1]]
 
 
 def test_verify_bundle_reads_no_more_cases_than_it_trains_on(
