@@ -147,11 +147,8 @@ def expected_dice_lost(shares: Mapping[int, float], width: int) -> float:
     >>> expected_dice_lost({16: 0.5, 8: 0.5}, 16), expected_dice_lost({16: 0.5, 8: 0.5}, 8)
     (0.0, 0.00625)
     """
-    return sum(
-        share * _loss(math.log2(needed / width))
-        for needed, share in shares.items()
-        if needed > width
-    )
+    steps = {needed: math.log2(needed / width) for needed in shares}
+    return sum((shares[needed] * _loss(k) for needed, k in steps.items() if k > 0), 0.0)
 
 
 def listed_shares(shares: Mapping[int, float]) -> dict[int, float]:

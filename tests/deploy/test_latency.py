@@ -1,0 +1,26 @@
+from __future__ import annotations
+
+import pytest
+
+from monai_xtiny.deploy import segmenter
+from monai_xtiny.deploy.latency import check_latency, measure_latency
+
+
+def test_check_latency_names_the_extra_to_install(monkeypatch) -> None:
+    def missing(name: str) -> None:
+        raise ImportError(name)
+
+    monkeypatch.setattr(segmenter, "import_module", missing)
+    check_latency(None)
+    with pytest.raises(ImportError, match=r"onnx cannot be imported: pip install .*\[deploy\]"):
+        check_latency(5.0)
+
+
+@pytest.mark.search
+@pytest.mark.parametrize("dims", [2, 3])
+def test_measure_latency_times_the_exported_network(request, dims) -> None:
+    for name in ("onnx", "onnxruntime", "onnxscript"):
+        pytest.importorskip(name)
+    plan = request.getfixturevalue(f"plan_{dims}d")
+    narrow, wide = (measure_latency(plan, width) for width in (1, 64))
+    assert 0 < narrow < wide < 10_000
