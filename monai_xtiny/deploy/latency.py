@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import tempfile
+from collections.abc import Callable
 from pathlib import Path
 from typing import cast
 
@@ -30,7 +31,9 @@ def check_latency(max_latency_ms: float | None) -> None:
             import_deploy(name)
 
 
-def measure_latency(plan: UNetPlan, max_features: int) -> float:
+def measure_latency(
+    plan: UNetPlan, max_features: int, *, progress: Callable[[str], object] | None = None
+) -> float:
     """Time one forward pass of a width on one patch, in ONNX Runtime on the CPU.
 
     The network at its initialization is exported, as ``deploy`` exports a trained one, and timed in
@@ -40,6 +43,7 @@ def measure_latency(plan: UNetPlan, max_features: int) -> float:
     Args:
         plan: of the full network.
         max_features: width cap.
+        progress: is told, in the process that measures, what is being done.
 
     Returns:
         Median over the runs, ms.
@@ -49,7 +53,11 @@ def measure_latency(plan: UNetPlan, max_features: int) -> float:
         ValueError: the network cannot be exported.
         RuntimeError: ONNX Runtime failed.
     """
-    latency = _timed(plan, max_features) if idist.get_rank() == 0 else 0.0
+    latency = 0.0
+    if idist.get_rank() == 0:
+        if progress is not None:
+            progress(f"measuring the latency of width {max_features}")
+        latency = _timed(plan, max_features)
     if idist.get_world_size() > 1:  # all ranks choose alike
         latency = float(cast(float, idist.broadcast(latency, src=0)))
     return latency

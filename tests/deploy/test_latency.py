@@ -22,5 +22,7 @@ def test_measure_latency_times_the_exported_network(request, dims) -> None:
     for name in ("onnx", "onnxruntime", "onnxscript"):
         pytest.importorskip(name)
     plan = request.getfixturevalue(f"plan_{dims}d")
-    narrow, wide = (measure_latency(plan, width) for width in (1, 64))
+    said: list[str] = []
+    narrow, wide = (measure_latency(plan, width, progress=said.append) for width in (1, 64))
     assert 0 < narrow < wide < 10_000
+    assert said == [f"measuring the latency of width {width}" for width in (1, 64)]
