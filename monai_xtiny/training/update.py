@@ -91,7 +91,7 @@ def update_bundle(bundle: Bundle, verification: Verification) -> Path | None:
         votes=votes,
         confidence=confidence,
         race=race,
-        budget=_renewed(former, verification),
+        budget=_raced_budget(former, verification),
     )
     with tempfile.TemporaryDirectory(prefix="monai_xtiny_") as name:
         old, new = (
@@ -115,7 +115,7 @@ def update_bundle(bundle: Bundle, verification: Verification) -> Path | None:
     return None if kept is None else bundle.root / kept
 
 
-def _renewed(former: Selection, verification: Verification) -> Budget | None:
+def _raced_budget(former: Selection, verification: Verification) -> Budget | None:
     """The budget of a choice, with what the recommended width is expected to lose."""
     if former.budget is None or not verification.probabilities:
         return former.budget
