@@ -51,6 +51,8 @@ _HOMES = {
     "refinement": "selection.rules",
     "select_paper": "selection.paper",
     "select_width": "selection.choice",
+    "select_within": "selection.limits",
+    "check_budget": "selection.limits",
     "check_method": "selection.rules",
     "Bundle": "bundle.folder",
     "check_apart": "bundle.writer",
@@ -64,8 +66,10 @@ _HOMES = {
     "search_summary": "bundle.summary",
     "check_bundle": "training.check",
     "verify_bundle": "training.verify",
+    "check_latency": "deploy.latency",
     "deploy_bundle": "deploy.pipeline",
     "load_segmenter": "deploy.segmenter",
+    "measure_latency": "deploy.latency",
 }
 __all__ = ["__version__", *_HOMES]
 

@@ -14,7 +14,7 @@ import numpy as np
 from monai_xtiny.bundle.folder import data_kind
 from monai_xtiny.bundle.imported import is_imported
 from monai_xtiny.bundle.results import Evaluation
-from monai_xtiny.bundle.summary import advice
+from monai_xtiny.bundle.summary import advice, budget_sentence
 from monai_xtiny.bundle.templates import template_environment
 from monai_xtiny.selection.rule import Selection
 from monai_xtiny.selection.rules import find_rule
@@ -83,6 +83,7 @@ def model_card(
             if rung.alignment
         },
         description=rule.describe(table),
+        budget=budget_sentence(selection),
         voters=rule.voters(table),
         advice="" if former_width is not None else advice(selection),
     )

@@ -6,7 +6,7 @@ import os
 
 import numpy as np
 
-from monai_xtiny.selection.rule import Selection
+from monai_xtiny.selection.rule import Budget, Selection
 from monai_xtiny.selection.rules import find_rule
 
 
@@ -45,14 +45,47 @@ def advice(selection: Selection) -> str:
     doubt = find_rule(selection.method).doubt(selection)
     if not doubt:
         return ""
+    budget = selection.budget
+    if budget is not None and budget.searched != selection.max_features:
+        return ""  # the budget decided, and its sentence says what that costs
     widths = selection.table.widths
     index = widths.index(selection.max_features)
-    wider = f"take the next wider width, {widths[index - 1]}; " if index else ""
+    has_wider = index > 0 and widths[index - 1] in selection.fitting_widths
+    wider = f"take the next wider width, {widths[index - 1]}; " if has_wider else ""
     return (
         f"{doubt}: score more initializations (--num_seeds) or images (--num_images); {wider}or "
         "train the neighbors briefly on labeled cases: "
         "python -m monai_xtiny verify BUNDLE --data DIR"
     )
+
+
+def budget_sentence(selection: Selection) -> str:
+    """The limits of a choice, and what keeping to them is expected to cost; empty without any."""
+    budget = selection.budget
+    if budget is None:
+        return ""
+    chosen, lost = selection.max_features, f"{budget.expected_dice_lost:.3f} Dice beyond the"
+    text = f"budget of at most {limits_text(budget)}: width {chosen}"
+    if chosen == budget.searched:
+        return f"{text} is within it, and expected to lose {lost} tolerance of 0.01"
+    return (
+        f"{text} in place of {budget.searched}, expected to lose {lost} tolerance of 0.01 "
+        f"({budget.searched_dice_lost:.3f} with width {budget.searched})"
+    )
+
+
+def limits_text(budget: Budget) -> str:
+    """The limits in words, with the latencies that were measured."""
+    measured = ", ".join(
+        f"{value:.3g} ms with width {width}" for width, value in budget.latencies_ms.items()
+    )
+    limits = (
+        (budget.max_parameters, "{:,} parameters"),
+        (budget.max_gmacs, "{:.4g} GMACs"),
+        (budget.max_latency_ms, "{:.4g} ms per patch in ONNX Runtime on the CPU"),
+    )
+    text = ", ".join(words.format(value) for value, words in limits if value is not None)
+    return f"{text} (measured: {measured})" if measured else text
 
 
 def search_summary(selection: Selection, bundle: str | os.PathLike[str]) -> str:
@@ -64,6 +97,7 @@ def search_summary(selection: Selection, bundle: str | os.PathLike[str]) -> str:
         f"selected width {rung.max_features}: {rung.num_parameters:,} parameters, "
         f"{full.num_parameters / rung.num_parameters:.0f} times fewer than the full network's "
         f"{full.num_parameters:,} (method {selection.method}{sure})",
+        budget_sentence(selection),
         advice(selection),
         f"{len(table.images)} images: loaded in {seconds['load']:.1f} s, "
         f"scored in {seconds['score']:.1f} s",

@@ -140,6 +140,7 @@ def race_bundle(bundle: Bundle, *, is_update: bool, **options: Any) -> None:
         options: of :func:`monai_xtiny.training.verify.verify_bundle`.
     """
     from monai_xtiny.bundle.folder import VERIFICATION
+    from monai_xtiny.bundle.summary import limits_text
     from monai_xtiny.training.compare import verification_summary
     from monai_xtiny.training.update import update_bundle
     from monai_xtiny.training.verify import verify_bundle
@@ -153,8 +154,11 @@ def race_bundle(bundle: Bundle, *, is_update: bool, **options: Any) -> None:
             flush=True,
         ),
     )
-    ladder = bundle.selection.table.ladder
+    ladder, budget = bundle.selection.table.ladder, bundle.selection.budget
     print(verification_summary(found, {rung.max_features: rung.num_parameters for rung in ladder}))
+    if budget is not None:
+        widths = ", ".join(map(str, bundle.selection.fitting_widths))
+        print(f"within the budget of at most {limits_text(budget)}: widths {widths} alone")
     is_other = found.recommended != found.selected
     if is_update:
         former = update_bundle(bundle, found)

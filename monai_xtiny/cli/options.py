@@ -30,6 +30,9 @@ class SearchOptions:
         num_seeds: initializations of every width.
         max_seconds: wall time after which no more initializations are asked for, s.
         max_memory_gb: what the process may hold, 1e9 bytes.
+        max_parameters: of the chosen network; likewise the next two.
+        max_gmacs: of one forward pass on one patch, in 1e9 multiply-accumulates.
+        max_latency_ms: of one forward pass on one patch, ms.
         plans: nnU-Net's plans file.
         configuration: of the plans file.
         device: auto, cpu, cuda, ...
@@ -51,6 +54,9 @@ class SearchOptions:
     plans: str | None
     configuration: str
     device: str
+    max_parameters: int | None = None
+    max_gmacs: float | None = None
+    max_latency_ms: float | None = None
     overwrite: bool = False
     unit_test: bool = False
     torchscript: bool = False
@@ -66,15 +72,17 @@ class SearchOptions:
             ValueError: a value is out of its range, or would be evaluated.
         """
         from monai_xtiny.data.labels import read_label_names
+        from monai_xtiny.selection.limits import checked_limits
 
         self._check()
         names = self.label_names
-        # Without a number the config's own default stands.
+        # Without a number the config's own default stands; likewise with the limits.
         scored = (
             {} if self.num_images is None else {"num_images": parse_num_images(self.num_images)}
         )
         return {
             **scored,
+            **checked_limits(self.max_parameters, self.max_gmacs, self.max_latency_ms),
             "images": PlainPath(self.images),
             "bundle": None if self.bundle is None else PlainPath(self.bundle),
             "label_names": None if names is None else read_label_names(self.images, names),
@@ -134,6 +142,7 @@ def make_workflow(
 
     Raises:
         FileNotFoundError: there is no such config file.
+        ValueError: it is from before there were limits, and one is given.
     """
     from monai.bundle import ConfigWorkflow
 
@@ -142,6 +151,12 @@ def make_workflow(
     path = Path(config_file) if config_file is not None else configs_dir() / "search.json"
     if not path.is_file():
         raise FileNotFoundError(f"no such file: {str(path)!r}: check --config_file")
+    for name in ("max_parameters", "max_gmacs", "max_latency_ms"):
+        if overrides.get(name) is not None and f"@{name}" not in path.read_text("utf-8"):
+            raise ValueError(
+                f"{str(path)!r} makes nothing of --{name}: change a newer copy of "
+                "configs/search.json, or leave the limit out"
+            )
     files = [str(path)]
     if int(os.environ.get("WORLD_SIZE", "1")) > 1:  # under torchrun
         files.append(str(configs_dir() / "multi_gpu_search.json"))

@@ -31,6 +31,9 @@ def search(
     num_seeds: int | None = None,
     max_seconds: float | None = None,
     max_memory_gb: float | None = None,
+    max_parameters: int | None = None,
+    max_gmacs: float | None = None,
+    max_latency_ms: float | None = None,
     plans: str | None = None,
     configuration: str = "2d",
     device: str = "auto",
@@ -57,6 +60,10 @@ def search(
             widths for the other rules.
         max_seconds: time after which no further initializations are asked for.
         max_memory_gb: what the process may hold; with less, fewer networks and images at a time.
+        max_parameters: of the network: the best width within the limits is chosen.
+        max_gmacs: of one forward pass on one patch, in 1e9 multiply-accumulates.
+        max_latency_ms: of one forward pass on one patch, measured here with ONNX Runtime on the
+            CPU, ms.
         plans: nnU-Net's plans file to take the plan from.
         configuration: of the plans file.
         device: auto, cpu, cuda, cuda:1, ...
@@ -90,6 +97,9 @@ def search(
             plans=plans,
             configuration=configuration,
             device=device,
+            max_parameters=max_parameters,
+            max_gmacs=max_gmacs,
+            max_latency_ms=max_latency_ms,
             overwrite=overwrite,
             unit_test=unit_test,
             torchscript=torchscript,
@@ -247,7 +257,12 @@ def score(
 
 @as_typed
 def select(
-    scores: str, output: str | None = None, method: str | None = None, debug: bool = False
+    scores: str,
+    output: str | None = None,
+    method: str | None = None,
+    max_parameters: int | None = None,
+    max_gmacs: float | None = None,
+    debug: bool = False,
 ) -> Job:
     """Choose a width from a table of scores.
 
@@ -255,22 +270,32 @@ def select(
         scores: what 'score' wrote, or a bundle's docs/search.json.
         output: search.json to write; default: only the table is printed.
         method: rule that chooses the width; default: the one that the table was scored for.
+        max_parameters: of the network: the best width within the limits is chosen.
+        max_gmacs: of one forward pass on one patch, in 1e9 multiply-accumulates.
         debug: show tracebacks.
     """
 
     def run() -> None:
         from monai_xtiny.bundle.search_file import write_search
-        from monai_xtiny.bundle.summary import ladder_table
+        from monai_xtiny.bundle.summary import budget_sentence, ladder_table
         from monai_xtiny.scores.table import table_from_dict
-        from monai_xtiny.selection.choice import select_width, suited_method
+        from monai_xtiny.selection.limits import select_within
+        from monai_xtiny.selection.rules import suited_method
         from monai_xtiny.system.files import read_json
 
         check_output(output)
         table = table_from_dict(read_json(scores))
-        selection = select_width(table, method or suited_method(table))
+        selection = select_within(
+            table,
+            method or suited_method(table),
+            max_parameters=max_parameters,
+            max_gmacs=max_gmacs,
+        )
         if output is not None:
             write_search(selection, output)
         print(ladder_table(selection))
+        if selection.budget is not None:
+            print(budget_sentence(selection))
 
     return Job(run, debug)
 

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Collection, Mapping
 
 import numpy as np
 
@@ -65,6 +65,12 @@ def _choose_bayes(table: ScoreTable) -> Selection:
     )
 
 
+def _choose_among_bayes(selection: Selection, among: Collection[int]) -> int:
+    """The width of the least expected loss among some."""
+    table = selection.table
+    return least_loss(unlabeled_belief(table).shares(table.widths), among=among)
+
+
 def _doubt_bayes(selection: Selection) -> str:
     """What is doubtful about a choice; empty where its neighbors at least are likely."""
     widths = selection.table.widths
@@ -101,4 +107,5 @@ BAYES = Rule(
     needs_alignment=True,
     refine=refine_bayes,
     doubt=_doubt_bayes,
+    among=_choose_among_bayes,
 )

@@ -3,13 +3,13 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Mapping
-from dataclasses import asdict
-from math import isfinite
+from collections.abc import Collection, Mapping
+from dataclasses import asdict, replace
+from math import inf, isfinite
 from typing import Any
 
 from monai_xtiny.scores.table import ScoreTable
-from monai_xtiny.selection.rule import Race, RacedWidth, Selection
+from monai_xtiny.selection.rule import Budget, Race, RacedWidth, Selection
 from monai_xtiny.selection.rules import check_method, find_rule, suited_method
 
 __all__ = [
@@ -24,7 +24,9 @@ __all__ = [
 FORMAT_VERSION = 1
 
 
-def select_width(table: ScoreTable, method: str = "paper") -> Selection:
+def select_width(
+    table: ScoreTable, method: str = "paper", *, among: Collection[int] | None = None
+) -> Selection:
     """Choose a width from a table of scores by one of the rules.
 
     ``alignment`` applies :func:`monai_xtiny.selection.select_alignment` to the mean over all
@@ -35,13 +37,28 @@ def select_width(table: ScoreTable, method: str = "paper") -> Selection:
     Args:
         table: scores of every width and initialization.
         method: name of the rule.
+        among: widths that are allowed; default: all. Where the rule's own choice is not, ``bayes``
+            takes the one of the least expected loss, the other rules the widest that is narrower.
 
     Raises:
-        ValueError: the method is unknown, or the table lacks what it needs.
+        ValueError: the method is unknown, the table lacks what it needs, or no width is allowed.
     """
     if not table.seeds:
         raise ValueError("the table holds no scores, of a network that was imported: search anew")
-    return find_rule(method).choose(table)
+    rule = find_rule(method)
+    selection = rule.choose(table)
+    if among is None or selection.max_features in among:
+        return selection
+    allowed = [width for width in table.widths if width in among]
+    if not allowed:
+        raise ValueError(f"none of the widths {sorted(among)} is in the ladder {table.widths}")
+    width = rule.among(selection, allowed)
+    is_stated = selection.confidence is not None
+    return replace(
+        selection,
+        max_features=width,
+        confidence=selection.votes.get(width, 0.0) if is_stated else None,
+    )
 
 
 def selection_to_dict(selection: Selection) -> dict[str, Any]:
@@ -60,6 +77,7 @@ def selection_to_dict(selection: Selection) -> dict[str, Any]:
         "votes": {str(width): share for width, share in selection.votes.items()},
         **({} if selection.threshold is None else {"threshold": selection.threshold}),
         **({} if selection.race is None else {"race": asdict(selection.race)}),
+        **({} if selection.budget is None else {"budget": _budget_to_dict(selection.budget)}),
     }
 
 
@@ -80,6 +98,7 @@ def selection_from_dict(content: Mapping[str, Any], table: ScoreTable) -> Select
             table=table,
             threshold=None if threshold is None else float(threshold),
             race=None if content.get("race") is None else _race_from_dict(content["race"]),
+            budget=None if content.get("budget") is None else _budget_from_dict(content["budget"]),
         )
     except (LookupError, TypeError, ValueError, AttributeError, OverflowError) as error:
         raise ValueError(f"no selection ({error}): write it with monai_xtiny select") from error
@@ -102,7 +121,49 @@ def selection_from_dict(content: Mapping[str, Any], table: ScoreTable) -> Select
     for share in (*selection.votes.values(), selection.confidence or 0.0):
         if not 0 <= share <= 1:
             raise ValueError(f"votes and confidence are shares from 0 to 1, and one is {share}")
+    _check_budget(selection)
     return selection
+
+
+def _budget_to_dict(budget: Budget) -> dict[str, Any]:
+    """A budget in JSON's types."""
+    latencies = {str(width): value for width, value in budget.latencies_ms.items()}
+    return {**asdict(budget), "latencies_ms": latencies}
+
+
+def _budget_from_dict(content: Mapping[str, Any]) -> Budget:
+    """The budget of a selection."""
+    count, gmacs, latency = (
+        content[name] for name in ("max_parameters", "max_gmacs", "max_latency_ms")
+    )
+    return Budget(
+        searched=int(content["searched"]),
+        expected_dice_lost=float(content["expected_dice_lost"]),
+        searched_dice_lost=float(content["searched_dice_lost"]),
+        max_parameters=None if count is None else int(count),
+        max_gmacs=None if gmacs is None else float(gmacs),
+        max_latency_ms=None if latency is None else float(latency),
+        latencies_ms={int(width): float(value) for width, value in content["latencies_ms"].items()},
+    )
+
+
+def _check_budget(selection: Selection) -> None:
+    """Refuse a budget of odd numbers, and a choice that does not keep to it."""
+    budget = selection.budget
+    if budget is None:
+        return
+    limits = (budget.max_parameters, budget.max_gmacs, budget.max_latency_ms)
+    numbers = [value for value in (*limits, *budget.latencies_ms.values()) if value is not None]
+    lost = (budget.expected_dice_lost, budget.searched_dice_lost)
+    if not all(0 < value < inf for value in numbers) or not all(0 <= value < inf for value in lost):
+        raise ValueError(f"the budget holds numbers that are negative or not finite: {budget}")
+    widths = selection.table.widths
+    if not {budget.searched, *budget.latencies_ms} <= set(widths):
+        raise ValueError(f"the budget names a width that is not in the ladder {widths}: {budget}")
+    if selection.max_features not in selection.fitting_widths:
+        raise ValueError(
+            f"the selected width {selection.max_features} does not keep to its own budget: {budget}"
+        )
 
 
 def _race_from_dict(content: Mapping[str, Any]) -> Race:

@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
-from dataclasses import dataclass
+from collections.abc import Callable, Collection, Mapping
+from dataclasses import dataclass, field
 
 from monai_xtiny.scores.table import Rung, ScoreTable
 
@@ -50,6 +50,45 @@ class Race:
 
 
 @dataclass(frozen=True)
+class Budget:
+    """What the network may cost at most, and what keeping to that costs in turn.
+
+    The Dice lost is what trained tasks, the number of classes and the images say, beyond the
+    tolerance of 0.01 (:func:`monai_xtiny.selection.posterior.expected_dice_lost`).
+
+    Args:
+        searched: width that the rule chose without limits.
+        expected_dice_lost: that the chosen width is expected to lose.
+        searched_dice_lost: that ``searched`` is expected to lose.
+        max_parameters: of the network; ``None``: no limit, as below.
+        max_gmacs: of one forward pass on one patch, in 1e9 multiply-accumulates.
+        max_latency_ms: of one forward pass on one patch, ms.
+        latencies_ms: of the widths that were measured, ms, widest first; a narrower width is no
+            slower.
+    """
+
+    searched: int
+    expected_dice_lost: float
+    searched_dice_lost: float
+    max_parameters: int | None = None
+    max_gmacs: float | None = None
+    max_latency_ms: float | None = None
+    latencies_ms: Mapping[int, float] = field(default_factory=dict)
+
+    def fits(self, rung: Rung) -> bool:
+        """Whether a width is known to keep to every limit."""
+        if self.max_parameters is not None and rung.num_parameters > self.max_parameters:
+            return False
+        if self.max_gmacs is not None and rung.gmacs > self.max_gmacs:
+            return False
+        limit = self.max_latency_ms
+        return limit is None or any(
+            rung.max_features <= width and latency <= limit
+            for width, latency in self.latencies_ms.items()
+        )
+
+
+@dataclass(frozen=True)
 class Selection:
     """The chosen width, and what speaks for it.
 
@@ -64,6 +103,7 @@ class Selection:
         threshold: that the rule chose with, where it has one.
         race: brief trainings that moved or kept the choice; votes and confidence are probabilities
             then. ``None``: there were none.
+        budget: limits that the choice keeps to. ``None``: none were given.
     """
 
     method: str
@@ -73,11 +113,19 @@ class Selection:
     table: ScoreTable
     threshold: float | None = None
     race: Race | None = None
+    budget: Budget | None = None
 
     @property
     def rung(self) -> Rung:
         """The row of the table that was chosen."""
         return next(rung for rung in self.table.ladder if rung.max_features == self.max_features)
+
+    @property
+    def fitting_widths(self) -> tuple[int, ...]:
+        """Widths of the ladder that are known to keep to the budget, widest first."""
+        if self.budget is None:
+            return self.table.widths
+        return tuple(rung.max_features for rung in self.table.ladder if self.budget.fits(rung))
 
 
 def low_confidence(selection: Selection) -> str:
@@ -85,6 +133,21 @@ def low_confidence(selection: Selection) -> str:
     if selection.confidence is None or selection.confidence >= LOW_CONFIDENCE:
         return ""
     return f"The confidence is under {LOW_CONFIDENCE:.0%}"
+
+
+def widest_below(selection: Selection, among: Collection[int]) -> int:
+    """The widest of some widths that is narrower than a choice.
+
+    Raises:
+        ValueError: there is none.
+    """
+    below = [width for width in among if width < selection.max_features]
+    if not below:
+        raise ValueError(
+            f"none of the widths {sorted(among, reverse=True)} is narrower than the choice of the "
+            f"rule {selection.method!r}, {selection.max_features}: allow narrower ones"
+        )
+    return max(below)
 
 
 @dataclass(frozen=True)
@@ -105,6 +168,7 @@ class Rule:
             none.
         doubt: what is doubtful about a choice, as the beginning of a sentence that goes on with
             what to do; empty where nothing is.
+        among: the best of the widths that are allowed, from a choice that is not allowed.
 
     Raises:
         ValueError: it asks for aligned initializations, and needs no alignment.
@@ -118,6 +182,7 @@ class Rule:
     needs_alignment: bool = False
     refine: Callable[[ScoreTable, Callable[[int], float]], Mapping[int, int]] | None = None
     doubt: Callable[[Selection], str] = low_confidence
+    among: Callable[[Selection, Collection[int]], int] = widest_below
 
     def __post_init__(self) -> None:
         if self.refine is not None and not self.needs_alignment:

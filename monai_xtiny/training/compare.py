@@ -5,7 +5,7 @@ Arrays of Dice are (seeds, cases, classes), NaN where the label of a case lacks 
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass, field
 from operator import attrgetter
 from typing import TYPE_CHECKING
@@ -94,6 +94,7 @@ def compare_trainings(
     ladder: Sequence[int],
     belief: Belief,
     num_updates: int,
+    among: Collection[int] | None = None,
     confidence_level: float = CONFIDENCE_LEVEL,
 ) -> Verification:
     """Choose a width by trainings, and by what was known before.
@@ -108,6 +109,7 @@ def compare_trainings(
         ladder: all widths, widest first.
         belief: what was known of the width before.
         num_updates: of each training: the fewer, the larger the tolerance.
+        among: widths of the ladder that may be recommended; default: all.
         confidence_level: of the intervals.
 
     Raises:
@@ -126,9 +128,12 @@ def compare_trainings(
     candidates = [
         width for width, verdict in verdicts.items() if verdict is not False and width <= enough
     ]
-    recommended = least_loss(shares, among=candidates or [max(dice)])
+    allowed = [width for width in ladder if among is None or width in among]
+    trained = [width for width in dice if width in allowed]
+    fitting = [width for width in candidates if width in allowed]
+    recommended = least_loss(shares, among=fitting or [max(trained)])
     known = {**{width: None for width in ladder}, **verdicts}
-    beside = neighbors(ladder, recommended)
+    beside = neighbors(allowed, recommended)
     narrower = [known[width] for width in beside if width < recommended]
     has_wider = all(width in dice for width in beside)
     return Verification(

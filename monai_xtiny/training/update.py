@@ -35,6 +35,8 @@ from monai_xtiny.bundle.replace import replaced_whole
 from monai_xtiny.bundle.weights import hold_same
 from monai_xtiny.bundle.writer import export_bundle
 from monai_xtiny.selection.choice import Selection
+from monai_xtiny.selection.limits import renewed_budget
+from monai_xtiny.selection.rule import Budget
 from monai_xtiny.system.files import write_json, write_text
 from monai_xtiny.training.compare import Verification, race_of
 
@@ -67,13 +69,13 @@ def update_bundle(bundle: Bundle, verification: Verification) -> Path | None:
         BlockingIOError: another process writes the bundle.
         FileNotFoundError: there is no bundle.
         ValueError: the verification is of another width than the bundle's, or recommends one that
-            is not in the ladder; or the card has lost its marks.
+            is not in the ladder, or outside of the budget; or the card has lost its marks.
     """
     former, width = bundle.selection, verification.recommended
-    if former.max_features != verification.selected or width not in former.table.widths:
+    if former.max_features != verification.selected or width not in former.fitting_widths:
         raise ValueError(
             f"the verification of width {verification.selected} recommends {width}, and the bundle "
-            f"has width {former.max_features} of {former.table.widths}: verify this bundle"
+            f"has width {former.max_features} of {former.fitting_widths}: verify this bundle"
         )
     race = race_of(verification)
     if width == former.max_features and race is None:
@@ -83,7 +85,14 @@ def update_bundle(bundle: Bundle, verification: Verification) -> Path | None:
     # Without probabilities, the rule's confidence in the width that is used now.
     is_stated = bool(verification.probabilities) or former.confidence is not None
     confidence = votes.get(width, 0.0) if is_stated else None
-    moved = replace(former, max_features=width, votes=votes, confidence=confidence, race=race)
+    moved = replace(
+        former,
+        max_features=width,
+        votes=votes,
+        confidence=confidence,
+        race=race,
+        budget=_raced_budget(former, verification),
+    )
     with tempfile.TemporaryDirectory(prefix="monai_xtiny_") as name:
         old, new = (
             _export_width(bundle, selection, Path(name, part))
@@ -104,6 +113,13 @@ def update_bundle(bundle: Bundle, verification: Verification) -> Path | None:
                 copy.path(LARGE_FILES).unlink()
             write_large_files(copy)
     return None if kept is None else bundle.root / kept
+
+
+def _raced_budget(former: Selection, verification: Verification) -> Budget | None:
+    """The budget of a choice, with what the recommended width is expected to lose."""
+    if former.budget is None or not verification.probabilities:
+        return former.budget
+    return renewed_budget(former.budget, verification.probabilities, verification.recommended)
 
 
 def write_verification(bundle: Bundle, verification: Verification) -> Path:

@@ -96,7 +96,8 @@ def verify_bundle(
 
     The race begins with the bundle's width, and goes on until both neighbors of the smallest width
     within a tolerance of the best have run. These then run again with other seeds, until the
-    intervals of their differences decide, or seeds or time are used up.
+    intervals of their differences decide, or seeds or time are used up. Widths that do not keep to
+    the bundle's budget have no part.
 
     Every training is the bundle's own ``train.json`` with the ``network_def`` of its width, in a
     temporary bundle, with a learning rate that falls to its end. With one seed all widths see the
@@ -196,14 +197,16 @@ def _race(
         seeds: of the trainings of a width.
         num_updates: of a training.
     """
-    ladder, selected = bundle.selection.table.widths, bundle.selection.max_features
+    # Of a choice with a budget, the widths that keep to it.
+    ladder, selected = bundle.selection.fitting_widths, bundle.selection.max_features
     trainings = [train(selected, seeds[0])]
 
     def compared() -> Verification:
         return compare_trainings(
             selected,
             trainings,
-            ladder=ladder,
+            ladder=bundle.selection.table.widths,
+            among=ladder,
             belief=unlabeled_belief(bundle.selection.table),
             num_updates=num_updates,
         )

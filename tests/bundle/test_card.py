@@ -14,6 +14,7 @@ from monai_xtiny.bundle.card import (
 )
 from monai_xtiny.bundle.results import Evaluation
 from monai_xtiny.bundle.summary import advice
+from monai_xtiny.selection.rule import Budget
 from tests.bundle.choices import HEADINGS, RACE, aligned, card
 
 EVALUATION = Evaluation(("a", "b"), ((0.6,), (0.8,)), ((3.0,), (1.0,)))
@@ -124,3 +125,12 @@ def test_model_card_keeps_a_name_in_its_line(paper_choice) -> None:
     text = card(paper_choice, ("background", "cell\n# Heading\u2028<b>"))
     assert "cell # Heading \\<b\\>" in text
     assert "# Heading" not in [line.strip() for line in text.splitlines()]
+
+
+def test_model_card_tells_of_a_budget_where_the_choice_is_described(selection) -> None:
+    limited = replace(selection, budget=Budget(16, 0.02, 0.001, max_parameters=900))
+    sentence = "The choice keeps to a budget of at most 900 parameters: width 8 in place of 16"
+    text = rendered(limited)
+    description = text.split("<!-- xtiny:description -->")[1].split("<!-- /xtiny")[0]
+    assert sentence in description and "budget" not in rendered(selection)
+    assert renewed_card(text, rendered(selection), PARTS) == rendered(selection)

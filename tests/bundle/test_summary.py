@@ -4,7 +4,8 @@ from dataclasses import replace
 
 import pytest
 
-from monai_xtiny.bundle.summary import advice, ladder_table, search_summary
+from monai_xtiny.bundle.summary import advice, budget_sentence, ladder_table, search_summary
+from monai_xtiny.selection.rule import Budget
 from tests.bundle.choices import aligned, card
 
 
@@ -59,3 +60,36 @@ def test_ladder_table_of_alignment_has_its_values_seeds_and_votes(plan_2d) -> No
     assert lines[0].split() == header
     assert lines[4].split()[-4:] == ["4", "79%", "<-", "selected"]
     assert lines[1].split() == ["64", "64,000", "6.400", "1.5", "1"]
+
+
+def test_budget_sentence_says_what_keeping_to_the_limits_costs(plan_2d) -> None:
+    choice = aligned(plan_2d, {16: 0.6, 8: 0.4}, 0.4)
+    assert budget_sentence(choice) == ""
+    moved = replace(choice, budget=Budget(16, 0.0123, 0.0041, max_parameters=9000, max_gmacs=1.5))
+    text = budget_sentence(moved)
+    assert text == (
+        "budget of at most 9,000 parameters, 1.5 GMACs: width 8 in place of 16, expected to lose "
+        "0.012 Dice beyond the tolerance of 0.01 (0.004 with width 16)"
+    )
+    assert text in search_summary(moved, "out/x")
+    assert f"The choice keeps to a {text}." in card(moved)
+
+
+def test_budget_sentence_names_the_latencies_that_were_measured(plan_2d) -> None:
+    choice = aligned(plan_2d, {8: 0.9}, 0.9)
+    budget = Budget(8, 0.004, 0.004, max_latency_ms=5, latencies_ms={8: 3.14159})
+    assert budget_sentence(replace(choice, budget=budget)) == (
+        "budget of at most 5 ms per patch in ONNX Runtime on the CPU (measured: 3.14 ms with width "
+        "8): width 8 is within it, and expected to lose 0.004 Dice beyond the tolerance of 0.01"
+    )
+
+
+def test_advice_recommends_no_width_outside_of_the_budget(plan_2d) -> None:
+    unsure = aligned(plan_2d, {8: 0.79, 4: 0.21}, 0.79)
+    roomy, tight = (
+        replace(unsure, budget=Budget(8, 0.0, 0.0, max_parameters=count)) for count in (16000, 8000)
+    )
+    assert "next wider width, 16" in advice(roomy)
+    assert "wider" not in advice(tight) and "verify" in advice(tight)
+    # Where the budget decided, its own sentence says what that costs.
+    assert advice(replace(unsure, budget=Budget(16, 0.1, 0.0, max_parameters=8000))) == ""

@@ -18,6 +18,7 @@ from monai_xtiny.cli.options import (
     parse_number,
 )
 from monai_xtiny.system.config_text import PlainPath
+from tests.conftest import DATA
 
 TYPED: dict[str, Any] = {
     "images": "images",
@@ -65,6 +66,9 @@ def test_search_overrides_refuses_what_would_be_evaluated(name) -> None:
         ({"max_memory_gb": -2}, "--max_memory_gb is -2: give a number of gigabytes"),
         ({"max_memory_gb": 0}, "--max_memory_gb is 0: give more than 0"),
         ({"overwrite": "no"}, "--overwrite is 'no': give the flag alone"),
+        ({"max_parameters": 0}, "--max_parameters is 0: give a whole number above 0"),
+        ({"max_gmacs": "few"}, "--max_gmacs is 'few': give a number above 0"),
+        ({"max_latency_ms": float("nan")}, "--max_latency_ms is nan: give a number above 0"),
     ],
     ids=lambda item: "-".join(item) if isinstance(item, dict) else "",
 )
@@ -85,6 +89,18 @@ def test_search_overrides_hands_on_numbers_typed_with_quotes() -> None:
 
 def test_search_overrides_takes_a_limit_of_no_seconds() -> None:
     assert SearchOptions(**{**TYPED, "max_seconds": 0}).overrides()["max_seconds"] == 0
+
+
+def test_search_overrides_leaves_limits_that_are_not_given_to_the_config() -> None:
+    found = SearchOptions(**{**TYPED, "max_gmacs": 0.5}).overrides()
+    assert found["max_gmacs"] == 0.5
+    assert {"max_parameters", "max_latency_ms"}.isdisjoint(found)
+
+
+def test_make_workflow_refuses_a_limit_that_an_earlier_config_makes_nothing_of() -> None:
+    saved = str(DATA / "search_0.1.0.json")
+    with pytest.raises(ValueError, match=r"0\.1\.0\.json' makes nothing of --max_gmacs: change"):
+        make_workflow(saved, {"max_gmacs": 0.5})
 
 
 def test_parse_int_takes_whole_numbers_as_typed() -> None:

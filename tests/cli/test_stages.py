@@ -15,6 +15,7 @@ import numpy as np
 import pytest
 from monai.bundle import ConfigParser
 
+from monai_xtiny.bundle.search_file import read_search
 from monai_xtiny.system.config_text import PlainPath
 from tests.cli.typed import refused, run_main
 from tests.conftest import DATA, write_dicom_series, write_nifti, write_png
@@ -130,6 +131,11 @@ def test_search_refuses_bad_images(capsys, tmp_path, make, what, reach) -> None:
         (("--seed", "9" * 30), "give a number from 0"),
         (("--spatial_dims", "2.0"), "--spatial_dims is 2.0"),
         (("--overwrite", "no"), "--overwrite is 'no'"),
+        (("--max_parameters", "0"), "--max_parameters is 0: give a whole number above 0"),
+        (("--max_parameters", "5"), "--max_parameters is 5, and the narrowest network, width 1"),
+        (("--max_gmacs", "-1"), "--max_gmacs is -1: give a number above 0"),
+        (("--max_gmacs", "1e-9"), "--max_gmacs is 1e-09, and the narrowest network, width 1"),
+        (("--max_latency_ms", "fast"), "--max_latency_ms is 'fast': give a number above 0"),
         (("--unit_test", "no"), "--unit_test is 'no'"),
         (("--torchscript", "no"), "--torchscript is 'no'"),
         (("--label_names", "one"), "two or more different ones"),
@@ -305,6 +311,69 @@ def test_the_stages_one_by_one_give_what_search_gives(capsys, tmp_path, png_fold
     for name in ("train", "inference"):
         theirs, ours = ((b / "configs" / f"{name}.json").read_text() for b in (whole, parts))
         assert ours == theirs
+
+
+@pytest.mark.search
+def test_search_and_select_keep_to_a_budget(capsys, tmp_path, png_folder, searched) -> None:
+    scores, output = searched / "docs" / "search.json", tmp_path / "search.json"
+    table = read_search(scores).table
+    counts = {rung.max_features: rung.num_parameters for rung in table.ladder}
+    limit = ("--max_parameters", counts[2])
+    bundle = tmp_path / "x_segmentation"
+    command = ("search", "--images", png_folder, "--bundle", bundle)
+    assert run_main(*command, *limit) == 0
+    said = capsys.readouterr().out
+    assert "selected width 2:" in said
+    line = f"budget of at most {counts[2]:,} parameters: width 2 in place of "
+    assert line in said and line in (bundle / "docs" / "README.md").read_text()
+    assert run_main("select", "--scores", scores, "--output", output, *limit) == 0
+    assert line in capsys.readouterr().out
+    chosen = [read_search(path) for path in (bundle / "docs" / "search.json", output)]
+    assert [item.max_features for item in chosen] == [2, 2]
+    assert chosen[0].budget == chosen[1].budget is not None
+    assert "narrowest" in refused(capsys, "select", "--scores", scores, "--max_parameters", 3)
+    assert "0: give" in refused(capsys, "select", "--scores", scores, "--max_gmacs", 0)
+
+
+def test_search_says_before_it_begins_that_latency_cannot_be_measured(
+    capsys, tmp_path, monkeypatch, png_folder
+) -> None:
+    monkeypatch.setitem(sys.modules, "onnxruntime", None)
+    before = snapshot(tmp_path)
+    command = ("search", "--images", png_folder, "--bundle", tmp_path / "x_segmentation")
+    line = refused(capsys, *command, "--max_latency_ms", 5)
+    assert line == "error: onnxruntime cannot be imported: pip install monai-xtiny[deploy]"
+    assert snapshot(tmp_path) == before
+
+
+@pytest.mark.slow
+def test_search_keeps_to_a_latency_that_is_measured_here(capsys, tmp_path, png_folder) -> None:
+    for name in ("onnx", "onnxruntime", "onnxscript"):
+        pytest.importorskip(name)
+    bundle = tmp_path / "x_segmentation"
+    command = ("search", "--images", png_folder, "--bundle", bundle, "--method", "paper")
+    narrow = ("--max_parameters", 400)  # width 1 alone: it is exported and timed once
+    line = refused(capsys, *command, *narrow, "--max_latency_ms", "1e-6")
+    assert "--max_latency_ms is 1e-06, and the narrowest network, width 1, takes" in line
+    assert not bundle.exists()
+    assert run_main(*command, "--max_latency_ms", 10_000) == 0
+    said = capsys.readouterr().out
+    found = read_search(bundle / "docs" / "search.json")
+    assert found.budget is not None and list(found.budget.latencies_ms) == [found.max_features]
+    assert f"width {found.max_features} is within it" in said
+    assert [path.name for path in tmp_path.iterdir() if "x_seg" in path.name] == [bundle.name]
+
+
+@pytest.mark.slow
+def test_monai_bundle_runs_the_search_within_a_budget(tmp_path, png_folder) -> None:
+    config = Path(__file__).parents[2] / "configs" / "search.json"
+    bundle = tmp_path / "x_segmentation"
+    command = ["monai.bundle", "run", "--config_file", str(config), "--images", str(png_folder)]
+    command += ["--bundle", str(bundle), "--max_parameters", "6000"]
+    done = run_module(*command, cwd=tmp_path)
+    assert done.returncode == 0, done.stderr
+    found = read_search(bundle / "docs" / "search.json")
+    assert found.budget is not None and found.rung.num_parameters <= 6000
 
 
 @pytest.mark.search

@@ -75,3 +75,19 @@ def test_bayes_doubts_where_not_even_the_neighbors_are_likely(plan_2d) -> None:
     assert BAYES.doubt(found) == ""
     spread = replace(found, votes={found.max_features: 0.5, 1: 0.5}, max_features=16)
     assert "the right width is not even a neighbor" in BAYES.doubt(spread)
+
+
+@pytest.mark.parametrize("scale", [0.3, 1.0, 2.0])
+def test_bayes_among_some_widths_takes_the_one_of_the_least_loss(plan_2d, scale) -> None:
+    table = table_of(plan_2d, {width: scale * mean for width, mean in MEANS.items()})
+    free = select_width(table, "bayes")
+    shares = unlabeled_belief(table).shares(table.widths)
+    for place in range(len(table.widths)):
+        among = table.widths[place:]
+        found = select_width(table, "bayes", among=among)
+        assert found.max_features == least_loss(shares, among=among)
+        assert found.confidence == found.votes.get(found.max_features, 0.0)
+        # The loss is convex in log2 of the width: the nearest that is allowed is the best.
+        assert found.max_features == min(free.max_features, among[0])
+    among = (64, 1)
+    assert select_width(table, "bayes", among=among).max_features == least_loss(shares, among=among)

@@ -14,7 +14,7 @@ from monai_xtiny.selection.choice import (
     selection_to_dict,
     suited_method,
 )
-from monai_xtiny.selection.rule import Race, RacedWidth
+from monai_xtiny.selection.rule import Budget, Race, RacedWidth
 from tests.conftest import DATA
 from tests.selection.tables import MEANS, noisy_table
 
@@ -167,3 +167,63 @@ def test_selection_from_dict_refuses_what_has_another_form(plan_2d, field, value
     selection = select_width(make_table(plan_2d, [CASES[1]["sensitivity"]]))
     with pytest.raises(ValueError, match="no selection|method is|shares"):
         selection_from_dict({**selection_to_dict(selection), field: value}, selection.table)
+
+
+def test_select_width_among_allowed_ones_keeps_the_rules_own_or_takes_the_next_narrower(
+    plan_2d,
+) -> None:
+    table = make_table(plan_2d, [CASES[1]["sensitivity"]] * 2)
+    free = select_width(table)
+    assert free.max_features == 8
+    assert select_width(table, among=(16, 8, 1)) == free
+    found = select_width(table, among=(64, 4, 2))
+    assert (found.max_features, found.confidence, found.votes) == (4, 0.0, free.votes)
+    single = make_table(plan_2d, [CASES[1]["sensitivity"]])
+    assert select_width(single, among=(4, 2)).confidence is None
+
+
+def test_select_width_refuses_to_choose_among_none(plan_2d) -> None:
+    table = make_table(plan_2d, [CASES[1]["sensitivity"]])
+    with pytest.raises(ValueError, match=r"none of the widths \[3\] is in the ladder"):
+        select_width(table, among=(3,))
+
+
+BUDGET = Budget(16, 0.02, 0.001, 90, 0.2, 5.0, {16: 7.5, 8: 4.0})
+
+
+def test_selection_keeps_its_budget(plan_2d) -> None:
+    table = make_table(plan_2d, [CASES[1]["sensitivity"]])
+    for budget in (BUDGET, Budget(8, 0.0, 0.0, max_gmacs=0.5)):
+        selection = replace(select_width(table), budget=budget)
+        content = json.loads(json.dumps(selection_to_dict(selection)))
+        assert selection_from_dict(content, table) == selection
+        assert set(content["budget"]) == set(Budget.__dataclass_fields__)
+    assert "budget" not in selection_to_dict(select_width(table))
+
+
+@pytest.mark.parametrize(
+    ("changed", "message"),
+    [
+        ({"max_gmacs": float("nan")}, "the budget holds numbers that are negative or not finite"),
+        ({"max_latency_ms": -1}, "the budget holds numbers that are negative or not finite"),
+        ({"latencies_ms": {"8": float("inf")}}, "the budget holds numbers"),
+        ({"expected_dice_lost": -0.1}, "the budget holds numbers"),
+        ({"searched": 7}, "the budget names a width that is not in the ladder"),
+        ({"latencies_ms": {"7": 1.0}}, "the budget names a width that is not in the ladder"),
+        ({"max_parameters": 79}, "the selected width 8 does not keep to its own budget"),
+        ({"latencies_ms": {}}, "the selected width 8 does not keep to its own budget"),
+        ({"searched": None}, "no selection"),
+        ({"latencies_ms": []}, "no selection"),
+    ],
+    ids=lambda item: "-".join(item) if isinstance(item, dict) else "",
+)
+def test_selection_from_dict_refuses_an_odd_budget(plan_2d, changed, message) -> None:
+    table = make_table(plan_2d, [CASES[1]["sensitivity"]])
+    content = selection_to_dict(replace(select_width(table), budget=BUDGET))
+    content["budget"] |= changed
+    with pytest.raises(ValueError, match=message):
+        selection_from_dict(content, table)
+    for name in Budget.__dataclass_fields__:
+        short = {key: value for key, value in content["budget"].items() if key != name}
+        with pytest.raises(ValueError, match="no selection"):
+            selection_from_dict({**content, "budget": short}, table)

@@ -6,6 +6,7 @@ import pytest
 from monai_xtiny.selection.posterior import (
     Belief,
     crossing,
+    expected_dice_lost,
     expected_losses,
     least_loss,
     listed_shares,
@@ -70,3 +71,21 @@ def test_least_loss_takes_the_wider_where_the_narrower_is_not_surely_enough() ->
 
 def test_listed_shares_leave_out_what_is_not_worth_listing() -> None:
     assert listed_shares({16: 0.90049, 8: 0.097, 4: 0.00251}) == {16: 0.9, 8: 0.097}
+
+
+def test_expected_dice_lost_is_the_narrow_part_of_the_loss() -> None:
+    shares = Belief(3.2, 1.1).shares(LADDER)
+    for width in LADDER:
+        steps = {needed: np.log2(width / needed) for needed in LADDER}
+        wide = sum(0.0075 * steps[o] * share for o, share in shares.items() if steps[o] > 0)
+        assert expected_dice_lost(shares, width) + wide == pytest.approx(
+            expected_losses(shares)[width]
+        )
+
+
+def test_expected_dice_lost_falls_with_the_width_to_nothing() -> None:
+    shares = Belief(3.2, 1.1).shares(LADDER)
+    lost = [expected_dice_lost(shares, width) for width in LADDER]
+    assert lost[0] == 0 and lost == sorted(lost) and lost[-1] > 0.1
+    # One step too narrow for certain.
+    assert expected_dice_lost({16: 1.0, 8: 0.0}, 8) == 0.0125

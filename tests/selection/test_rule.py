@@ -5,7 +5,7 @@ from dataclasses import replace
 import pytest
 
 from monai_xtiny.selection.paper import PAPER
-from monai_xtiny.selection.rule import low_confidence
+from monai_xtiny.selection.rule import Budget, low_confidence, widest_below
 
 
 def test_rule_that_refines_the_alignment_must_need_it() -> None:
@@ -21,3 +21,27 @@ def test_low_confidence_is_doubted(selection, confidence, doubt) -> None:
 
 def test_selection_knows_its_row(selection) -> None:
     assert selection.rung.max_features == selection.max_features == 8
+
+
+@pytest.mark.parametrize(
+    ("limits", "fitting"),
+    [
+        ({"max_parameters": 800}, (8, 4, 2, 1)),
+        ({"max_parameters": 799}, (4, 2, 1)),
+        ({"max_gmacs": 0.2}, (2, 1)),
+        ({"max_parameters": 1600, "max_gmacs": 0.4}, (4, 2, 1)),
+        ({"max_latency_ms": 3.0, "latencies_ms": {16: 5.0, 8: 3.0}}, (8, 4, 2, 1)),
+        ({"max_latency_ms": 3.0, "latencies_ms": {8: 3.1}}, ()),
+        ({}, (32, 16, 8, 4, 2, 1)),
+    ],
+    ids=["at the limit", "below it", "gmacs", "both", "latency", "nothing measured fits", "none"],
+)
+def test_fitting_widths_keep_to_every_limit(selection, limits, fitting) -> None:
+    assert replace(selection, budget=Budget(8, 0, 0, **limits)).fitting_widths == fitting
+    assert selection.fitting_widths == selection.table.widths
+
+
+def test_widest_below_refuses_widths_that_are_all_wider(selection) -> None:
+    assert widest_below(selection, (16, 4, 2)) == 4
+    with pytest.raises(ValueError, match=r"widths \[32, 16\] is narrower .* 'paper', 8"):
+        widest_below(selection, (16, 32))

@@ -339,3 +339,19 @@ def test_verification_summary_says_what_was_found(levels, lines) -> None:
     row = next(line for line in text.splitlines() if line.startswith("    8"))
     share = f"{found.probabilities[8]:.0%}"
     assert row.split() == ["8", "10,331", "0.8000", "0.8010", "0.8005", "selected", share]
+
+
+def test_compare_trainings_recommends_no_width_that_is_not_allowed() -> None:
+    items = trainings(w4=0.7, w8=0.8, w16=0.85)
+    assert compare(items).recommended == 16
+    found = compare_trainings(
+        8, items, ladder=LADDER, belief=VAGUE, num_updates=480, among=(8, 4, 2, 1)
+    )
+    assert found.recommended == 8
+    # The probabilities are of the whole ladder; only the choice is narrower.
+    assert found.probabilities == compare(items).probabilities
+    within = trainings(w4=0.7, w8=0.8)
+    found = compare_trainings(
+        8, within, ladder=LADDER, belief=VAGUE, num_updates=480, among=(8, 4, 2, 1)
+    )
+    assert found.recommended == 8 and found.is_decided and not compare(within).is_decided

@@ -16,7 +16,9 @@ from monai_xtiny.bundle.results import Evaluation
 from monai_xtiny.bundle.search_file import read_search
 from monai_xtiny.bundle.torchscript import check_torchscript
 from monai_xtiny.bundle.writer import export_bundle
+from monai_xtiny.selection.limits import renewed_budget
 from monai_xtiny.selection.posterior import Belief
+from monai_xtiny.selection.rule import Budget
 from monai_xtiny.training.compare import Difference, Verification, compare_trainings
 from monai_xtiny.training.train import Training
 from monai_xtiny.training.update import update_bundle
@@ -105,6 +107,30 @@ def test_update_bundle_writes_the_race_into_choice_card_and_curve(bundle) -> Non
     text = (bundle / "docs" / "README.md").read_text()
     assert "moved the choice from width 8 to width 16" in text
     assert (bundle / "docs" / "sensitivity.png").read_bytes() != curve
+
+
+def test_update_bundle_keeps_the_budget_and_renews_what_it_costs(tmp_path, selection) -> None:
+    budget = Budget(16, 0.5, 0.4, max_parameters=1600)
+    limited = replace(selection, budget=budget)
+    bundle = export_bundle(limited, tmp_path / "x_segmentation", label_names=LABELS)
+    found = raced(16)
+    update_bundle(Bundle.open(bundle), found)
+    choice = read_search(bundle / "docs" / "search.json")
+    assert choice.max_features == 16
+    assert choice.budget == renewed_budget(budget, found.probabilities, 16)
+    assert choice.budget.expected_dice_lost < 0.4
+    assert "budget of at most 1,600 parameters: width 16 is" in (
+        bundle / "docs" / "README.md"
+    ).read_text("utf-8")
+
+
+def test_update_bundle_refuses_a_width_outside_of_the_budget(tmp_path, selection) -> None:
+    limited = replace(selection, budget=Budget(8, 0.0, 0.0, max_parameters=800))
+    bundle = export_bundle(limited, tmp_path / "x_segmentation", label_names=LABELS)
+    before = contents(bundle)
+    with pytest.raises(ValueError, match=r"recommends 16, .* of \(8, 4, 2, 1\): verify this"):
+        update_bundle(bundle, MOVED)
+    assert contents(bundle) == before
 
 
 def test_update_bundle_that_keeps_the_width_keeps_what_was_trained(bundle) -> None:

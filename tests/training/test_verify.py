@@ -20,6 +20,7 @@ from monai_xtiny.bundle.folder import Bundle
 from monai_xtiny.bundle.results import Evaluation
 from monai_xtiny.bundle.writer import export_bundle
 from monai_xtiny.cli.commands import main
+from monai_xtiny.selection.rule import Budget
 from monai_xtiny.training import verify as verification
 from monai_xtiny.training.check import check_bundle
 from monai_xtiny.training.labeled import data_options
@@ -137,6 +138,18 @@ def test_verify_bundle_climbs_until_both_neighbors_of_the_leader_are_known(
     found = verify_bundle(bundle, data=labeled)
     assert [width for width, seed in fake.asked if seed == 0] == [8, 4, 2, 1]
     assert (found.recommended, found.is_decided) == (2, True)
+
+
+def test_verify_bundle_races_no_width_outside_of_the_budget(
+    fake, empty_bundles, bundle, labeled
+) -> None:
+    opened = Bundle.open(bundle)
+    budget = Budget(8, 0.0, 0.0, max_parameters=opened.selection.rung.num_parameters)
+    limited = replace(opened, selection=replace(opened.selection, budget=budget))
+    fake.levels = {32: 0.9, 16: 0.85, 8: 0.8, 4: 0.7, 2: 0.6, 1: 0.5}
+    found = verify_bundle(limited, data=labeled)
+    assert found.widths == (8, 4)
+    assert (found.recommended, found.is_decided) == (8, True)
 
 
 def test_verify_bundle_runs_undecided_widths_with_more_seeds(
