@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
+
 import numpy as np
 
 from monai_xtiny.bundle.card import model_card
@@ -33,3 +35,12 @@ def aligned(plan, votes, confidence, threshold: float | None = 0.25) -> Selectio
         (1, 2, 3, 4),
     )  # fmt: skip
     return Selection("alignment", 8, votes, confidence, table, threshold)
+
+
+def shortened(selection: Selection) -> Selection:
+    """The same choice, with widths that are not aligned scored on the first image alone."""
+    ladder = tuple(
+        rung if rung.alignment else replace(rung, sensitivity=((4.0,),))
+        for rung in selection.table.ladder
+    )
+    return replace(selection, table=replace(selection.table, ladder=ladder))

@@ -13,8 +13,8 @@ from monai_xtiny.bundle.card import (
     renewed_card,
 )
 from monai_xtiny.bundle.results import Evaluation
-from monai_xtiny.bundle.summary import advice
-from tests.bundle.choices import HEADINGS, aligned, card
+from monai_xtiny.bundle.summary import advice, comparison
+from tests.bundle.choices import HEADINGS, aligned, card, shortened
 
 EVALUATION = Evaluation(("a", "b"), ((0.6,), (0.8,)), ((3.0,), (1.0,)))
 PARTS = (*CHOICE_PARTS, *MEASURED_PARTS)
@@ -101,6 +101,15 @@ def test_model_card_of_alignment_states_votes_and_confidence(plan_2d) -> None:
     text = card(aligned(plan_2d, {8: 0.79, 4: 0.21}, 0.79))
     assert "Confidence: 79 % of resamples of initializations and images agree." in text
     assert re.search(r"\| \*\*8\*\* .*\| 79 % \|", text)
+
+
+def test_model_card_says_on_which_images_wide_widths_were_scored(plan_2d) -> None:
+    selection = aligned(plan_2d, {8: 1.0}, 1.0)
+    text = card(shortened(selection))
+    assert f"|\n\n{comparison(shortened(selection).table)}\n\nConfidence: " in text
+    assert "| 64 | 64,000 | 6.400 | 4 |" in text and "| 32 | 32,000 | 3.200 | 2 |" in text
+    assert "no more" not in card(selection)
+    assert "%\n\nConf" in card(selection).replace(" |", "")
 
 
 def test_model_card_keeps_a_name_in_its_line(paper_choice) -> None:

@@ -6,7 +6,7 @@ from matplotlib.figure import Figure
 from PIL import Image
 
 from monai_xtiny.bundle.figures import Plane, plot_overlay, plot_sensitivity
-from tests.bundle.choices import aligned
+from tests.bundle.choices import aligned, shortened
 
 
 def test_plot_sensitivity_is_a_picture_and_repeats_byte_for_byte(tmp_path, paper_choice) -> None:
@@ -17,14 +17,20 @@ def test_plot_sensitivity_is_a_picture_and_repeats_byte_for_byte(tmp_path, paper
         assert len(image.convert("RGB").getcolors(1 << 20)) > 20
 
 
-def test_plot_sensitivity_of_alignment_draws_both_curves_bands_and_the_threshold(
-    plan_2d, tmp_path, monkeypatch
-) -> None:
-    figures = []
+@pytest.fixture
+def figures(monkeypatch) -> list[Figure]:
+    """Every figure that is saved."""
+    found: list[Figure] = []
     save = Figure.savefig
     monkeypatch.setattr(
-        Figure, "savefig", lambda self, *a, **k: (figures.append(self), save(self, *a, **k))
+        Figure, "savefig", lambda self, *a, **k: (found.append(self), save(self, *a, **k))
     )
+    return found
+
+
+def test_plot_sensitivity_of_alignment_draws_both_curves_bands_and_the_threshold(
+    plan_2d, tmp_path, figures
+) -> None:
     selection = aligned(plan_2d, {8: 0.79, 4: 0.21}, 0.79)
     path = plot_sensitivity(selection, tmp_path / "a.png")
     upper, lower = figures[0].axes
@@ -41,6 +47,17 @@ def test_plot_sensitivity_of_alignment_draws_both_curves_bands_and_the_threshold
     assert "8\n79%" in [label.get_text() for label in lower.get_xticklabels()]
     with Image.open(path) as image:
         assert image.size[1] > image.size[0] * 0.9  # two panels
+
+
+def test_plot_sensitivity_compares_widths_on_the_same_images_and_says_on_which(
+    plan_2d, tmp_path, figures
+) -> None:
+    selection = aligned(plan_2d, {8: 1.0}, 1.0)
+    for choice in (selection, shortened(selection)):
+        plot_sensitivity(choice, tmp_path / "a.png")
+    whole, short = (figure.axes[-1] for figure in figures)
+    assert short.lines[0].get_ydata() == pytest.approx([4.0, *[2.0] * 6])
+    assert short.get_ylabel() == f"{whole.get_ylabel()}\n(on the first of 2 images)"
 
 
 def test_plot_overlay_refuses_cases_without_a_label(tmp_path) -> None:

@@ -4,8 +4,8 @@ from dataclasses import replace
 
 import pytest
 
-from monai_xtiny.bundle.summary import advice, ladder_table, search_summary
-from tests.bundle.choices import aligned, card
+from monai_xtiny.bundle.summary import advice, comparison, ladder_table, search_summary
+from tests.bundle.choices import aligned, card, shortened
 
 
 def test_ladder_table_has_a_row_a_width_and_marks_the_choice(paper_choice) -> None:
@@ -59,3 +59,24 @@ def test_ladder_table_of_alignment_has_its_values_seeds_and_votes(plan_2d) -> No
     assert lines[0].split() == header
     assert lines[4].split()[-4:] == ["4", "79%", "<-", "selected"]
     assert lines[1].split() == ["64", "64,000", "6.400", "1.5", "1"]
+
+
+def test_comparison_says_on_which_images_wide_widths_were_scored(plan_2d, paper_choice) -> None:
+    selection = aligned(plan_2d, {8: 1.0}, 1.0)
+    assert comparison(selection.table) == comparison(paper_choice.table) == ""
+    table = shortened(selection).table
+    assert comparison(table) == (
+        "Sensitivity is that on the first of 2 images: widths over 32 were scored on no more."
+    )
+    wider = [replace(rung, sensitivity=((3.0,) * 3,)) for rung in table.ladder]
+    wider[0] = replace(wider[0], sensitivity=((1.0, 2.0),))
+    three = replace(table, ladder=tuple(wider), images=("a", "b", "c"))
+    assert "that on the first 2 of 3 images: widths over 32" in comparison(three)
+
+
+def test_ladder_table_compares_widths_on_the_same_images_and_says_so(plan_2d) -> None:
+    selection = aligned(plan_2d, {8: 1.0}, 1.0)
+    lines = ladder_table(shortened(selection)).splitlines()
+    assert [line.split()[3] for line in lines[1:8]] == ["4", *["2"] * 6]  # of 2.0 and 1.0
+    assert lines[8:] == [comparison(shortened(selection).table)]
+    assert len(ladder_table(selection).splitlines()) == 8
