@@ -153,6 +153,31 @@ def test_a_saved_copy_of_an_earlier_search_config_makes_the_same_sample(tmp_path
         assert torch.equal(image, expected)
 
 
+@pytest.mark.search
+def test_search_scores_wide_widths_on_as_many_images_as_the_rule_asks_for(tmp_path) -> None:
+    write_images(tmp_path, "png")
+    former = json.loads(CONFIG.read_text())
+    del former["num_wide_images"], former["scores"]["num_wide_images"]
+    copy = tmp_path / "former" / "search.json"
+    copy.parent.mkdir()
+    copy.write_text(json.dumps(former))
+    changes = {"refine": None, "journal": None}
+    found, before, paper = (
+        config_parser(tmp_path, config, method=method, **changes).get_parsed_content("scores")
+        for config, method in ((CONFIG, "alignment"), (copy, "alignment"), (CONFIG, "paper"))
+    )
+    few = monai_xtiny.find_rule("alignment").num_wide_images
+    assert found.num_compared == few
+    # A copy that does not know the key, and the published rule, go on with all images.
+    for table in (before, paper):
+        assert table.num_compared == len(table.images) == 4
+    for rung, whole in zip(found.ladder, before.ladder, strict=True):
+        if rung.alignment:
+            assert rung == whole
+        else:
+            assert rung.sensitivity[0] == pytest.approx(whole.sensitivity[0][:few], rel=1e-5)
+
+
 def test_search_reads_again_what_a_changed_copy_loads_in_its_own_way(tmp_path, opened) -> None:
     write_images(tmp_path, "png")
     steps = json.loads(CONFIG.read_text())["preprocessing"]["transforms"][1:]

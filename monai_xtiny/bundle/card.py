@@ -14,7 +14,7 @@ import numpy as np
 from monai_xtiny.bundle.folder import data_kind
 from monai_xtiny.bundle.imported import is_imported
 from monai_xtiny.bundle.results import Evaluation
-from monai_xtiny.bundle.summary import advice, budget_sentence
+from monai_xtiny.bundle.summary import advice, budget_sentence, comparison
 from monai_xtiny.bundle.templates import template_environment
 from monai_xtiny.selection.rule import Selection
 from monai_xtiny.selection.rules import find_rule
@@ -76,7 +76,8 @@ def model_card(
         evaluation=evaluation,
         num_epochs=num_epochs,
         former_width=former_width,
-        means={rung.max_features: float(np.mean(rung.sensitivity)) for rung in table.ladder},
+        means={rung.max_features: float(np.mean(table.compared(rung))) for rung in table.ladder},
+        comparison=comparison(table),
         alignments={
             rung.max_features: float(np.mean(rung.alignment))
             for rung in table.ladder

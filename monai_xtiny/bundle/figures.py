@@ -13,6 +13,7 @@ from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from matplotlib.ticker import LogLocator, NullFormatter, NullLocator, ScalarFormatter
 
+from monai_xtiny.bundle.summary import compared_images
 from monai_xtiny.selection.rule import Race, Selection
 from monai_xtiny.system.files import atomic_write
 
@@ -47,13 +48,17 @@ def plot_sensitivity(selection: Selection, path: str | os.PathLike[str]) -> Path
     panels = figure.subplots(count, sharex=True, squeeze=False)[:, 0]
     if selection.race is not None:
         _draw_race(panels[0], selection.race, selection.max_features)
-    sensitivities = {rung.max_features: np.mean(rung.sensitivity, axis=1) for rung in table.ladder}
+    sensitivities = {
+        rung.max_features: np.mean(table.compared(rung), axis=1) for rung in table.ladder
+    }
     _draw_band(panels[-1], sensitivities, is_log=True)
     panels[-1].set_yscale("log")
     panels[-1].yaxis.set_major_locator(LogLocator(subs=(1, 2, 5)))
     panels[-1].yaxis.set_major_formatter(ScalarFormatter())
     panels[-1].yaxis.set_minor_formatter(NullFormatter())
-    panels[-1].set_ylabel("Jacobian sensitivity at initialization")
+    images = compared_images(table)
+    where = f"\n(on {images})" if images else ""
+    panels[-1].set_ylabel(f"Jacobian sensitivity at initialization{where}")
     if is_aligned:
         alignments = {
             rung.max_features: np.mean(rung.alignment, axis=1)

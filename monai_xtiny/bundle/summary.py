@@ -6,24 +6,26 @@ import os
 
 import numpy as np
 
+from monai_xtiny.scores.table import ScoreTable
 from monai_xtiny.selection.rule import Budget, Selection
 from monai_xtiny.selection.rules import find_rule
 
 
 def ladder_table(selection: Selection) -> str:
     """The ladder as text: width, parameters, GMACs, scores, votes, the choice."""
-    is_aligned = any(rung.alignment for rung in selection.table.ladder)
+    table = selection.table
+    is_aligned = any(rung.alignment for rung in table.ladder)
     header = ["width", "parameters", "GMACs", "sensitivity", "votes", ""]
     if is_aligned:
         header[4:4] = ["alignment", "seeds"]
     rows = [header]
-    for rung in selection.table.ladder:
+    for rung in table.ladder:
         share = selection.votes.get(rung.max_features, 0.0)
         row = [
             str(rung.max_features),
             f"{rung.num_parameters:,}",
             f"{rung.gmacs:.3f}",
-            f"{np.mean(rung.sensitivity):.4g}",
+            f"{np.mean(table.compared(rung)):.4g}",
             f"{share:.0%}" if share else "",
             "<- selected" if rung.max_features == selection.max_features else "",
         ]
@@ -32,12 +34,34 @@ def ladder_table(selection: Selection) -> str:
             row[4:4] = [value, str(len(rung.alignment) or len(rung.sensitivity))]
         rows.append(row)
     sizes = [max(len(row[column]) for row in rows) for column in range(len(header) - 1)]
-    return "\n".join(
+    lines = [
         "  ".join(
             [*(cell.rjust(size) for cell, size in zip(row, sizes, strict=False)), row[-1]]
         ).rstrip()
         for row in rows
+    ]
+    return "\n".join([*lines, *filter(None, [comparison(table)])])
+
+
+def compared_images(table: ScoreTable) -> str:
+    """The images that every width was scored on, in words; empty where these are all."""
+    count, total = table.num_compared, len(table.images)
+    if count == total:
+        return ""
+    return f"the first of {total} images" if count == 1 else f"the first {count} of {total} images"
+
+
+def comparison(table: ScoreTable) -> str:
+    """On which images the sensitivities are compared; empty where these are all."""
+    images = compared_images(table)
+    if not images:
+        return ""
+    whole = max(
+        rung.max_features
+        for rung in table.ladder
+        if all(len(row) == len(table.images) for row in rung.sensitivity)
     )
+    return f"Sensitivity is that on {images}: widths over {whole} were scored on no more."
 
 
 def advice(selection: Selection) -> str:

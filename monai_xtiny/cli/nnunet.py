@@ -6,6 +6,7 @@ import os
 
 from monai_xtiny.cli.job import Job, as_typed
 from monai_xtiny.cli.options import check_limits, parse_flag, parse_int
+from monai_xtiny.system.startup import import_monai
 
 
 @as_typed
@@ -43,6 +44,7 @@ def configure(
     """
 
     def run() -> None:
+        import_monai()
         from monai_xtiny.bundle.summary import ladder_table
         from monai_xtiny.nnunet.configure import configure_data_set, plan_nnunet_data_set
         from monai_xtiny.selection.rules import check_method

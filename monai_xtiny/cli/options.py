@@ -13,6 +13,7 @@ from pathlib import Path
 from typing import Any
 
 from monai_xtiny.system.config_text import PlainPath, check_config_text
+from monai_xtiny.system.startup import import_monai
 
 
 @dataclass(frozen=True)
@@ -116,6 +117,7 @@ def check_limits(num_seeds: Any, max_seconds: Any, max_memory_gb: Any) -> None:
         ValueError: the message names the option.
     """
     if num_seeds is not None:
+        import_monai()
         from monai_xtiny.search.run import MAX_SEEDS
 
         if not 1 <= parse_int("num_seeds", num_seeds) <= MAX_SEEDS:
@@ -144,6 +146,7 @@ def make_workflow(
         FileNotFoundError: there is no such config file.
         ValueError: it is from before there were limits, and one is given.
     """
+    import_monai()
     from monai.bundle import ConfigWorkflow
 
     from monai_xtiny.bundle.templates import configs_dir

@@ -17,6 +17,7 @@ from monai_xtiny.cli.options import (
     parse_int,
     parse_num_images,
 )
+from monai_xtiny.system.startup import import_monai
 
 
 @as_typed
@@ -162,6 +163,7 @@ def plan(
     """
 
     def run() -> None:
+        import_monai()
         from dataclasses import asdict
 
         from monai_xtiny.data.labels import read_label_names

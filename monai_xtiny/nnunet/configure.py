@@ -207,6 +207,7 @@ def configure_data_set(
                 unit_cost=unit_costs(plan).__getitem__,
             ),
             align=rule.needs_alignment,
+            num_wide_images=rule.num_wide_images,
             device=device,
             journal=journal,
             max_memory_gb=max_memory_gb,

@@ -23,7 +23,8 @@ class Rung:
         num_parameters: of the DynUNet.
         num_parameters_nnunet: of nnU-Net's network of these widths, biases included.
         gmacs: multiply-accumulates of one forward pass on one patch, in 1e9.
-        sensitivity: one row per seed of the table, one value per image.
+        sensitivity: one row per seed of the table, one value per image; of a width that is wider
+            than all aligned ones, perhaps for the first images of the table alone.
         alignment: one row per initialization, those of the table's first ``alignment_seeds``, one
             value per image; no rows where it was not measured.
     """
@@ -65,9 +66,24 @@ class ScoreTable:
         """Width caps, widest first."""
         return tuple(rung.max_features for rung in self.ladder)
 
+    @property
+    def num_compared(self) -> int:
+        """How many of the images, the first ones, every width was scored on."""
+        return min((len(row) for rung in self.ladder for row in rung.sensitivity), default=0)
+
+    def compared(self, rung: Rung) -> tuple[tuple[float, ...], ...]:
+        """Sensitivity of a rung on the images that every width was scored on, one row per seed.
+
+        Images differ as much as wide widths do, so that means over different ones make no curve.
+        """
+        return tuple(row[: self.num_compared] for row in rung.sensitivity)
+
     def curve(self, seed_index: int) -> tuple[float, ...]:
-        """Mean sensitivity over the images at each width, for one initialization."""
-        rows = [rung.sensitivity[seed_index] for rung in self.ladder]
+        """Mean sensitivity at each width, for one initialization.
+
+        Over the images that every width was scored on.
+        """
+        rows = [self.compared(rung)[seed_index] for rung in self.ladder]
         return tuple(sum(row) / len(row) for row in rows)
 
 
@@ -127,29 +143,35 @@ def table_from_dict(content: Mapping[str, Any]) -> ScoreTable:
         ) from error
     if list(table.widths) != sorted(set(table.widths), reverse=True):
         raise ValueError(f"the ladder {table.widths} must descend: write the table again")
-    num_seeds, num_images = len(table.seeds), len(table.images)
-    is_scored = bool(num_seeds or num_images)  # a network that was imported never was
     for rung in table.ladder:
-        counts = (*rung.features_per_stage, rung.num_parameters, rung.num_parameters_nnunet)
-        if not all(1 <= count <= _MAX_COUNT for count in (rung.max_features, *counts)):
-            raise ValueError(
-                f"width {rung.max_features} has sizes {counts} that no network has: score again"
-            )
-        sizes = {len(row) for row in (*rung.sensitivity, *rung.alignment)}
-        lacks = sizes != {num_images} or len(rung.sensitivity) != num_seeds or 0 in sizes
-        if lacks and (is_scored or sizes):
-            raise ValueError(
-                f"width {rung.max_features} lacks scores: expected {num_seeds} seeds of "
-                f"{num_images} images"
-            )
-        scores = [value for row in (*rung.sensitivity, *rung.alignment) for value in row]
-        if not all(map(isfinite, scores)):
-            raise ValueError(
-                f"width {rung.max_features} has a score that is not finite: score again"
-            )
-        if len(rung.alignment) > len(table.alignment_seeds):
-            raise ValueError(
-                f"width {rung.max_features} has {len(rung.alignment)} rows of alignment and the "
-                f"table {len(table.alignment_seeds)} alignment_seeds: write the table again"
-            )
+        _check_rung(rung, table)
     return table
+
+
+def _check_rung(rung: Rung, table: ScoreTable) -> None:
+    """Refuse a row of a table that lacks scores, or is of no network."""
+    counts = (*rung.features_per_stage, rung.num_parameters, rung.num_parameters_nnunet)
+    if not all(1 <= count <= _MAX_COUNT for count in (rung.max_features, *counts)):
+        raise ValueError(
+            f"width {rung.max_features} has sizes {counts} that no network has: score again"
+        )
+    num_seeds, num_images = len(table.seeds), len(table.images)
+    aligned = [other.max_features for other in table.ladder if other.alignment]
+    fewest = 1 if aligned and rung.max_features > max(aligned) else num_images
+    sizes = {len(row) for row in (*rung.sensitivity, *rung.alignment)}
+    is_whole = len(sizes) == 1 and max(fewest, 1) <= min(sizes) <= num_images
+    lacks = not is_whole or len(rung.sensitivity) != num_seeds
+    is_scored = bool(num_seeds or num_images)  # a network that was imported never was
+    if lacks and (is_scored or sizes):
+        raise ValueError(
+            f"width {rung.max_features} lacks scores: expected {num_seeds} seeds of "
+            f"{num_images} images"
+        )
+    scores = [value for row in (*rung.sensitivity, *rung.alignment) for value in row]
+    if not all(map(isfinite, scores)):
+        raise ValueError(f"width {rung.max_features} has a score that is not finite: score again")
+    if len(rung.alignment) > len(table.alignment_seeds):
+        raise ValueError(
+            f"width {rung.max_features} has {len(rung.alignment)} rows of alignment and the "
+            f"table {len(table.alignment_seeds)} alignment_seeds: write the table again"
+        )

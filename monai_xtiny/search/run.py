@@ -32,6 +32,7 @@ def run_search(
     seeds: Sequence[int] = (369,),
     refine: Callable[[ScoreTable], Mapping[int, int]] | None = None,
     align: bool = False,
+    num_wide_images: int | None = None,
     device: str = "auto",
     journal: str | os.PathLike[str] | None = None,
     max_memory_gb: float | None = None,
@@ -51,6 +52,9 @@ def run_search(
             aligned; seeds after the given ones count on from the last. It ends the search by asking
             for no more than there are.
         align: also measure what widths up to ``max_aligned_width`` keep of the images.
+        num_wide_images: images, the first ones, that wider ones are scored on; ``None``, or more
+            than there are, for all. Fewer save most of the time of a search whose choice does not
+            rest on them.
         device: ``auto``, ``cpu``, ``cuda``, ``cuda:1``, ...
         journal: file to which every finished unit is appended, and from which an interrupted search
             goes on; see :class:`monai_xtiny.search.journal.Journal`.
@@ -63,15 +67,25 @@ def run_search(
 
     Raises:
         ValueError: there are no images or seeds, an image does not fit the plan, the ladder has
-            fewer than 5 widths, the device is unknown, a score is not finite, ``max_memory_gb`` is
-            too little, or the journal is of another search.
+            fewer than 5 widths, the device is unknown, a score is not finite, ``num_wide_images``
+            is below 1 or given without ``align``, ``max_memory_gb`` is too little, or the journal
+            is of another search.
         MemoryError: not even one image fits.
     """
     check_ladder(plan)
     _check_sample(sample, plan, seeds)
+    _check_wide_images(num_wide_images, align=align)
     target = select_device(device)
     start = time.perf_counter()
-    scorer = Scorer(sample, plan, seeds, target, align=align, max_memory_gb=max_memory_gb)
+    scorer = Scorer(
+        sample,
+        plan,
+        seeds,
+        target,
+        align=align,
+        num_wide_images=num_wide_images,
+        max_memory_gb=max_memory_gb,
+    )
     record = _open_journal(journal, scorer)
     scores = {} if record is None else dict(record.scores)
     counts = {width: len(seeds) for width in width_ladder(plan)}
@@ -136,6 +150,19 @@ def _check_sample(sample: Sample, plan: UNetPlan, seeds: Sequence[int]) -> None:
             )
 
 
+def _check_wide_images(num_wide_images: int | None, *, align: bool) -> None:
+    """Refuse numbers of images that no table could hold."""
+    if num_wide_images is None:
+        return
+    if num_wide_images < 1:
+        raise ValueError(f"num_wide_images is {num_wide_images}: give at least 1")
+    if not align:
+        raise ValueError(
+            f"num_wide_images is {num_wide_images}, and without align every width needs the same "
+            "images: give a smaller sample"
+        )
+
+
 def _open_journal(path: str | os.PathLike[str] | None, scorer: Scorer) -> Journal | None:
     """The journal of this process, with what all ranks have finished."""
     if path is None:
@@ -165,7 +192,8 @@ def _score_units(
     scorer: Scorer, units: Sequence[Unit], journal: Journal | None, *, progress: bool
 ) -> dict[Unit, UnitScore]:
     """Score units, shared out over the ranks; every rank returns all of them."""
-    mine = share_out(units, scorer.plan, idist.get_world_size())[idist.get_rank()]
+    shares = share_out(units, scorer.plan, idist.get_world_size(), num_images=scorer.num_images)
+    mine = shares[idist.get_rank()]
     show = progress and idist.get_rank() == 0
     scores: dict[Unit, UnitScore] = {}
     with tqdm(

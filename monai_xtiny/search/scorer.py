@@ -58,6 +58,8 @@ class Scorer:
             first is that of the sampled voxels.
         device: that computes.
         align: measure the alignment too.
+        num_wide_images: images, the first ones, that widths over ``max_aligned_width`` are scored
+            on; ``None``, or more than there are, for all.
         max_memory_gb: what the process may hold; see
             :func:`monai_xtiny.search.memory.scoring_limit_gb`.
 
@@ -73,6 +75,7 @@ class Scorer:
         device: torch.device,
         *,
         align: bool,
+        num_wide_images: int | None = None,
         max_memory_gb: float | None = None,
     ) -> None:
         self.sample = sample
@@ -81,6 +84,8 @@ class Scorer:
         self.seeds = tuple(seeds)
         self.device = device
         self.align = align
+        count = len(sample.images)
+        self.num_wide_images = count if num_wide_images is None else min(num_wide_images, count)
         self.limit_gb = scoring_limit_gb(device, max_memory_gb)
         self.is_packed = (
             device.type == "cpu"
@@ -105,12 +110,18 @@ class Scorer:
             "plan": plan.hexdigest(),
             "seeds": " ".join(map(str, self.seeds)),
             "alignment": str(self.align),
+            "images of wide widths": str(self.num_wide_images),
             **{f"version of {name}": environment[name] for name in _SCORED_WITH},
             "device": environment["device"],
             # Sums in another order differ in their last digits.
             "batch sizes": " ".join(map(str, self._sizes.values())),
             "layout": "packed" if self.is_packed else "batches",
         }
+
+    def num_images(self, width: int) -> int:
+        """How many of the images, the first ones, a width is scored on."""
+        is_wide = width > max_aligned_width(self.plan)
+        return self.num_wide_images if is_wide else len(self.sample.images)
 
     def score(self, width: int, seed: int) -> UnitScore:
         """Sensitivity, alignment or both of one initialized network on each image.
@@ -173,7 +184,7 @@ class Scorer:
 
     def _score(self, width: int, seed: int, size: int) -> UnitScore:
         """As :meth:`score`, in batches of at most ``size`` images."""
-        batches = _make_batches(self.sample.images, size)
+        batches = _make_batches(self.sample.images[: self.num_images(width)], size)
         network = self._build(width, seed, max(len(batch["image"]) for batch in batches))
         engine = Engine(lambda engine, batch: None)
         # Ranks score different networks: nothing to gather inside a unit.
@@ -228,7 +239,7 @@ class Scorer:
             most = NARROW_BATCH_VALUES // (width * num_voxels)
         else:
             most = BATCH_VOXELS // num_voxels
-        return max(1, min(most, len(self.sample.images)))
+        return max(1, min(most, self.num_images(width)))
 
     def _fit(self, max_memory_gb: float) -> None:
         """Make the batches small enough for a given limit."""

@@ -2,8 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
-from itertools import groupby
+from collections.abc import Callable, Iterator, Sequence
 from math import prod
 
 import torch
@@ -38,8 +37,9 @@ def score_side_by_side(
         journal: of finished units.
 
     Yields:
-        Each unit with its score, in the order of ``units`` but for those that ran out of memory
-        beside others: they are scored alone at the end.
+        Each unit with its score, in the order of ``units`` among those that as many may run beside;
+        the largest come first. Units that ran out of memory beside others are scored alone at the
+        end.
 
     Raises:
         MemoryError: one image of one unit does not fit.
@@ -79,7 +79,13 @@ def score_side_by_side(
         yield unit, result
 
 
-def share_out(units: Sequence[Unit], plan: UNetPlan, num_ranks: int) -> list[list[Unit]]:
+def share_out(
+    units: Sequence[Unit],
+    plan: UNetPlan,
+    num_ranks: int,
+    *,
+    num_images: Callable[[int], int] | None = None,
+) -> list[list[Unit]]:
     """Deal units to ranks so that all take about the same time, the costly ones first.
 
     The cost of a unit is its arithmetic plus what narrow networks spend besides.
@@ -88,11 +94,14 @@ def share_out(units: Sequence[Unit], plan: UNetPlan, num_ranks: int) -> list[lis
         units: (width, seed) each.
         plan: of the full network.
         num_ranks: processes.
+        num_images: that each width is scored on; ``None`` for the same number.
 
     Returns:
         The units of each rank, costly ones first.
     """
     costs = unit_costs(plan)
+    if num_images is not None:
+        costs = {width: cost * num_images(width) for width, cost in costs.items()}
     loads = [0.0] * num_ranks
     shares: list[list[Unit]] = [[] for _ in range(num_ranks)]
     for unit in sorted(units, key=lambda item: -costs[item[0]]):
@@ -119,13 +128,16 @@ def unit_costs(plan: UNetPlan) -> dict[int, float]:
 def _groups(
     scorer: Scorer, units: Sequence[Unit], num_cores: int
 ) -> list[tuple[int, int | None, list[Unit]]]:
-    """Neighbors with how many of them may run side by side, and with how many threads each."""
+    """Units with how many of them may run side by side, fewest first, and the threads of each."""
 
     def setting(unit: Unit) -> tuple[int, int | None]:
         fits = int(scorer.limit_gb / scorer.memory_gb(unit[0]))
         return max(1, min(num_cores, fits)), _threads_each(scorer, unit[0])
 
-    return [(*key, list(group)) for key, group in groupby(units, setting)]
+    groups: dict[tuple[int, int | None], list[Unit]] = {}
+    for unit in units:
+        groups.setdefault(setting(unit), []).append(unit)
+    return [(*key, groups[key]) for key in sorted(groups, key=lambda key: key[0])]
 
 
 def _threads_each(scorer: Scorer, width: int) -> int | None:

@@ -107,5 +107,6 @@ BAYES = Rule(
     needs_alignment=True,
     refine=refine_bayes,
     doubt=_doubt_bayes,
+    num_wide_images=1,
     among=_choose_among_bayes,
 )

@@ -88,7 +88,11 @@ def _budget(table: ScoreTable, unit_cost: Callable[[int], float]) -> float:
 
 
 def _cost(table: ScoreTable, counts: Mapping[int, int], unit_cost: Callable[[int], float]) -> float:
-    """Cost of the table with ``counts`` initializations aligned."""
+    """Cost of the table with ``counts`` initializations aligned.
+
+    As if every width were scored on all images: what the choice rests on does not follow how many
+    wide ones were scored on for the report.
+    """
     return len(table.images) * sum(
         unit_cost(rung.max_features)
         * (len(table.seeds) + ALIGNMENT_COST * counts.get(rung.max_features, 0))

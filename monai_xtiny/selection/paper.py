@@ -63,7 +63,8 @@ def select_paper(widths: Sequence[int], sensitivities: Sequence[float]) -> int:
 def _choose_paper(table: ScoreTable) -> Selection:
     """The width that most initializations choose by their mean curves, the wider on a tie.
 
-    With one initialization it is the published rule.
+    With one initialization it is the published rule. A table that another rule had scored on fewer
+    images at wide widths is taken for one of these images: the choice is that of a search on them.
     """
     curves = [table.curve(index) for index in range(len(table.seeds))]
     counts = Counter(select_paper(table.widths, curve) for curve in curves)

@@ -169,9 +169,13 @@ class Rule:
         doubt: what is doubtful about a choice, as the beginning of a sentence that goes on with
             what to do; empty where nothing is.
         among: the best of the widths that are allowed, from a choice that is not allowed.
+        num_wide_images: images, the first of them, that widths which are not aligned are scored on;
+            ``None`` for all. For a rule that looks at alignment alone: the curve of sensitivities
+            is drawn over these images then.
 
     Raises:
-        ValueError: it asks for aligned initializations, and needs no alignment.
+        ValueError: it asks for aligned initializations or fewer images for other widths, and needs
+            no alignment; or fewer images than one.
     """
 
     name: str
@@ -183,10 +187,23 @@ class Rule:
     refine: Callable[[ScoreTable, Callable[[int], float]], Mapping[int, int]] | None = None
     doubt: Callable[[Selection], str] = low_confidence
     among: Callable[[Selection, Collection[int]], int] = widest_below
+    num_wide_images: int | None = None
 
     def __post_init__(self) -> None:
         if self.refine is not None and not self.needs_alignment:
             raise ValueError(
                 f"the rule {self.name!r} refines the alignment and does not need it: set "
                 "needs_alignment"
+            )
+        if self.num_wide_images is None:
+            return
+        if not self.needs_alignment:
+            raise ValueError(
+                f"the rule {self.name!r} takes fewer images for widths that are not aligned and "
+                "aligns none: set needs_alignment"
+            )
+        if self.num_wide_images < 1:
+            raise ValueError(
+                f"num_wide_images of the rule {self.name!r} is {self.num_wide_images}: give at "
+                "least 1"
             )

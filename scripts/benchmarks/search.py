@@ -258,16 +258,17 @@ def scaling_table(
     seconds = {width: item for width, _, item, _ in rows}
     modeled = unit_costs(plan)
     scale = sum(seconds.values()) / sum(modeled.values())
-    # A unit's sensitivity and its alignment, which needs no gradient.
+    # A unit's sensitivity, on all images or on fewer, and its alignment, which needs no gradient.
     costs = {
         (rung["max_features"], index): seconds[rung["max_features"]]
         * (
-            (index < len(search["seeds"]))
-            + (index < len(rung.get("alignment", []))) * ALIGNMENT_COST
+            (index < len(search["seeds"])) * len(rung["sensitivity"][0])
+            + (index < len(rung.get("alignment", []))) * ALIGNMENT_COST * len(search["images"])
         )
         for rung in search["ladder"]
         for index in range(max(len(search["seeds"]), len(rung.get("alignment", []))))
     }
+    num_images = {rung["max_features"]: len(rung["sensitivity"][0]) for rung in search["ladder"]}
     ratios = ", ".join(f"{modeled[width] * scale / seconds[width]:.2f}" for width in seconds)
     lines = [
         f"\nModelled by measured cost of the widths, widest first: {ratios}. Expected speed-up of "
@@ -276,7 +277,7 @@ def scaling_table(
         "|---:|---:|",
     ]
     for ranks in (1, 2, 4, 8, 16):
-        shares = share_out(list(costs), plan, ranks)
+        shares = share_out(list(costs), plan, ranks, num_images=num_images.__getitem__)
         slowest = max(sum(costs[unit] for unit in share) for share in shares)
         lines.append(f"| {ranks} | {sum(costs.values()) / slowest:.1f} |")
     return "\n".join(lines) + "\n"

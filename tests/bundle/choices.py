@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
+
 import numpy as np
 
 from monai_xtiny.bundle.card import model_card
@@ -44,3 +46,12 @@ RACE = Race(
         RacedWidth(8, 0.85, -0.05, -0.07, -0.03),
     ),
 )  # fmt: skip
+
+
+def shortened(selection: Selection) -> Selection:
+    """The same choice, with widths that are not aligned scored on the first image alone."""
+    ladder = tuple(
+        rung if rung.alignment else replace(rung, sensitivity=((4.0,),))
+        for rung in selection.table.ladder
+    )
+    return replace(selection, table=replace(selection.table, ladder=ladder))

@@ -13,9 +13,9 @@ from monai_xtiny.bundle.card import (
     renewed_card,
 )
 from monai_xtiny.bundle.results import Evaluation
-from monai_xtiny.bundle.summary import advice
+from monai_xtiny.bundle.summary import advice, comparison
 from monai_xtiny.selection.rule import Budget
-from tests.bundle.choices import HEADINGS, RACE, aligned, card
+from tests.bundle.choices import HEADINGS, RACE, aligned, card, shortened
 
 EVALUATION = Evaluation(("a", "b"), ((0.6,), (0.8,)), ((3.0,), (1.0,)))
 PARTS = (*CHOICE_PARTS, *MEASURED_PARTS)
@@ -119,6 +119,15 @@ def test_model_card_tells_of_a_race(plan_2d) -> None:
     check_marks(text)
     kept = card(replace(choice, race=replace(RACE, searched=8, is_decided=False)))
     assert "then kept width 8" in kept and "do not tell it from its neighbors" in kept
+
+
+def test_model_card_says_on_which_images_wide_widths_were_scored(plan_2d) -> None:
+    selection = aligned(plan_2d, {8: 1.0}, 1.0)
+    text = card(shortened(selection))
+    assert f"|\n\n{comparison(shortened(selection).table)}\n\nConfidence: " in text
+    assert "| 64 | 64,000 | 6.400 | 4 |" in text and "| 32 | 32,000 | 3.200 | 2 |" in text
+    assert "no more" not in card(selection)
+    assert "%\n\nConf" in card(selection).replace(" |", "")
 
 
 def test_model_card_keeps_a_name_in_its_line(paper_choice) -> None:

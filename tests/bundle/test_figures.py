@@ -8,7 +8,7 @@ from matplotlib.figure import Figure
 from PIL import Image
 
 from monai_xtiny.bundle.figures import Plane, plot_overlay, plot_sensitivity
-from tests.bundle.choices import RACE, aligned
+from tests.bundle.choices import RACE, aligned, shortened
 
 
 def test_plot_sensitivity_is_a_picture_and_repeats_byte_for_byte(tmp_path, paper_choice) -> None:
@@ -19,14 +19,20 @@ def test_plot_sensitivity_is_a_picture_and_repeats_byte_for_byte(tmp_path, paper
         assert len(image.convert("RGB").getcolors(1 << 20)) > 20
 
 
-def test_plot_sensitivity_of_alignment_draws_both_curves_bands_and_the_threshold(
-    plan_2d, tmp_path, monkeypatch
-) -> None:
-    figures = []
+@pytest.fixture
+def figures(monkeypatch) -> list[Figure]:
+    """Every figure that is saved."""
+    found: list[Figure] = []
     save = Figure.savefig
     monkeypatch.setattr(
-        Figure, "savefig", lambda self, *a, **k: (figures.append(self), save(self, *a, **k))
+        Figure, "savefig", lambda self, *a, **k: (found.append(self), save(self, *a, **k))
     )
+    return found
+
+
+def test_plot_sensitivity_of_alignment_draws_both_curves_bands_and_the_threshold(
+    plan_2d, tmp_path, figures
+) -> None:
     selection = aligned(plan_2d, {8: 0.79, 4: 0.21}, 0.79)
     path = plot_sensitivity(selection, tmp_path / "a.png")
     upper, lower = figures[0].axes
@@ -45,20 +51,26 @@ def test_plot_sensitivity_of_alignment_draws_both_curves_bands_and_the_threshold
         assert image.size[1] > image.size[0] * 0.9  # two panels
 
 
-def test_plot_sensitivity_of_a_race_draws_dice_with_intervals(
-    plan_2d, tmp_path, monkeypatch
-) -> None:
-    figures = []
-    monkeypatch.setattr(Figure, "savefig", lambda self, *a, **k: figures.append(self))
+def test_plot_sensitivity_of_a_race_draws_dice_with_intervals(plan_2d, tmp_path, figures) -> None:
     choice = replace(aligned(plan_2d, {16: 0.7}, 0.7), max_features=16, race=RACE)
-    with pytest.raises(FileNotFoundError):
-        plot_sensitivity(choice, tmp_path / "a.png")
+    plot_sensitivity(choice, tmp_path / "a.png")
     race = figures[0].axes[0]
     assert len(figures[0].axes) == 3
     assert race.lines[0].get_ydata() == pytest.approx([0.91, 0.9, 0.85])
     (bars,) = race.collections
     ends = [segment[:, 1].tolist() for segment in bars.get_segments()]
     assert ends == [pytest.approx(pair) for pair in ([0.902, 0.918], [0.9, 0.9], [0.83, 0.87])]
+
+
+def test_plot_sensitivity_compares_widths_on_the_same_images_and_says_on_which(
+    plan_2d, tmp_path, figures
+) -> None:
+    selection = aligned(plan_2d, {8: 1.0}, 1.0)
+    for choice in (selection, shortened(selection)):
+        plot_sensitivity(choice, tmp_path / "a.png")
+    whole, short = (figure.axes[-1] for figure in figures)
+    assert short.lines[0].get_ydata() == pytest.approx([4.0, *[2.0] * 6])
+    assert short.get_ylabel() == f"{whole.get_ylabel()}\n(on the first of 2 images)"
 
 
 def test_plot_overlay_refuses_cases_without_a_label(tmp_path) -> None:

@@ -4,9 +4,15 @@ from dataclasses import replace
 
 import pytest
 
-from monai_xtiny.bundle.summary import advice, budget_sentence, ladder_table, search_summary
+from monai_xtiny.bundle.summary import (
+    advice,
+    budget_sentence,
+    comparison,
+    ladder_table,
+    search_summary,
+)
 from monai_xtiny.selection.rule import Budget
-from tests.bundle.choices import aligned, card
+from tests.bundle.choices import aligned, card, shortened
 
 
 def test_ladder_table_has_a_row_a_width_and_marks_the_choice(paper_choice) -> None:
@@ -93,3 +99,24 @@ def test_advice_recommends_no_width_outside_of_the_budget(plan_2d) -> None:
     assert "wider" not in advice(tight) and "verify" in advice(tight)
     # Where the budget decided, its own sentence says what that costs.
     assert advice(replace(unsure, budget=Budget(16, 0.1, 0.0, max_parameters=8000))) == ""
+
+
+def test_comparison_says_on_which_images_wide_widths_were_scored(plan_2d, paper_choice) -> None:
+    selection = aligned(plan_2d, {8: 1.0}, 1.0)
+    assert comparison(selection.table) == comparison(paper_choice.table) == ""
+    table = shortened(selection).table
+    assert comparison(table) == (
+        "Sensitivity is that on the first of 2 images: widths over 32 were scored on no more."
+    )
+    wider = [replace(rung, sensitivity=((3.0,) * 3,)) for rung in table.ladder]
+    wider[0] = replace(wider[0], sensitivity=((1.0, 2.0),))
+    three = replace(table, ladder=tuple(wider), images=("a", "b", "c"))
+    assert "that on the first 2 of 3 images: widths over 32" in comparison(three)
+
+
+def test_ladder_table_compares_widths_on_the_same_images_and_says_so(plan_2d) -> None:
+    selection = aligned(plan_2d, {8: 1.0}, 1.0)
+    lines = ladder_table(shortened(selection)).splitlines()
+    assert [line.split()[3] for line in lines[1:8]] == ["4", *["2"] * 6]  # of 2.0 and 1.0
+    assert lines[8:] == [comparison(shortened(selection).table)]
+    assert len(ladder_table(selection).splitlines()) == 8

@@ -10,6 +10,7 @@ from monai_xtiny.bundle.search_file import read_search
 from monai_xtiny.nnunet import configure as module
 from monai_xtiny.nnunet.configure import Configured, configure_data_set, plan_nnunet_data_set
 from monai_xtiny.scores.table import ScoreTable
+from monai_xtiny.selection.alignment import ALIGNMENT
 from monai_xtiny.selection.paper import select_paper
 from tests.nnunet.planned import write_planned
 
@@ -59,6 +60,18 @@ def test_the_published_setting_is_one_seed_all_images_and_the_published_rule(tmp
     assert (table.seeds, len(table.images)) == ((369,), 3)
     curve = [float(np.mean(rung.sensitivity)) for rung in table.ladder]
     assert found.selection.max_features == select_paper(table.widths, curve)
+
+
+@pytest.mark.search
+def test_configure_data_set_scores_wide_widths_on_as_many_images_as_the_rule_asks_for(
+    tmp_path,
+) -> None:
+    write_planned(tmp_path)
+    found = configure_data_set(
+        plan_nnunet_data_set(4), method="alignment", num_seeds=1, progress=False
+    )
+    table = read_search(found.record).table
+    assert (len(table.images), table.num_compared) == (3, ALIGNMENT.num_wide_images)
 
 
 @pytest.mark.search

@@ -1,6 +1,7 @@
 from __future__ import annotations
 
 import json
+from dataclasses import replace
 
 import pytest
 
@@ -68,4 +69,66 @@ def test_table_from_dict_refuses_networks_without_a_size(selection, field, count
     content = table_to_dict(selection.table)
     content["ladder"][0 if count > 0 else -1][field] = count
     with pytest.raises(ValueError, match="that no network has: score again"):
+        table_from_dict(content)
+
+
+@pytest.fixture
+def shortened(table) -> ScoreTable:
+    """The same below a width of 64, which is not aligned and was scored on the first two images."""
+    wide = replace(table.ladder[0], max_features=64, sensitivity=((4.0, 8.0),), alignment=())
+    return replace(table, ladder=(wide, *table.ladder))
+
+
+def test_table_of_wide_widths_scored_on_fewer_images_survives_json(shortened) -> None:
+    assert table_from_dict(json.loads(json.dumps(table_to_dict(shortened)))) == shortened
+
+
+def test_compared_is_the_sensitivity_on_the_images_that_every_width_was_scored_on(
+    table, shortened
+) -> None:
+    rung = table.ladder[0]
+    assert table.num_compared == 3
+    assert table.compared(rung) == rung.sensitivity
+    assert table.curve(0)[0] == sum(rung.sensitivity[0]) / 3
+    assert shortened.num_compared == 2
+    assert shortened.compared(rung) == (rung.sensitivity[0][:2],)
+    assert shortened.curve(0)[:2] == (6.0, sum(rung.sensitivity[0][:2]) / 2)
+
+
+@pytest.mark.parametrize(
+    ("index", "rows"),
+    [(0, [[]]), (0, [[1.0] * 4]), (0, [[1.0] * 2] * 2), (0, []), (1, [[1.0] * 2]), (3, [[1.0]])],
+    ids=["no image", "too many images", "too many seeds", "no seed", "aligned", "narrow"],
+)
+def test_table_from_dict_refuses_other_numbers_of_images(shortened, index, rows) -> None:
+    content = table_to_dict(shortened)
+    content["ladder"][index]["sensitivity"] = rows
+    width = shortened.widths[index]
+    with pytest.raises(ValueError, match=f"width {width} lacks scores: expected 1 seeds of 3 im"):
+        table_from_dict(content)
+
+
+def test_table_from_dict_refuses_rows_of_different_lengths(shortened) -> None:
+    content = table_to_dict(replace(shortened, seeds=(369, 370)))
+    for row in content["ladder"]:
+        row["sensitivity"] = [*row["sensitivity"], *row["sensitivity"]]
+    table_from_dict(content)
+    content["ladder"][0]["sensitivity"] = [[1.0, 2.0], [1.0]]
+    with pytest.raises(ValueError, match="width 64 lacks scores: expected 2 seeds of 3 images"):
+        table_from_dict(content)
+
+
+def test_table_from_dict_refuses_fewer_images_where_no_width_is_aligned(shortened) -> None:
+    content = table_to_dict(shortened)
+    for row in content["ladder"]:
+        row.pop("alignment", None)
+    with pytest.raises(ValueError, match="width 64 lacks scores"):
+        table_from_dict(content)
+
+
+def test_table_from_dict_refuses_fewer_images_below_an_aligned_width(shortened) -> None:
+    content = table_to_dict(shortened)
+    del content["ladder"][3]["alignment"]
+    content["ladder"][3]["sensitivity"] = [[1.0]]
+    with pytest.raises(ValueError, match="width 8 lacks scores"):
         table_from_dict(content)

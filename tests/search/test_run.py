@@ -139,6 +139,56 @@ def test_run_search_goes_on_from_its_journal_and_ends_with_the_same_scores(
     assert len(first) + len(scored) == 2 * len(whole.widths)
 
 
+def test_run_search_takes_fewer_images_for_widths_that_are_not_aligned(
+    plan_2d, sample_2d, tmp_path
+) -> None:
+    refine = refinement("alignment", unit_cost=unit_costs(plan_2d).__getitem__)
+    options = {"align": True, "refine": refine, "progress": False}
+    full = run_search(sample_2d, plan_2d, **options)
+    table = run_search(sample_2d, plan_2d, num_wide_images=2, **options)
+    for rung, whole in zip(table.ladder, full.ladder, strict=True):
+        if rung.max_features <= 32:
+            assert rung == whole
+        else:
+            (row,), (expected,) = rung.sensitivity, whole.sensitivity
+            assert row == pytest.approx(expected[:2], rel=1e-5)
+    assert table.num_compared == 2
+    assert (table.images, table.alignment_seeds) == (full.images, full.alignment_seeds)
+    chosen, expected = (select_width(item, "alignment") for item in (table, full))
+    assert replace(chosen, table=full) == expected
+    assert table_from_dict(json.loads(json.dumps(table_to_dict(table)))) == table
+    for number in (3, 8, None):
+        assert run_search(sample_2d, plan_2d, num_wide_images=number, **options).ladder == (
+            full.ladder
+        )
+
+
+@pytest.mark.parametrize(
+    ("number", "align", "message"),
+    [(0, True, "num_wide_images is 0: give at least 1"), (2, False, "without align every width")],
+)
+def test_run_search_refuses_numbers_of_wide_images(
+    small, sample_2d, number, align, message
+) -> None:
+    with pytest.raises(ValueError, match=message):
+        run_search(sample_2d, small, num_wide_images=number, align=align, progress=False)
+
+
+def test_run_search_refuses_the_journal_of_a_search_on_other_images_at_wide_widths(
+    plan_2d, sample_2d, tmp_path
+) -> None:
+    path = tmp_path / "j.jsonl"
+    options = {"align": True, "journal": path, "progress": False}
+    table = run_search(sample_2d, plan_2d, num_wide_images=1, **options)
+    before = path.read_bytes()
+    for number in (2, None):
+        with pytest.raises(ValueError, match="j.jsonl.* differs in its images of wide widths"):
+            run_search(sample_2d, plan_2d, num_wide_images=number, **options)
+    assert path.read_bytes() == before
+    assert run_search(sample_2d, plan_2d, num_wide_images=1, **options).ladder == table.ladder
+    assert path.read_bytes() == before
+
+
 @pytest.mark.parametrize("changed", ["images", "plan", "seeds", "alignment"])
 def test_run_search_refuses_the_journal_of_another_search(
     small, sample_2d, tmp_path, changed

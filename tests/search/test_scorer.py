@@ -43,7 +43,9 @@ def test_scorer_is_near_float64_as_the_plain_loop_is(
     assert float(found.mean() / exact.mean()) == pytest.approx(1, abs=2 * middle)
 
 
-def _scorer(size: tuple[int, ...], num_images: int) -> Scorer:
+def _scorer(
+    size: tuple[int, ...], num_images: int, *, num_wide_images: int | None = None
+) -> Scorer:
     dims = len(size)
     strides = ((1,) * dims, *((2,) * dims,) * 2)
     plan = UNetPlan(dims, 1, 2, (1,) * dims, size, ((3,) * dims,) * 3, strides, (16, 32, 64))
@@ -51,7 +53,8 @@ def _scorer(size: tuple[int, ...], num_images: int) -> Scorer:
     images = tuple(
         torch.from_numpy(texture(size, seed)).float()[None] for seed in range(num_images)
     )
-    return Scorer(Sample(names, images), plan, (1,), CPU, align=True)
+    sample = Sample(names, images)
+    return Scorer(sample, plan, (1,), CPU, align=True, num_wide_images=num_wide_images)
 
 
 @pytest.mark.parametrize(
@@ -107,3 +110,34 @@ def test_subject_of_a_search_changes_with_the_batches(plan_2d, sample_2d, monkey
     monkeypatch.setattr("monai_xtiny.search.scorer.NARROW_BATCH_VALUES", 1)
     second = Scorer(sample_2d, plan_2d, (1,), CPU, align=False).subject()
     assert {name for name in first if first[name] != second[name]} == {"batch sizes"}
+
+
+def test_scorer_takes_the_first_images_for_widths_that_are_not_aligned() -> None:
+    few = _scorer((40, 56), 6, num_wide_images=2)
+    numbers = {width: few.num_images(width) for width in few._sizes}
+    assert numbers == {64: 2, 32: 2, 16: 6, 8: 6, 4: 6, 2: 6, 1: 6}
+    assert few._sizes == numbers
+    for number in (None, 6, 9):
+        assert _scorer((40, 56), 6, num_wide_images=number).num_images(64) == 6
+
+
+@pytest.mark.search
+@pytest.mark.parametrize(
+    ("size", "tolerance"), [((128, 128), 0), ((40, 56), 1e-5)], ids=["packed", "batches"]
+)
+def test_scorer_gives_the_first_images_the_scores_that_they_have_among_all(size, tolerance) -> None:
+    among_all, few = _scorer(size, 4), _scorer(size, 4, num_wide_images=2)
+    expected = among_all.score(64, 1).sensitivity[:2]
+    assert few.score(64, 1).sensitivity == pytest.approx(expected, rel=tolerance, abs=0)
+    assert few.score(16, 1) == among_all.score(16, 1)
+
+
+def test_subject_of_a_search_changes_with_the_images_of_wide_widths() -> None:
+    subjects = [
+        _scorer((128, 128), 4, num_wide_images=number).subject() for number in (None, 4, 2, 1)
+    ]
+    assert subjects[0] == subjects[1]
+    for subject, number in zip(subjects[2:], ("2", "1"), strict=True):
+        changed = {name for name in subject if subject[name] != subjects[0][name]}
+        assert changed == {"images of wide widths"}
+        assert subject["images of wide widths"] == number

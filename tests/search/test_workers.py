@@ -117,3 +117,33 @@ def test_share_out_balances_costs_and_gives_each_unit_once(plan_2d) -> None:
     loads = [sum(costs[width] for width, _ in share) for share in shares]
     assert max(loads) - min(loads) <= max(costs.values())
     assert share_out(units, plan_2d, 1) == [sorted(units, key=lambda unit: -costs[unit[0]])]
+
+
+def test_share_out_puts_a_width_of_fewer_images_behind_one_that_costs_more(plan_2d) -> None:
+    units = [(width, 1) for width in width_ladder(plan_2d)]
+    costs = unit_costs(plan_2d)
+    few = {width: 1 if width > 32 else 8 for width, _ in units}
+    (share,) = share_out(units, plan_2d, 1, num_images=few.__getitem__)
+    assert share == sorted(units, key=lambda unit: -few[unit[0]] * costs[unit[0]])
+    assert share[0] == (32, 1)
+
+
+@pytest.mark.search
+def test_networks_that_run_alone_are_scored_before_those_that_run_side_by_side(
+    small, sample_2d, two_threads, monkeypatch
+) -> None:
+    workers = []
+
+    def seen(work, items, num_workers, **options):
+        workers.append(([width for width, _ in items], num_workers))
+        return side_by_side(work, items, num_workers)
+
+    monkeypatch.setattr(scheduling, "side_by_side", seen)
+    scorer = Scorer(sample_2d, small, (1,), torch.device("cpu"), align=False)
+    scorer.limit_gb = 1.0
+    sizes = {32: 0.9, 16: 0.1, 8: 0.9, 4: 0.1}
+    monkeypatch.setattr(scorer, "memory_gb", sizes.get)
+    units = [(width, 1) for width in (16, 32, 4, 8)]
+    found = [width for (width, _), _ in score_side_by_side(scorer, units)]
+    assert workers == [([32, 8], 1), ([16, 4], 2)]
+    assert found == [32, 8, 16, 4]

@@ -45,6 +45,19 @@ def test_refinement_gives_more_images_no_fewer_initializations(plan_2d) -> None:
     assert wanted(8) == wanted(20) == wanted(300)
 
 
+def test_refinement_asks_for_the_same_whatever_wide_widths_were_scored_on(plan_2d) -> None:
+    counts = {width: first_seeds(width) for width in MEANS}
+    asked = []
+    for num_wide in (3, 1):
+        for rows in ({}, counts):
+            table = noisy_table(plan_2d, MEANS, 0.2, rows)
+            wide = replace(table.ladder[0], sensitivity=((1.0,) * num_wide,))
+            table = replace(table, ladder=(wide, *table.ladder[1:]))
+            asked.append(refine_alignment(table, unit_cost, threshold=0.21))
+    assert asked[:2] == asked[2:]
+    assert asked[1]
+
+
 def test_refinement_asks_for_more_of_the_widest_where_it_may_be_too_narrow(plan_2d) -> None:
     means = {width: value / 2 for width, value in MEANS.items()}
     counts = {**{width: first_seeds(width) for width in means}, 16: 32}

@@ -3,6 +3,7 @@ from __future__ import annotations
 import json
 from dataclasses import replace
 
+import numpy as np
 import pytest
 
 from monai_xtiny.scores.table import Rung, ScoreTable
@@ -46,6 +47,20 @@ def test_select_width_counts_votes_and_takes_the_wider_on_a_tie(plan_2d) -> None
     assert selection.max_features == 8
     assert selection.confidence == pytest.approx(2 / 3)
     assert sum(selection.votes.values()) == pytest.approx(1)
+
+
+def test_paper_chooses_by_the_images_that_every_width_was_scored_on(plan_2d) -> None:
+    rng = np.random.default_rng(3)
+    rows = [tuple(map(float, rng.lognormal(size=4))) for _ in WIDTHS]
+    ladder = tuple(
+        Rung(width, (width,), 10 * width, 11 * width, 0.1, (row[: 2 if width > 32 else 4],))
+        for width, row in zip(WIDTHS, rows, strict=True)
+    )
+    table = ScoreTable(plan_2d, ladder, (0,), tuple("abcd"), {}, {})
+    few = [replace(rung, sensitivity=(rung.sensitivity[0][:2],)) for rung in ladder]
+    on_two = replace(table, ladder=tuple(few), images=("a", "b"))
+    assert select_width(table, "paper").max_features == select_width(on_two).max_features
+    assert table.curve(0) == on_two.curve(0)
 
 
 def test_select_width_refuses_an_unknown_method(plan_2d) -> None:

@@ -4,6 +4,7 @@ from dataclasses import replace
 
 import pytest
 
+from monai_xtiny.selection.alignment import ALIGNMENT
 from monai_xtiny.selection.paper import PAPER
 from monai_xtiny.selection.rule import Budget, low_confidence, widest_below
 
@@ -11,6 +12,13 @@ from monai_xtiny.selection.rule import Budget, low_confidence, widest_below
 def test_rule_that_refines_the_alignment_must_need_it() -> None:
     with pytest.raises(ValueError, match="the rule 'paper' refines the alignment"):
         replace(PAPER, refine=lambda table, cost: {})
+
+
+def test_rule_that_takes_fewer_images_for_wide_widths_must_align_the_others() -> None:
+    with pytest.raises(ValueError, match="the rule 'paper' takes fewer images for widths that"):
+        replace(PAPER, num_wide_images=2)
+    with pytest.raises(ValueError, match="num_wide_images of the rule 'alignment' is 0: give at"):
+        replace(ALIGNMENT, num_wide_images=0)
 
 
 @pytest.mark.parametrize(("confidence", "doubt"), [(None, ""), (0.8, ""), (0.79, "under 80%")])

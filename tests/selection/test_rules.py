@@ -104,7 +104,9 @@ def test_rule_refuses_to_refine_what_it_does_not_measure() -> None:
         replace(WIDEST, needs_alignment=False)
 
 
-@pytest.mark.parametrize("key", ["rule", "num_images", "refine", "seeds", "plan", "sample"])
+@pytest.mark.parametrize(
+    "key", ["rule", "num_images", "num_wide_images", "refine", "seeds", "plan", "sample"]
+)
 def test_search_config_resolves_each_key_alone(key, png_folder) -> None:
     parser = ConfigParser()
     parser.read_config(str(CONFIGS / "search.json"))
