@@ -17,12 +17,12 @@ import numpy as np
 
 # What trained tasks with one foreground class needed, in log2 of the width; how much more with each
 # doubling of the classes, background included; and the deviation from both.
-PRIOR_MEAN, PRIOR_SLOPE, PRIOR_SD = 3.36, 0.73, 0.90
+PRIOR_MEAN, PRIOR_SLOPE, PRIOR_SD = 3.36, 0.72, 0.92
 # Where the curve of alignment falls below its threshold, against what the task needed.
-ALIGNMENT_BIAS, ALIGNMENT_SD = -0.02, 1.0
+ALIGNMENT_BIAS, ALIGNMENT_SD = 0.01, 1.03
 # The loss, in Dice: of a width that is k steps too narrow, beyond the tolerance of 0.01, and of
 # each step that it is wider than need be.
-NARROW_LOSS, NARROW_POWER, WIDE_LOSS = 0.0125, 2.7, 0.0075
+NARROW_LOSS, NARROW_POWER, WIDE_LOSS = 0.0125, 2.7, 0.005
 # Probabilities under this are not worth listing.
 _MIN_SHARE = 0.005
 
