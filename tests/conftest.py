@@ -3,8 +3,10 @@ from __future__ import annotations
 import json
 import os
 import shutil
+import subprocess
 from collections.abc import Callable, Generator
 from pathlib import Path
+from types import SimpleNamespace
 
 import nibabel
 import numpy as np
@@ -12,12 +14,15 @@ import pytest
 import torch
 from PIL import Image
 
+from monai_xtiny.bundle import torchscript
+from monai_xtiny.bundle.writer import export_bundle
 from monai_xtiny.cli.commands import main
 from monai_xtiny.data.case import Sample
 from monai_xtiny.plan.unet_plan import UNetPlan
 from monai_xtiny.scores.table import Rung, ScoreTable
 from monai_xtiny.selection.choice import Selection
 from tests import shared
+from tests.processes import run_code
 from tests.tiers import is_fast, mark_search, refuse_long, share_out
 
 DATA = Path(__file__).parent / "golden"
@@ -65,7 +70,8 @@ def searched(made_once) -> Path:
         for index in range(6):
             write_png(folder / "images" / f"case{index}.png", seed=index)
         bundle = folder / "x_segmentation"
-        main(["search", "--images", str(folder / "images"), "--bundle", str(bundle)])
+        command = ["search", "--images", str(folder / "images"), "--bundle", str(bundle)]
+        main([*command, "--label_names", "background,cell"])
 
     return made_once("searched", make) / "x_segmentation"
 
@@ -74,6 +80,23 @@ def searched(made_once) -> Path:
 def searched_copy(searched, tmp_path) -> Path:
     """A copy of the bundle of :func:`searched`, to be changed."""
     return Path(shutil.copytree(searched, tmp_path / searched.name))
+
+
+@pytest.fixture
+def scripted(made_once, selection) -> Path:
+    """A bundle that was exported with its TorchScript; to be read only."""
+    name = "it's a $ x_segmentation"
+    made = made_once(
+        "scripted", lambda folder: export_bundle(selection, folder / name, torchscript=True)
+    )
+    return made / name
+
+
+@pytest.fixture
+def script_in_forks(monkeypatch) -> None:
+    """TorchScript is made by forked processes: the same network sooner, in other bytes."""
+    forks = SimpleNamespace(run=run_code, DEVNULL=subprocess.DEVNULL)
+    monkeypatch.setattr(torchscript, "subprocess", forks)
 
 
 @pytest.fixture(scope="session")

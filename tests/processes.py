@@ -15,7 +15,7 @@ import socket
 import subprocess
 import sys
 import tempfile
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from multiprocessing.process import BaseProcess
 from pathlib import Path
@@ -60,6 +60,18 @@ def run_ranks(
             for rank in range(num_ranks)
         ]  # fmt: skip
         return [run.result() for run in runs]
+
+
+def run_code(
+    command: Sequence[str], *, cwd: Path, env: Mapping[str, str], **_: object
+) -> subprocess.CompletedProcess[str]:
+    """In place of :func:`subprocess.run` for ``python -c CODE`` with arguments."""
+    _, option, code, *arguments = command
+    assert option == "-c"
+    with tempfile.TemporaryDirectory() as folder:
+        script = Path(folder) / "code.py"
+        script.write_text(code, encoding="utf-8")
+        return run_module(str(script), *arguments, cwd=cwd, env=env)
 
 
 def start_module(

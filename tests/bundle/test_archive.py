@@ -3,8 +3,6 @@ from __future__ import annotations
 import json
 import os
 import shutil
-import subprocess
-import sys
 import zipfile
 from pathlib import Path
 
@@ -13,11 +11,23 @@ import torch
 
 from monai_xtiny.bundle import large_files
 from monai_xtiny.bundle.archive import package_bundle
+from tests.processes import run_module
 
 
 @pytest.fixture
 def bundle(searched_copy) -> Path:
     return searched_copy
+
+
+@pytest.fixture
+def packaged(made_once, searched) -> Path:
+    """The folder of that bundle with its TorchScript, and of its zip; to be read only."""
+
+    def make(folder: Path) -> None:
+        copy = shutil.copytree(searched, folder / searched.name)
+        package_bundle(copy, folder / "first.zip", torchscript=True)
+
+    return made_once("packaged", make)
 
 
 def test_package_bundle_gives_the_same_bytes_for_the_same_bundle(tmp_path, bundle) -> None:
@@ -51,14 +61,14 @@ def test_package_bundle_refuses_an_incomplete_bundle(bundle, name) -> None:
     assert not list(bundle.parent.glob("*.zip")) and not list(bundle.parent.glob(".*.part"))
 
 
-def test_package_bundle_with_torchscript_gives_the_same_bytes(tmp_path, bundle) -> None:
-    copy = Path(shutil.copytree(bundle, tmp_path / "elsewhere" / bundle.name))
-    first = package_bundle(bundle, tmp_path / "first.zip", torchscript=True)
-    environment = {**os.environ, "PYTHONHASHSEED": "7"}
-    command = [sys.executable, "-m", "monai_xtiny", "package", str(copy), "--torchscript"]
-    done = subprocess.run(
-        command, env=environment, capture_output=True, text=True, check=True, cwd=tmp_path
-    )
+def test_package_bundle_with_torchscript_gives_the_same_bytes(tmp_path, bundle, packaged) -> None:
+    first = packaged / "first.zip"
+    # Another process, which hashes otherwise; and the one that it starts would too, if let.
+    done = run_module(
+        "monai_xtiny", "package", bundle, "--torchscript",
+        cwd=tmp_path, env={"PYTHONHASHSEED": "7"},
+    )  # fmt: skip
+    assert done.returncode == 0, done.stderr
     second = Path(done.stdout.strip())
     assert first.read_bytes() == second.read_bytes()
     with zipfile.ZipFile(second) as archive:
@@ -67,8 +77,10 @@ def test_package_bundle_with_torchscript_gives_the_same_bytes(tmp_path, bundle) 
     assert package_bundle(bundle, tmp_path / "third.zip").read_bytes() == first.read_bytes()
 
 
-def test_package_bundle_refuses_torchscript_of_other_weights(tmp_path, bundle) -> None:
-    package_bundle(bundle, tmp_path / "first.zip", torchscript=True)
+def test_package_bundle_refuses_torchscript_of_other_weights(
+    tmp_path, packaged, script_in_forks
+) -> None:
+    bundle = Path(shutil.copytree(packaged / "x_segmentation", tmp_path / "x_segmentation"))
     weights = torch.load(bundle / "models" / "model.pt", weights_only=True)
     weights[next(iter(weights))] += 1  # trained since
     torch.save(weights, bundle / "models" / "model.pt")
@@ -80,7 +92,9 @@ def test_package_bundle_refuses_torchscript_of_other_weights(tmp_path, bundle) -
     assert all(torch.equal(renewed[name], weights[name]) for name in weights)
 
 
-def test_package_bundle_leaves_a_bundle_as_it_is_when_scripting_fails(tmp_path, bundle) -> None:
+def test_package_bundle_leaves_a_bundle_as_it_is_when_scripting_fails(
+    tmp_path, bundle, script_in_forks
+) -> None:
     path = bundle / "configs" / "inference.json"
     config = json.loads(path.read_text())
     config["network_def"]["out_channels"] += 1

@@ -21,9 +21,18 @@ def bundle(tmp_path, selection) -> Path:
     return export_bundle(selection, tmp_path / "it's a $ x_segmentation")
 
 
-def test_write_torchscript_gives_the_networks_outputs_and_metadata(bundle, selection) -> None:
-    path = write_torchscript(Bundle.open(bundle))
-    assert path == bundle / "models" / "model.ts"
+def test_write_torchscript_writes_or_replaces_the_file(bundle, script_in_forks) -> None:
+    path = bundle / "models" / "model.ts"
+    path.write_bytes(b"former")
+    assert write_torchscript(Bundle.open(bundle)) == path
+    assert sorted(item.name for item in path.parent.iterdir()) == ["model.pt", "model.ts"]
+    check_torchscript(Bundle.open(bundle))
+
+
+def test_export_bundle_writes_torchscript_on_request_with_outputs_and_metadata(
+    scripted, selection
+) -> None:
+    bundle, path = scripted, scripted / "models" / "model.ts"
     assert sorted(item.name for item in path.parent.iterdir()) == ["model.pt", "model.ts"]
     network, metadata, extra = load_net_with_metadata(path, more_extra_files=("inference.json",))
     assert metadata == json.loads((bundle / "configs" / "metadata.json").read_text())
@@ -35,10 +44,10 @@ def test_write_torchscript_gives_the_networks_outputs_and_metadata(bundle, selec
     check_torchscript(Bundle.open(bundle))
 
 
-def test_write_torchscript_names_no_path_and_keeps_pytorchs_alignment(bundle) -> None:
-    path = write_torchscript(Bundle.open(bundle))
+def test_write_torchscript_names_no_path_and_keeps_pytorchs_alignment(scripted) -> None:
+    path = scripted / "models" / "model.ts"
     content = path.read_bytes()
-    for text in (bundle.parent, Path(torch.__file__).parent, Path.home()):
+    for text in (scripted.parent, Path(torch.__file__).parent, Path.home()):
         assert str(text).encode() not in content
     with zipfile.ZipFile(path) as archive:
         assert archive.testzip() is None
@@ -48,12 +57,6 @@ def test_write_torchscript_names_no_path_and_keeps_pytorchs_alignment(bundle) ->
                 int.from_bytes(content[entry.header_offset + at :][:2], "little") for at in (26, 28)
             )
             assert (start + name + extra) % 64 == 0
-
-
-def test_export_bundle_writes_torchscript_on_request(tmp_path, selection) -> None:
-    bundle = export_bundle(selection, tmp_path / "y_segmentation", torchscript=True)
-    assert sorted(path.name for path in (bundle / "models").iterdir()) == ["model.pt", "model.ts"]
-    check_torchscript(Bundle.open(bundle))
 
 
 def test_check_torchscript_refuses_what_is_none(bundle) -> None:

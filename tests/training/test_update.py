@@ -1,6 +1,7 @@
 from __future__ import annotations
 
 import json
+import shutil
 from dataclasses import replace
 from pathlib import Path
 
@@ -274,8 +275,10 @@ def test_update_bundle_writes_only_the_verification_of_a_choice_that_stays(bundl
 
 
 @pytest.mark.slow
-def test_update_bundle_renews_torchscript_and_the_list_of_large_files(tmp_path, selection) -> None:
-    bundle = export_bundle(selection, tmp_path / "t_segmentation", torchscript=True)
+def test_update_bundle_renews_torchscript_and_the_list_of_large_files(
+    tmp_path, scripted, script_in_forks
+) -> None:
+    bundle = Path(shutil.copytree(scripted, tmp_path / scripted.name))
     entry = {"path": "models/model.pt", "url": "https://example.org/8.pt", "hash_val": "x"}
     (bundle / "large_files.yml").write_text(yaml.safe_dump({"large_files": [entry]}))
     before = (bundle / "models" / "model.ts").read_bytes()
