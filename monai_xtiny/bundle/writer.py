@@ -137,7 +137,7 @@ def export_bundle(
     """Write the selected network as a MONAI bundle.
 
     The files come from the templates in ``configs/templates``; every ``_target_`` in them is
-    MONAI's, PyTorch's or ignite's, or of the bundle's ``scripts``. ``models/model.pt`` holds the
+    MONAI's, PyTorch's or ignite's. ``models/model.pt`` holds the
     selected network at the initialization of the first seed, until it is trained. Everything is
     written to a temporary sibling, which is then renamed. Weights over 25 MB are listed in
     ``large_files.yml``.

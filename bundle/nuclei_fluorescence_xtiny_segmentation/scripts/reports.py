@@ -5,6 +5,8 @@ from __future__ import annotations
 
 import os
 import tempfile
+from collections.abc import Mapping, Sequence
+from typing import Any
 
 import ignite.distributed as idist
 from ignite.engine import Engine
@@ -14,7 +16,17 @@ from .files import written_whole
 
 
 class MetricsWriter(MetricsSaver):
-    """MONAI's ``MetricsSaver``, whose tables a kill cannot leave half written."""
+    """MONAI's ``MetricsSaver``, whose tables a kill cannot leave half written.
+
+    Args:
+        save_dir: folder of the tables.
+        metric: of the engine: its value, that of each case, and their summary are written.
+    """
+
+    def __init__(self, save_dir: str, metric: str) -> None:
+        super().__init__(
+            save_dir, [metric], [metric], batch_transform=_metadata_of, summary_ops="*"
+        )
 
     def __call__(self, engine: Engine) -> None:
         """Write the tables of an epoch; on all ranks, of which one writes."""
@@ -34,3 +46,8 @@ class MetricsWriter(MetricsSaver):
                     open(os.path.join(folder, name), "rb") as table,
                 ):
                     part.write_bytes(table.read())
+
+
+def _metadata_of(batch: Sequence[Mapping[str, Any]]) -> list[Any]:
+    """Of the images of a batch, which name their files."""
+    return [case["image"].meta for case in batch]
