@@ -4,6 +4,7 @@ import numpy as np
 import pytest
 
 from monai_xtiny.selection.posterior import (
+    WIDE_LOSS,
     Belief,
     crossing,
     expected_dice_lost,
@@ -77,7 +78,7 @@ def test_expected_dice_lost_is_the_narrow_part_of_the_loss() -> None:
     shares = Belief(3.2, 1.1).shares(LADDER)
     for width in LADDER:
         steps = {needed: np.log2(width / needed) for needed in LADDER}
-        wide = sum(0.0075 * steps[o] * share for o, share in shares.items() if steps[o] > 0)
+        wide = sum(WIDE_LOSS * steps[o] * share for o, share in shares.items() if steps[o] > 0)
         assert expected_dice_lost(shares, width) + wide == pytest.approx(
             expected_losses(shares)[width]
         )

@@ -553,6 +553,7 @@ def test_verify_command_takes_volumes_and_a_datalist(capsys, tmp_path, dims) -> 
     capsys.readouterr()
     main(["verify", str(bundle), "--datalist", str(root / "list.json"), "--epochs", "1"])
     out = capsys.readouterr().out.splitlines()
-    assert sum(line.startswith("width ") and ", seed " in line for line in out) in (4, 6)
+    assert sum(line.startswith("width ") and ", seed " in line for line in out) >= 4
     assert "1 updates a training, 2 cases held out" in out
-    assert any("(tolerance 0.01)" in line for line in out[-3:])
+    assert any("(tolerance 0.0476)" in line for line in out)
+    assert any(line.startswith("recommended: width ") for line in out)
