@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+from functools import partial
 
 from monai_xtiny.cli.job import Job, as_typed
 from monai_xtiny.cli.options import check_limits, parse_flag, parse_int
@@ -20,6 +21,9 @@ def configure(
     num_seeds: int | None = None,
     max_seconds: float | None = None,
     max_memory_gb: float | None = None,
+    max_parameters: int | None = None,
+    max_gmacs: float | None = None,
+    max_latency_ms: float | None = None,
     device: str = "auto",
     debug: bool = False,
 ) -> Job:
@@ -39,6 +43,10 @@ def configure(
             widths for the other rules.
         max_seconds: time after which no further initializations are asked for.
         max_memory_gb: what the process may hold; with less, fewer networks and images at a time.
+        max_parameters: of the network: the best width within the limits is chosen.
+        max_gmacs: of one forward pass on one patch, in 1e9 multiply-accumulates.
+        max_latency_ms: of one forward pass on one patch, measured here with ONNX Runtime on the
+            CPU, ms.
         device: auto, cpu, cuda, cuda:1, ...
         debug: show tracebacks.
     """
@@ -46,7 +54,9 @@ def configure(
     def run() -> None:
         import_monai()
         from monai_xtiny.bundle.summary import ladder_table
+        from monai_xtiny.deploy.latency import check_latency, measure_latency
         from monai_xtiny.nnunet.configure import configure_data_set, plan_nnunet_data_set
+        from monai_xtiny.selection.limits import checked_limits
         from monai_xtiny.selection.rules import check_method
         from monai_xtiny.system.devices import select_device
 
@@ -55,6 +65,8 @@ def configure(
         number = None if num_images in (None, "all") else parse_int("num_images", num_images)
         check_limits(num_seeds, max_seconds, max_memory_gb)
         check_method(method)
+        limits = checked_limits(max_parameters, max_gmacs, max_latency_ms)
+        check_latency(max_latency_ms)
         select_device(device)
         planned = plan_nnunet_data_set(dataset_id, configuration, plans_identifier)
         print(planned.describe(), flush=True)
@@ -66,6 +78,8 @@ def configure(
             num_seeds=num_seeds,
             max_seconds=max_seconds,
             max_memory_gb=max_memory_gb,
+            **limits,
+            measure=partial(measure_latency, progress=print),
             device=device,
         )
         print(ladder_table(found.selection))

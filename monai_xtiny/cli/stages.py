@@ -4,7 +4,9 @@ from __future__ import annotations
 
 import json
 import os
+from dataclasses import asdict
 from pathlib import Path
+from typing import Any
 
 from monai_xtiny.cli.bundles import parse_minutes, race_bundle
 from monai_xtiny.cli.job import Job, as_typed
@@ -80,6 +82,8 @@ def search(
     """
 
     def run() -> None:
+        from monai_xtiny.training.race_folder import RaceFolder
+
         minutes = parse_minutes(max_minutes)
         labeled = labeled_data(images) if parse_flag("with_labels", with_labels) else None
         if labeled is None and (group is not None or minutes is not None):
@@ -105,17 +109,51 @@ def search(
             unit_test=unit_test,
             torchscript=torchscript,
         )
-        workflow = make_workflow(config_file, options.overrides())
-        workflow.run()
-        workflow.finalize()
-        if labeled is not None:
-            from monai_xtiny.bundle.folder import Bundle
-
-            print(f"the labels of {images} are read now: the choice rests on them", flush=True)
-            opened = Bundle.open(bundle)
-            race_bundle(opened, is_update=True, max_minutes=minutes, group=group, **labeled)
+        if labeled is None:
+            workflow = make_workflow(config_file, options.overrides())
+            workflow.run()
+            workflow.finalize()
+            RaceFolder(Path(bundle), {}).remove()  # of a former choice
+        else:
+            search_and_race(options, config_file, max_minutes=minutes, group=group, **labeled)
 
     return Job(run, debug, resumes=True)
+
+
+def search_and_race(
+    options: SearchOptions, config_file: str | None, *, max_minutes: float | None, **labeled: Any
+) -> None:
+    """Search, then race the choice on labels; the same again goes on with what was stopped.
+
+    Args:
+        options: of the search.
+        config_file: a changed copy of configs/search.json.
+        max_minutes: of the race.
+        labeled: where the labels are, and ``group``, as the race takes them.
+    """
+    import_monai()
+    from monai_xtiny.bundle.folder import Bundle
+    from monai_xtiny.bundled.locks import write_lock
+    from monai_xtiny.training.race_folder import RaceFolder
+
+    overrides = options.overrides()
+    asked = {**asdict(options), "config_file": config_file, **labeled}
+    kept = RaceFolder(Path(str(options.bundle)), json.loads(json.dumps(asked, default=str)))
+    if kept.is_searched():
+        print(f"{options.bundle} is searched: going on with its race", flush=True)
+    else:
+        workflow = make_workflow(config_file, overrides)
+        kept.begin()
+        workflow.run()
+        workflow.finalize()
+    with write_lock(kept.bundle_root):
+        bundle = Bundle.open(kept.bundle_root)
+        if bundle.selection.race is None:
+            labels = f"the labels of {options.images} are read now: the choice rests on them"
+            print(labels, flush=True)
+            work = {"work_dir": kept.trainings, "max_minutes": max_minutes}
+            race_bundle(bundle, is_update=True, **work, **labeled)
+        kept.remove()
 
 
 def labeled_data(images: str) -> dict[str, str]:

@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 from monai_xtiny.bundle.search_file import write_search
+from monai_xtiny.bundle.summary import budget_sentence
 from monai_xtiny.bundled.locks import write_lock
 from monai_xtiny.data.case import Case, Sample
 from monai_xtiny.data.cases import sample_cases
@@ -28,7 +29,7 @@ from monai_xtiny.plan.unet_plan import UNetPlan
 from monai_xtiny.search.journal import journal_path, remove_journal
 from monai_xtiny.search.run import check_ladder, run_search
 from monai_xtiny.search.workers import unit_costs
-from monai_xtiny.selection.choice import select_width
+from monai_xtiny.selection.limits import check_budget, checked_limits, select_within
 from monai_xtiny.selection.rule import Rule, Selection
 from monai_xtiny.selection.rules import find_rule, refinement
 from monai_xtiny.system.devices import select_device
@@ -102,10 +103,12 @@ class Configured:
         done = "added to" if self.is_new else "was already in"
         plans = "" if path.stem == "nnUNetPlans" else f" -p {path.stem}"
         folders = "-i IMAGES -o LABELS"
+        budget = self.selection.budget
         lines = [
             f"selected width {rung.max_features}: {rung.num_parameters_nnunet:,} parameters in "
             f"nnU-Net, {times:.0f} times fewer than {full.num_parameters_nnunet:,} (method "
             f"{self.selection.method}{sure})",
+            "" if budget is None else budget_sentence(self.selection),
             advice if doubt else "",
             f"configuration {self.name} {done} {str(path)!r} (as it was before: "
             f"{path.name}{BACKUP_SUFFIX}); all scores: {self.record.name}",
@@ -168,6 +171,10 @@ def configure_data_set(
     num_seeds: int | None = None,
     max_seconds: float | None = None,
     max_memory_gb: float | None = None,
+    max_parameters: int | None = None,
+    max_gmacs: float | None = None,
+    max_latency_ms: float | None = None,
+    measure: Callable[[UNetPlan, int], float] | None = None,
     device: str = "auto",
     progress: bool = True,
 ) -> Configured:
@@ -183,17 +190,24 @@ def configure_data_set(
         num_seeds: initializations of every width; ``None`` for as many as make the choice sure.
         max_seconds: time after which no further initializations are asked for.
         max_memory_gb: what the process may hold.
+        max_parameters: the best width within the limits is chosen, as
+            :func:`monai_xtiny.select_within` does; likewise the next two.
+        max_gmacs: of one forward pass on one patch, in 1e9 multiply-accumulates.
+        max_latency_ms: of one forward pass on one patch, ms.
+        measure: latency of a plan's network under a width cap, ms.
         device: auto, cpu, cuda, cuda:1, ...
         progress: show bars on stderr.
 
     Raises:
-        ValueError: an option is unknown, an image cannot be scored, or the plans have another
-            configuration of this name.
+        ValueError: an option is unknown, an image cannot be scored, no width keeps to the limits,
+            or the plans have another configuration of this name.
         BlockingIOError: another process configures the same data set.
     """
     rule = find_rule(method)
     select_device(device)
     path, plan = planned.plans_path, planned.plan
+    limits = checked_limits(max_parameters, max_gmacs, max_latency_ms)
+    check_budget(plan, **limits)
     journal = journal_path(path.with_name(f"{path.stem}_{planned.configuration}"))
     with write_lock(path):
         table = run_search(
@@ -213,7 +227,7 @@ def configure_data_set(
             max_memory_gb=max_memory_gb,
             progress=progress,
         )
-        selection = select_width(table, method=method)
+        selection = select_within(table, method, **limits, measure=measure)
         features = selection.rung.features_per_stage
         name, is_new = add_configuration(path, planned.configuration, features)
         record = write_search(selection, path.with_name(f"{path.stem}_{name}_search.json"))

@@ -48,10 +48,12 @@ def test_configure_needs_the_environment_variable(preprocessed, capsys, monkeypa
         (["4", "--device", "tpu"], "tpu"),
         ([], "configure needs --dataset_id"),
         (["4", "--images", "x"], "configure has no option '--images'"),
+        (["4", "--max_gmacs", "0"], "--max_gmacs is 0: give a number above 0"),
     ],
     ids=[
         "no such data set", "no id", "no such configuration", "no such plans", "method",
         "no images", "no seeds", "seconds", "device", "nothing", "another command's option",
+        "no budget",
     ],
 )  # fmt: skip
 def test_configure_refuses_in_one_line_and_writes_nothing(

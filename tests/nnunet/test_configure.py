@@ -75,6 +75,26 @@ def test_configure_data_set_scores_wide_widths_on_as_many_images_as_the_rule_ask
 
 
 @pytest.mark.search
+def test_configure_data_set_keeps_to_a_budget(tmp_path) -> None:
+    folder = write_planned(tmp_path)
+    free = configured().selection
+    wide = [rung for rung in free.table.ladder if rung.max_features > 1]
+    narrow = wide[-1]
+    assert narrow.max_features < free.max_features
+    found = configured(max_parameters=narrow.num_parameters, num_seeds=1)
+    assert found.selection.max_features == narrow.max_features
+    assert found.selection.budget.searched == free.max_features
+    assert read_search(found.record).budget == found.selection.budget
+    assert f"width {narrow.max_features} in place of {free.max_features}" in found.summary
+    plans = (folder / "nnUNetPlans.json").read_bytes()
+    timed = configured(max_latency_ms=1.0, measure=lambda plan, width: 0.5 * width).selection
+    assert (timed.max_features, timed.budget.latencies_ms[2]) == (2, 1.0)
+    with pytest.raises(ValueError, match="--max_parameters is 10, and the narrowest network"):
+        configured(max_parameters=10)
+    assert (folder / "nnUNetPlans.json").read_bytes() == plans
+
+
+@pytest.mark.search
 def test_a_transposition_changes_the_slices_and_not_what_is_made_of_them(tmp_path) -> None:
     write_planned(tmp_path / "a")
     write_planned(tmp_path / "b", change=lambda plans: plans.update(transpose_forward=[1, 0, 2]))
@@ -104,12 +124,12 @@ def plan_and_interrupt(monkeypatch) -> ScoreTable:
     """What a search has scored that ends before it chooses."""
     seen: list[ScoreTable] = []
 
-    def interrupt(table: ScoreTable, **_: object) -> None:
+    def interrupt(table: ScoreTable, *_: object, **__: object) -> None:
         seen.append(table)
         raise KeyboardInterrupt
 
     with monkeypatch.context() as patch:
-        patch.setattr(module, "select_width", interrupt)
+        patch.setattr(module, "select_within", interrupt)
         with pytest.raises(KeyboardInterrupt):
             configured()
     return seen[0]

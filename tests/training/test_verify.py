@@ -483,6 +483,39 @@ def test_search_with_labels_searches_and_races(capsys, labeled, tmp_path) -> Non
     assert "no other width than" in out
 
 
+@pytest.mark.slow
+def test_search_with_labels_goes_on_with_a_race_that_was_stopped(
+    capsys, fake, labeled, tmp_path
+) -> None:
+    bundle = tmp_path / "x_segmentation"
+    words = ["search", "--images", str(labeled), "--bundle", str(bundle), "--num_images", "1"]
+    words += ["--method", "paper", "--with_labels"]
+    fake.levels = {**fake.levels, **{width: 0.8 for width in (512, 256, 128, 64)}}
+    fake.on_training = lambda: (_ for _ in ()).throw(OSError(28, "No space left", "x"))
+    with pytest.raises(SystemExit):
+        main(words)
+    chosen = json.loads((bundle / "docs" / "search.json").read_text())
+    fake.on_training = lambda: None
+    fake.stop_at = (2 * chosen["selected"]["max_features"], 0)
+    with pytest.raises((SystemExit, KeyboardInterrupt)):
+        main(words)
+    done = list(fake.asked)
+    fake.asked.clear()
+    fake.stop_at = None
+    capsys.readouterr()
+    main(words)
+    assert "is searched: going on with its race" in capsys.readouterr().out
+    assert done and not set(done[1:]) & set(fake.asked)
+    raced = json.loads((bundle / "docs" / "search.json").read_text())
+    assert raced["race"]["searched"] == chosen["selected"]["max_features"]
+    assert raced["ladder"] == chosen["ladder"]
+    assert not list(tmp_path.glob(".x_segmentation*"))
+    # The same once more is a search of a bundle that is there.
+    with pytest.raises(SystemExit):
+        main(words)
+    assert "exists" in capsys.readouterr().err
+
+
 @pytest.mark.parametrize(
     "options, message",
     [
