@@ -98,8 +98,9 @@ def search_bundle(kind: str, root: Path) -> None:
     labels = "background,gray,white" if kind in NIFTI_KINDS else "background,cell"
     command = ["search", "--images", dataset, "--bundle", bundle, "--label_names", labels]
     command += ["--num_images", 2, *(["--spatial_dims", 2] if kind == "slices" else [])]
-    # Of volumes by the rule that scores less; what it chooses is trained sooner too.
-    command += ["--unit_test", *(["--method", "paper"] if kind == "volumes" else [])]
+    # By the rule that scores less where that takes long; what it chooses is trained sooner too.
+    is_brief = kind in ("volumes", "slices")
+    command += ["--unit_test", *(["--method", "paper"] if is_brief else [])]
     main([str(part) for part in command])
 
 
@@ -362,7 +363,7 @@ def test_bundle_trains_resumes_infers_and_evaluates(emitted, tmp_path) -> None:
 
 def test_bundle_learns_and_labels_lie_on_the_image(emitted, tmp_path) -> None:
     # A threshold of the image is learned in a few epochs only if image and label agree in space.
-    epochs = 15 if emitted.kind == "volumes" else 30
+    epochs = 15 if emitted.kind in ("volumes", "slices") else 30
     run_bundle(
         emitted, "train", "--dataset_dir", emitted.dataset, "--num_workers", 0, "--epochs", epochs,
         "--val_interval", epochs, "--resume", "False", "--output_dir", tmp_path / "state",
