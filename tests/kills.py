@@ -12,12 +12,12 @@ from __future__ import annotations
 import os
 import re
 import shutil
-import subprocess
 import sys
 from collections.abc import Callable, Sequence
 from pathlib import Path
 
 from monai_xtiny.cli.commands import main
+from tests.processes import run_module
 
 _CHANGES = ("os.rename", "os.remove", "os.mkdir", "os.rmdir", "os.link", "os.symlink")
 _WRITING = os.O_WRONLY | os.O_RDWR | os.O_CREAT | os.O_TRUNC
@@ -37,8 +37,8 @@ def kill_everywhere(
 
     Args:
         root: folder that the work writes to, as it is before; then as it is after.
-        work: what is killed; run again it must succeed. Words of the command line are run by a
-            new Python, for what cannot run in a forked process.
+        work: what is killed; run again it must succeed. Words of the command line are run by
+            :mod:`tests.processes`, for what cannot run in a process forked from the test.
         check: asserts that nothing was lost, after a kill and after the work was run again.
         tidy: whether the work, run again, leaves nothing of the killed process.
         every: after how many of the states long work is run again.
@@ -108,7 +108,9 @@ def _run(work: Callable[[], object] | Sequence[str], watch: Watch | None = None)
     """Do the work in a process of its own."""
     if not callable(work):
         folders = [] if watch is None else [str(watch.root), str(watch.states)]
-        subprocess.run([sys.executable, "-m", "tests.kills", *folders, "--", *work], check=True)
+        here = Path(__file__).parents[1]
+        done = run_module("tests.kills", *folders, "--", *work, cwd=here)
+        assert done.returncode == 0, done.stderr
         return
     child = os.fork()
     if child == 0:

@@ -99,17 +99,18 @@ def test_wheel_carries_the_configs_and_works_from_any_folder(tmp_path, png_folde
     with zipfile.ZipFile(next(tmp_path.glob("*.whl"))) as wheel:
         wheel.extractall(site)
     environment = {**os.environ, "PYTHONPATH": str(site)}
-    search = [sys.executable, "-m", "monai_xtiny", "search", "--images", str(png_folder)]
+    code = (
+        "import runpy\n"
+        "runpy.run_module('monai_xtiny', run_name='__main__', alter_sys=True)\n"
+        "from monai_xtiny.bundle.templates import configs_dir\n"
+        "print(configs_dir())"
+    )
+    search = [sys.executable, "-c", code, "search", "--images", str(png_folder)]
     done = subprocess.run(
-        [*search, "--bundle", "x_segmentation", "--unit_test"],
+        [*search, "--bundle", "x_segmentation", "--unit_test", "--method", "paper"],
         cwd=tmp_path, env=environment, capture_output=True, text=True, check=False,
     )  # fmt: skip
     assert done.returncode == 0, done.stderr
     assert (tmp_path / "x_segmentation" / "configs" / "train.json").is_file()
     assert (tmp_path / "test_x_segmentation.py").is_file()
-    code = "from monai_xtiny.bundle.templates import configs_dir; print(configs_dir())"
-    where = subprocess.run(
-        [sys.executable, "-c", code], cwd=tmp_path, env=environment, capture_output=True, text=True,
-        check=True,
-    )  # fmt: skip
-    assert where.stdout.strip() == str(site / "monai_xtiny" / "configs")
+    assert done.stdout.splitlines()[-1] == str(site / "monai_xtiny" / "configs")

@@ -7,6 +7,7 @@ from pathlib import Path
 import pytest
 
 from tests.cli.typed import run_main
+from tests.processes import run_module
 
 
 def test_search_runs_nothing_for_a_misspelt_option(capsys, tmp_path, png_folder) -> None:
@@ -19,10 +20,11 @@ def test_search_runs_nothing_for_a_misspelt_option(capsys, tmp_path, png_folder)
 @pytest.mark.slow
 def test_the_module_and_the_console_script_are_the_command_line(tmp_path) -> None:
     script = Path(sys.executable).with_name("monai-xtiny")
-    for start in ([sys.executable, "-m", "monai_xtiny"], [str(script)]):
-        done = subprocess.run(
-            [*start, "plan", "--images", str(tmp_path)], capture_output=True, text=True, check=False
-        )
+    command = ["plan", "--images", str(tmp_path)]
+    for done in (
+        run_module("monai_xtiny", *command, cwd=tmp_path),
+        subprocess.run([str(script), *command], capture_output=True, text=True, check=False),
+    ):
         assert done.returncode == 2
         assert done.stderr.startswith("error: no images in")
         assert len(done.stderr.strip().splitlines()) == 1

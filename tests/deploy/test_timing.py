@@ -30,26 +30,38 @@ pytest.importorskip("onnxscript")
 pytestmark = pytest.mark.search
 
 
-def test_benchmark_engines_times_each_in_a_process_of_its_own(tmp_path) -> None:
-    plan = PLANS["pictures"]
-    bundle = exported_bundle("pictures", tmp_path)
-    network, form = Bundle.open(bundle).network(), input_format(Bundle.open(bundle))
-    eager, script, onnx = tmp_path / "x.pt", tmp_path / "x.ts", bundle / "models" / "model.onnx"
-    content = {"arguments": network_config(plan, 4), "state_dict": network.state_dict()}
-    torch.save(content, eager)
+@pytest.fixture(scope="module")
+def models(tmp_path_factory) -> dict[str, EngineModel]:
+    """A network in the file of each engine."""
+    folder = tmp_path_factory.mktemp("models")
+    bundle = exported_bundle("pictures", folder)
+    network = Bundle.open(bundle).network()
+    eager, script, onnx = folder / "x.pt", folder / "x.ts", bundle / "models" / "model.onnx"
+    arguments = network_config(PLANS["pictures"], 4)
+    torch.save({"arguments": arguments, "state_dict": network.state_dict()}, eager)
     torch.jit.script(network).save(script)
-    models = [
-        EngineModel("selected", 4, engine, path)
+    return {
+        engine: EngineModel("selected", 4, engine, path)
         for engine, path in ((EAGER, eager), (TORCHSCRIPT, script), (ONNX, onnx))
-    ]
+    }
+
+
+@pytest.fixture
+def form(models) -> InputFormat:
+    """What the network takes."""
+    return input_format(Bundle.open(models[ONNX].path.parents[1]))
+
+
+def test_benchmark_engines_times_each_in_a_process_of_its_own(models, form, tmp_path) -> None:
     image = write_png(tmp_path / "x.png", (37, 51))
     said: list[str] = []
     timings = benchmark_engines(
-        models, form, [image], (51, 37), threads=(1,), rounds=2, seconds=0, progress=said.append
-    )
+        list(models.values()), form, [image], (51, 37), threads=(1,), rounds=2, seconds=0,
+        progress=said.append,
+    )  # fmt: skip
     assert [row.engine for row in timings] == [EAGER, TORCHSCRIPT, ONNX]
     assert [row.num_bytes for row in timings] == [
-        path.stat().st_size for path in (eager, script, onnx)
+        model.path.stat().st_size for model in models.values()
     ]
     assert len(said) == 3
     for row in timings:
@@ -119,21 +131,13 @@ NETWORK |= {"monai_xtiny.plan", "monai_xtiny.plan.unet_plan"}
     ],
     ids=["onnx", "torchscript", "eager"],
 )
-def test_timing_of_an_engine_imports_what_that_needs(tmp_path, engine, ours, others) -> None:
+def test_timing_of_an_engine_imports_what_that_needs(
+    models, form, tmp_path, engine, ours, others
+) -> None:
     # What else were imported would be counted as memory of the engine; MONAI has needs of its own.
-    bundle = exported_bundle("pictures", tmp_path)
-    opened = Bundle.open(bundle)
-    network, form = opened.network(), input_format(opened)
-    files = {EAGER: "x.pt", TORCHSCRIPT: "x.ts", ONNX: bundle / "models" / "model.onnx"}
-    path = tmp_path / files[engine]
-    if engine == EAGER:
-        arguments = network_config(PLANS["pictures"], 4)
-        torch.save({"arguments": arguments, "state_dict": network.state_dict()}, path)
-    if engine == TORCHSCRIPT:
-        torch.jit.script(network).save(path)
     job = {
         "engine": engine,
-        "path": str(path),
+        "path": str(models[engine].path),
         "form": form.to_metadata(),
         "images": [str(write_png(tmp_path / "x.png", (150, 131)))],
         "size": [131, 150],

@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import subprocess
-import sys
 from pathlib import Path
 
 import pytest
@@ -16,6 +14,7 @@ from monai_xtiny.networks.dynunet import build_network, network_config
 from monai_xtiny.plan.unet_plan import UNetPlan
 from monai_xtiny.search.scorer import Scorer
 from tests.conftest import texture
+from tests.processes import run_module
 
 SCRIPTS = Path(__file__).parents[2] / "scripts"
 needs_cuda = pytest.mark.skipif(not torch.cuda.is_available(), reason="no CUDA device")
@@ -66,11 +65,7 @@ def test_benchmark_engines_times_networks_on_cuda(tmp_path) -> None:
     [("benchmarks/search.py", "--images", "nowhere"), ("benchmarks/deploy.py", "nowhere")],
     ids=lambda command: command[0],
 )
-def test_benchmarks_on_cuda_are_skipped_without_one(command) -> None:
+def test_benchmarks_on_cuda_are_skipped_without_one(command, tmp_path) -> None:
     name, *options = command
-    done = subprocess.run(
-        [sys.executable, str(SCRIPTS / name), *options, "--device", "cuda"],
-        capture_output=True,
-        text=True,
-    )
+    done = run_module(str(SCRIPTS / name), *options, "--device", "cuda", cwd=tmp_path)
     assert (done.returncode, done.stdout) == (0, "skipped: there is no CUDA device here\n")

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import zipfile
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -24,6 +25,7 @@ from monai_xtiny.bundle.writer import export_bundle
 from monai_xtiny.bundled.checkpoints import BestWeights
 from monai_xtiny.bundled.splits import Split, write_split
 from monai_xtiny.cli.commands import main
+from monai_xtiny.selection.choice import Selection
 from monai_xtiny.system.files import atomic_write
 from monai_xtiny.training.update import update_bundle
 from tests.end_to_end.test_trainings import train as train_really
@@ -64,6 +66,21 @@ def bundle(tmp_path, selection) -> Path:
     export_bundle(selection, root)
     train(root)
     return root
+
+
+def of_three_stages(selection: Selection) -> Selection:
+    """The least network, which is exported soonest."""
+    table = selection.table
+    plan = replace(
+        table.plan,
+        kernel_size=table.plan.kernel_size[:3],
+        strides=table.plan.strides[:3],
+        features_per_stage=table.plan.features_per_stage[:3],
+    )
+    ladder = tuple(
+        replace(rung, features_per_stage=rung.features_per_stage[:3]) for rung in table.ladder
+    )
+    return replace(selection, table=replace(table, plan=plan, ladder=ladder))
 
 
 def one_of(path: Path, *wholes: dict[str, bytes]) -> Callable[[], None]:
@@ -167,7 +184,10 @@ def test_package_that_is_killed_leaves_the_former_zip_or_the_new_one(bundle) -> 
 
 
 @pytest.mark.slow
-def test_deploy_that_is_killed_leaves_the_former_files_or_the_new_ones(bundle) -> None:
+def test_deploy_that_is_killed_leaves_the_former_files_or_the_new_ones(tmp_path, selection) -> None:
+    bundle = tmp_path / "root" / "x_segmentation"
+    export_bundle(of_three_stages(selection), bundle)
+    train(bundle)
     work = ["deploy", str(bundle), "--nobenchmark"]
     names = ("models/model.onnx", "docs/deploy.json")
     former = contents(bundle)

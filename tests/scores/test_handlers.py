@@ -16,6 +16,7 @@ from monai_xtiny.scores.alignment import (
 )
 from monai_xtiny.scores.handlers import AlignmentHandler, SensitivityHandler
 from monai_xtiny.scores.sensitivity import jacobian_sensitivity
+from tests import processes  # noqa: F401  its fork server holds MONAI
 
 
 def idle(engine, batch) -> None:
@@ -175,7 +176,7 @@ def score_on_rank(rank: int, plan, folder) -> None:
 def test_handler_gathers_over_ranks(network, plan_2d, tmp_path) -> None:
     import ignite.distributed as idist
 
-    with idist.Parallel(backend="gloo", nproc_per_node=2, start_method="spawn") as parallel:
+    with idist.Parallel(backend="gloo", nproc_per_node=2, start_method="forkserver") as parallel:
         parallel.run(score_on_rank, plan_2d, tmp_path)
     expected = expected_values(network, [meta_image(plan_2d, index) for index in range(3)])
     for rank in range(2):

@@ -27,6 +27,7 @@ from monai_xtiny.search.memory import (
 )
 from monai_xtiny.search.scorer import Scorer
 from tests.conftest import write_png
+from tests.processes import run_module
 
 CPU = torch.device("cpu")
 # Prints the growth of the peak while the width of argv is scored on as many images, and the
@@ -77,11 +78,12 @@ def plan_of(patch_size: tuple[int, ...], features: tuple[int, ...]) -> dict:
     }
 
 
-def run(script: str, *arguments: str) -> subprocess.CompletedProcess[str]:
+def run(script: str, folder: Path, *arguments: str) -> subprocess.CompletedProcess[str]:
     """A script in a process of its own, whose peak memory is its own too."""
-    command = [sys.executable, "-c", script, *arguments]
-    environment = {**os.environ, "OMP_NUM_THREADS": "1", "MALLOC_ARENA_MAX": "1"}
-    return subprocess.run(command, capture_output=True, text=True, env=environment, check=False)
+    path = folder / "script.py"
+    path.write_text(script)
+    here = {"OMP_NUM_THREADS": "1", "PYTHONPATH": str(Path(__file__).parents[2])}
+    return run_module(str(path), *arguments, cwd=folder, env=here)
 
 
 @pytest.mark.slow
@@ -95,9 +97,11 @@ def run(script: str, *arguments: str) -> subprocess.CompletedProcess[str]:
         ((96, 96, 96), (32, 64, 128, 256, 320), 320, 1),
     ],
 )
-def test_scoring_memory_is_near_the_measured_peak(patch_size, features, width, count) -> None:
+def test_scoring_memory_is_near_the_measured_peak(
+    patch_size, features, width, count, tmp_path
+) -> None:
     plan = plan_of(patch_size, features)
-    done = run(PEAK, json.dumps(plan), str(width), str(count))
+    done = run(PEAK, tmp_path, json.dumps(plan), str(width), str(count))
     assert done.returncode == 0, done.stderr
     measured, expected = map(float, done.stdout.split())
     assert 0.6 * expected < measured < 1.4 * expected
@@ -147,9 +151,9 @@ def test_what_did_not_fit_is_freed_before_smaller_batches_are_tried(
 
 @pytest.mark.search
 @pytest.mark.skipif(sys.platform != "linux", reason="limits of the address space")
-def test_an_image_that_does_not_fit_is_said_in_one_line() -> None:
+def test_an_image_that_does_not_fit_is_said_in_one_line(tmp_path) -> None:
     plan = json.dumps(plan_of((1024, 1024), (16, 32, 64, 64)))
-    done = run(LIMITED, plan, "1000000")
+    done = run(LIMITED, tmp_path, plan, "1000000")
     assert done.returncode == 1
     last = done.stderr.strip().splitlines()[-1]
     assert last.startswith("MemoryError: width 8 on one image of 1024x1024 does not fit in memory")

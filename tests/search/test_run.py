@@ -71,7 +71,7 @@ def test_run_search_of_3d_states_costs(plan_3d) -> None:
 def test_default_search_of_an_anisotropic_3d_plan_chooses_with_a_confidence(plan_3d) -> None:
     features = (32, 64, 128, 256, 320)
     plan = replace(
-        plan_3d, patch_size=(32, 32, 8), kernel_size=((3, 3, 1), *((3, 3, 3),) * 4),
+        plan_3d, patch_size=(16, 16, 8), kernel_size=((3, 3, 1), *((3, 3, 3),) * 4),
         strides=((1, 1, 1), (2, 2, 1), (2, 2, 1), (2, 2, 2), (2, 2, 2)),
         features_per_stage=features,
     )  # fmt: skip

@@ -276,7 +276,8 @@ def volumes(made_once, tmp_path) -> tuple[Path, Path]:
                 write_nifti(root / "imagesTr" / f"v{index}_000{channel}.nii.gz", seed=2 * index)
             label = np.zeros((20, 24, 18), dtype=np.uint8)
             write_nifti(root / "labelsTr" / f"v{index}.nii.gz", values=label)
-        main(["search", "--images", str(root), "--bundle", str(bundle)])
+        command = ["search", "--images", str(root), "--bundle", str(bundle)]
+        main([*command, "--method", "paper", "--num_images", "1"])
         assert check_bundle(bundle, data=root).problems == ()
 
     folder = made_once("volumes_of_two_channels", make)
