@@ -17,12 +17,13 @@ import numpy as np
 
 # What trained tasks with one foreground class needed, in log2 of the width; how much more with each
 # doubling of the classes, background included; and the deviation from both.
-PRIOR_MEAN, PRIOR_SLOPE, PRIOR_SD = 3.36, 0.72, 0.92
-# Where the curve of alignment falls below its threshold, against what the task needed.
-ALIGNMENT_BIAS, ALIGNMENT_SD = 0.01, 1.03
-# The loss, in Dice: of a width that is k steps too narrow, beyond the tolerance of 0.01, and of
-# each step that it is wider than need be.
-NARROW_LOSS, NARROW_POWER, WIDE_LOSS = 0.0125, 2.7, 0.005
+PRIOR_MEAN, PRIOR_SLOPE, PRIOR_SD = 3.36, 0.72, 1.43
+# Where the curve of alignment falls below its threshold, against what the task needed. Both
+# deviations are what makes tasks that are left out likeliest, 1.6 times those of the tasks fitted.
+ALIGNMENT_BIAS, ALIGNMENT_SD = 0.01, 1.60
+# The loss, in Dice: of a width that is k steps too narrow, beyond the tolerance of 0.01; and of
+# each step that it is wider than need be, for which that tolerance is the price.
+NARROW_LOSS, NARROW_POWER, WIDE_LOSS = 0.0125, 2.7, 0.01
 # Probabilities under this are not worth listing.
 _MIN_SHARE = 0.005
 
@@ -108,7 +109,7 @@ def expected_losses(shares: Mapping[int, float]) -> dict[int, float]:
 
     .. math:: L(c) = \sum_o p(o) \begin{cases}
         \ell k^{2.7} & k = \log_2 (o / c) > 0 \text{: too narrow}\\
-        -\lambda k & \text{otherwise}\end{cases}
+        -0.01\, k & \text{otherwise}\end{cases}
 
     Args:
         shares: probability of each width to be the smallest that suffices.

@@ -65,7 +65,7 @@ def test_losses_are_steep_to_the_narrow_side() -> None:
 
 
 def test_least_loss_takes_the_wider_where_the_narrower_is_not_surely_enough() -> None:
-    assert least_loss({16: 0.4, 8: 0.3, 4: 0.3}) == 16
+    assert least_loss({16: 0.5, 8: 0.25, 4: 0.25}) == 16
     assert least_loss({16: 0.02, 8: 0.18, 4: 0.8}) == 4
     assert least_loss({16: 0.4, 8: 0.3, 4: 0.3}, among=[8, 4]) == 8
 
