@@ -1,5 +1,6 @@
 #!/usr/bin/env bash
-# The main job from nothing: search, train for a few epochs, infer, look at held-out cases.
+# The main job from nothing: search and race, train for a few epochs, look at held-out cases, infer.
+# What is done is skipped when it is run again.
 # usage: bash scripts/quickstart.sh [--images DIR] [--output DIR] [--epochs N] [--label_names A,B]
 #   without --images: axial slices of the MNI152 template with its gray and white matter
 set -euo pipefail
@@ -14,7 +15,7 @@ while [ $# -gt 0 ]; do
             shift 2
             ;;
         *)
-            sed -n '2,4s/^# //p' "$0" >&2
+            sed -n '2,5s/^# //p' "$0" >&2
             exit 2
             ;;
     esac
@@ -34,13 +35,9 @@ bundle=$output/quickstart_segmentation
 predictions=$output/predictions
 rm -rf "$predictions"
 
-echo "== search: which width do these images need?"
-python -m monai_xtiny search --images "$images" --bundle "$bundle" --overwrite \
-    ${label_names:+--label_names "$label_names"}
-
+python -m monai_xtiny auto --data "$images" --bundle "$bundle" --epochs "$epochs" \
+    --max_minutes 5 ${label_names:+--label_names "$label_names"}
 if [ ! -d "$images/labelsTr" ]; then
-    echo "no labels in $images/labelsTr, so nothing is trained. With labels:"
-    echo "  cd $bundle && python -m monai.bundle run --config_file configs/train.json --dataset_dir DATA"
     echo "curve: $bundle/docs/sensitivity.png"
     exit 0
 fi
@@ -57,13 +54,9 @@ run() {
         exit 1
     fi
 }
-run "train for $epochs epochs" --config_file "$bundle/configs/train.json" \
-    --dataset_dir "$images" --epochs "$epochs" --val_interval 5
 run "infer on $to_label" --config_file "$bundle/configs/inference.json" \
     --dataset_dir "$images/$to_label" --output_dir "$predictions"
 
-echo "== evaluate on the cases that training held out"
-python -m monai_xtiny evaluate --bundle "$bundle" --data "$images"
 echo "labels of $to_label: $predictions"
 echo "curve: $bundle/docs/sensitivity.png"
 echo "overlay: $bundle/docs/overlay.png"

@@ -9,6 +9,7 @@ from typing import Any
 import fire
 
 from monai_xtiny.cli.arguments import read_words
+from monai_xtiny.cli.auto import auto
 from monai_xtiny.cli.bundles import check, deploy, evaluate, package, verify
 from monai_xtiny.cli.job import Job
 from monai_xtiny.cli.nnunet import COMMANDS_OF_NNUNET
@@ -17,7 +18,7 @@ from monai_xtiny.cli.stages import export, plan, report, score, search, select
 COMMANDS = {
     command.__name__: command
     for command in (
-        search, plan, score, select, export, report, check, evaluate, package, verify, deploy,
+        auto, search, plan, score, select, export, report, check, evaluate, package, verify, deploy,
     )
 }  # fmt: skip
 # Commands of two words, by the first.

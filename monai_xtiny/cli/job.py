@@ -23,13 +23,13 @@ class Job:
     Fire finds unknown flags only after it has called the command, so commands return this.
 
     Args:
-        run: what the command does.
+        run: what the command does; as ``work`` another command can do it as one of its steps.
         debug: whether tracebacks are shown.
         resumes: whether the same command goes on where it was interrupted.
     """
 
     def __init__(self, run: Callable[[], None], debug: bool, *, resumes: bool = False) -> None:
-        self._run = run
+        self.work = run
         self._debug = debug
         self._resumes = resumes
 
@@ -50,7 +50,7 @@ class Job:
             if isinstance(stream, io.TextIOWrapper):  # no name that a terminal cannot show is fatal
                 stream.reconfigure(errors="backslashreplace")
         try:
-            self._run()
+            self.work()
             if sys.stdout is not None:
                 sys.stdout.flush()
         except KeyboardInterrupt:

@@ -137,7 +137,9 @@ def search_and_race(
     from monai_xtiny.training.race_folder import RaceFolder
 
     overrides = options.overrides()
-    asked = {**asdict(options), "config_file": config_file, **labeled}
+    # How long and where it may take does not make another command.
+    limits = dict.fromkeys(("max_seconds", "max_memory_gb", "device"))
+    asked = {**asdict(options), **limits, "config_file": config_file, **labeled}
     kept = RaceFolder(Path(str(options.bundle)), json.loads(json.dumps(asked, default=str)))
     if kept.is_searched():
         print(f"{options.bundle} is searched: going on with its race", flush=True)
@@ -167,15 +169,23 @@ def labeled_data(images: str) -> dict[str, str]:
             "--with_labels trains in one process: search without it, then run "
             "'python -m monai_xtiny verify BUNDLE --data DATA --update' alone"
         )
+    found = find_labels(images)
+    if found is None:
+        raise ValueError(
+            f"{images!r} has no labels for --with_labels: give an nnU-Net data set (imagesTr, "
+            "labelsTr) or an MSD dataset.json"
+        )
+    return found
+
+
+def find_labels(images: str) -> dict[str, str] | None:
+    """Where the labels of images are, ``data`` or ``datalist``; ``None`` without any."""
     path = Path(images)
     if (path / "labelsTr").is_dir():
         return {"data": images}
     if path.is_file() and path.suffix == ".json":
         return {"datalist": images}
-    raise ValueError(
-        f"{images!r} has no labels for --with_labels: give an nnU-Net data set (imagesTr, "
-        "labelsTr) or an MSD dataset.json"
-    )
+    return None
 
 
 @as_typed

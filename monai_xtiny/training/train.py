@@ -135,6 +135,36 @@ def train_bundle(
         "seed": seed,
         **(overrides or {}),
     }
+    curve, seconds = run_training(bundle, options, progress)
+    # Of the weights that were trained, not of those that the training began with.
+    options.pop("checkpoint", None)
+    evaluation = evaluate_bundle(bundle, options)
+    return Training(
+        bundle.selection.max_features,
+        fold,
+        seed,
+        epochs,
+        tuple(curve),
+        evaluation,
+        round(seconds, 1),
+    )
+
+
+def run_training(
+    bundle: Bundle,
+    options: Mapping[str, Any],
+    progress: Callable[[int, float], None] | None = None,
+) -> tuple[list[tuple[int, float]], float]:
+    """Run a bundle's ``train.json``.
+
+    Args:
+        bundle: which is trained in place.
+        options: keys of ``train.json``.
+        progress: called with epoch and mean Dice after each validation.
+
+    Returns:
+        What progress was called with, and the seconds that the training took.
+    """
     train = bundle.workflow(("train",), options)
     evaluator = train.parser.get_parsed_content("validate#evaluator")
     trainer = train.parser.get_parsed_content("train#trainer")
@@ -150,18 +180,7 @@ def train_bundle(
     train.run()
     seconds = time.perf_counter() - start
     train.finalize()
-    # Of the weights that were trained, not of those that the training began with.
-    options.pop("checkpoint", None)
-    evaluation = evaluate_bundle(bundle, options)
-    return Training(
-        bundle.selection.max_features,
-        fold,
-        seed,
-        epochs,
-        tuple(curve),
-        evaluation,
-        round(seconds, 1),
-    )
+    return curve, seconds
 
 
 def training_from_dict(content: Mapping[str, Any]) -> Training:

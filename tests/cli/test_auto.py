@@ -1,0 +1,143 @@
+from __future__ import annotations
+
+import json
+import os
+import shutil
+
+import pytest
+
+from monai_xtiny.cli import auto as module
+from monai_xtiny.training import train, verify
+from monai_xtiny.training.pace import Pace
+from monai_xtiny.training.train import Training
+from tests.cli.typed import refused, run_main
+from tests.training.test_verify import FakeTrainings, labeled
+
+__all__ = ["labeled"]
+
+pytestmark = pytest.mark.search
+
+
+def steps(printed: str) -> list[str]:
+    """The steps that were announced, with what was found of them."""
+    return [line[3:] for line in printed.splitlines() if line.startswith("== ")]
+
+
+@pytest.mark.slow
+def test_auto_goes_on_where_it_was_stopped_and_skips_what_is_done(
+    capsys, monkeypatch, labeled, tmp_path
+) -> None:
+    pytest.importorskip("onnxscript")
+    bundle = tmp_path / "out" / "x_segmentation"
+    command = ("auto", "--data", labeled, "--bundle", bundle, "--max_minutes", 2, "--epochs", 2)
+    levels = {f"w{2**power}": 0.8 for power in range(10)}
+    monkeypatch.setattr(verify, "train_bundle", FakeTrainings(**levels))
+
+    with monkeypatch.context() as patch:
+
+        def stop(*_: object) -> Training:
+            raise KeyboardInterrupt
+
+        patch.setattr(train, "run_training", stop)
+        assert run_main(*command) == 130
+    first = capsys.readouterr()
+    assert first.out.startswith("steps: search 0.2, race 0.4, training 1.1, evaluation and")
+    assert steps(first.out) == ["search and race", "training"]
+    assert "the same command goes on" in first.err
+
+    with monkeypatch.context() as patch:
+
+        def fill(*_: object, **__: object) -> None:
+            raise OSError(28, "No space left on device", str(bundle / "docs" / "evaluation.json"))
+
+        patch.setattr("monai_xtiny.training.evaluate.evaluate_held_out", fill)
+        assert run_main(*command) != 0
+    second = capsys.readouterr()
+    assert [step.partition(":")[0] for step in steps(second.out)] == [
+        "search", "training", "evaluation",
+    ]  # fmt: skip
+    assert "epoch 2 of 2: Dice" in second.out
+    assert len(second.err.strip().splitlines()) == 1 and "No space left" in second.err
+
+    assert run_main(*command) == 0
+    third = capsys.readouterr().out
+    assert "training: done already" in third and "mean Dice" in third
+    assert (bundle / "models" / "model.onnx").is_file()
+    assert not list(bundle.parent.glob(".x_*"))
+    assert json.loads((bundle / "eval" / "auto.json").read_text())["epochs"] == 2
+
+    assert run_main(*command) == 0
+    last = steps(capsys.readouterr().out)
+    assert [step.split(" ")[0] for step in last] == [
+        "search:", "training:", "evaluation:", "deployment:",
+    ]  # fmt: skip
+
+
+@pytest.mark.slow
+def test_auto_takes_as_many_epochs_as_fit_the_time(capsys, monkeypatch, labeled, tmp_path) -> None:
+    levels = {f"w{2**power}": 0.8 for power in range(10)}
+    monkeypatch.setattr(verify, "train_bundle", FakeTrainings(**levels))
+    monkeypatch.setattr("monai_xtiny.training.pace.measure_pace", lambda *_: Pace(1.0, 25.0, 0.0))
+    command = ("auto", "--data", labeled, "--bundle", tmp_path / "x_segmentation")
+    assert "an epoch takes 25 s after 1 s" in refused(capsys, *command, "--max_minutes", 0.5)
+    asked = []
+    monkeypatch.setattr(train, "run_training", lambda _, options, __: asked.append(options))
+    run_main(*command, "--max_minutes", 3)
+    out = capsys.readouterr().out
+    assert "an epoch takes 25 s: " in out and "search: done already" in out
+    # Of 180 s 27 are kept, and a second is over before the first epoch.
+    assert asked[0]["epochs"] in (4, 5, 6) and asked[0]["val_interval"] <= 5
+
+
+def test_auto_ends_after_the_search_without_labels(capsys, labeled, tmp_path) -> None:
+    shutil.rmtree(labeled / "labelsTr")
+    bundle = tmp_path / "x_segmentation"
+    command = ("auto", "--data", labeled / "imagesTr", "--bundle", bundle)
+    for expected in ("selected width", "search: done already"):
+        assert run_main(*command) == 0
+        out = capsys.readouterr().out
+        assert expected in out and "has no labels: label some images" in out
+    assert not (bundle / "eval").exists()
+
+
+@pytest.mark.parametrize(
+    "options, message",
+    [
+        (["--max_minutes", "0"], "--max_minutes is 0: give minutes above 0"),
+        (["--max_minutes", "soon"], "--max_minutes is 'soon'"),
+        (["--epochs", "0"], "--epochs is 0: give at least 1"),
+        (["--images", "x"], "auto has no option '--images'"),
+    ],
+    ids=["no time", "no number", "no epochs", "another command's option"],
+)
+def test_auto_refuses_bad_input_before_the_search(
+    capsys, labeled, tmp_path, options, message
+) -> None:
+    bundle = tmp_path / "x_segmentation"
+    line = refused(capsys, "auto", "--data", labeled, "--bundle", bundle, *options)
+    assert message in line
+    assert not bundle.exists()
+
+
+def test_auto_refuses_an_empty_folder_and_torchrun(capsys, monkeypatch, tmp_path) -> None:
+    bundle = tmp_path / "x_segmentation"
+    (tmp_path / "empty").mkdir()
+    assert "no images in" in refused(
+        capsys, "auto", "--data", tmp_path / "empty", "--bundle", bundle
+    )
+    monkeypatch.setenv("WORLD_SIZE", "2")
+    assert "auto runs in one process" in refused(
+        capsys, "auto", "--data", tmp_path / "empty", "--bundle", bundle
+    )
+    assert not bundle.exists()
+
+
+def test_a_result_counts_while_it_is_newer_than_the_weights(tmp_path) -> None:
+    for name in ("models/model.pt", "docs/evaluation.json"):
+        (tmp_path / name).parent.mkdir()
+        (tmp_path / name).write_text(name)
+    assert module._is_newer(str(tmp_path), "docs/evaluation.json")
+    assert not module._is_newer(str(tmp_path), "docs/deploy.json")
+    now = os.stat(tmp_path / "docs").st_mtime_ns + 10**9
+    os.utime(tmp_path / "models" / "model.pt", ns=(now, now))
+    assert not module._is_newer(str(tmp_path), "docs/evaluation.json")
