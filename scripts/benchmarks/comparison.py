@@ -288,9 +288,10 @@ def split_facts(bundle: Any, root: Path, keys: dict[str, Any]) -> tuple[int, lis
     from monai.bundle import ConfigParser
 
     from monai_xtiny.bundled.splits import find_patients
+    from monai_xtiny.training.labeled import data_options
 
     parser = ConfigParser(bundle.config("train"))
-    parser.update({"bundle_root": str(bundle.root), "dataset_dir": str(root), **keys})
+    parser.update({"bundle_root": str(bundle.root), **data_options(root, None), **keys})
     training, held_out = (parser.get_parsed_content(f"{part}_cases") for part in ("train", "val"))
     batch = parser.get_parsed_content("batch_size")
     return math.ceil(len(training) / batch), find_patients(held_out, keys.get("group"))
