@@ -15,7 +15,7 @@ import argparse
 import shutil
 from collections import defaultdict
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -81,7 +81,7 @@ def report(lines: Sequence[Line], latencies: Sequence[Line]) -> list[str]:
     main_settings = main_of(list(groups), groups)
     parts = ["## In short", "", *verdicts(main_settings, groups)]
     if len(groups) > len(main_settings):
-        parts += ["", "## Longer trainings and other learning rates", ""]
+        parts += ["", "## Other numbers of updates, other learning rates", ""]
         parts += settings_table(main_settings, groups)
     for setting in main_settings:
         parts += ["", f"## {setting.task}", "", *task_table(setting, groups[setting], latencies)]
@@ -246,20 +246,21 @@ def verdicts(
     rows = [
         "The paper claims that the pick is as good as the full width, and better than other light "
         f"networks. *Not worse*: the interval of the paired difference is above -{MARGIN}; "
-        "*better*, *worse*: it does not hold zero; *open*: neither.",
+        "*better*, *worse*: it does not hold zero; *open*: neither. The full width no longer gains "
+        f"where half of its updates lose less than {MARGIN}.",
         "",
-        "| task | pick | of the full width's parameters | against full width | better than | "
-        "worse than | open |",
-        "|---|---:|---:|---|---|---|---|",
+        "| task | pick | of the full width's parameters | full width at half its updates | "
+        "against full width | better than | worse than | open |",
+        "|---|---:|---:|---|---|---|---|---|",
     ]
     for setting in settings:
         networks = groups[setting]
         pick, picked = pick_of(networks)
         if not picked:
-            rows.append(f"| {setting.task} | {pick} | not trained | | | | |")
+            rows.append(f"| {setting.task} | {pick} | not trained | | | | | |")
             continue
         sides: dict[str, list[str]] = {"better": [], "worse": [], "open": []}
-        against, share = "not trained", ""
+        against, share, half = "not trained", "-", "not trained"
         for network, lines in networks.items():
             if network == f"width_{pick}":
                 continue
@@ -268,11 +269,14 @@ def verdicts(
                 ratio = lines[0]["num_parameters"] / picked[0]["num_parameters"]
                 share = f"1/{ratio:,.0f}"
                 against = f"{shown(found, sign='+')}: {full_verdict(found)}"
+                half = half_verdict(setting, lines, groups)
                 continue
             side = "better" if found[1] > 0 else "worse" if found[2] < 0 else "open"
             sides[side].append(title(network, pick))
         names = [", ".join(sides[side]) or "-" for side in ("better", "worse", "open")]
-        rows.append(f"| {setting.task} | {pick} | {share} | {against} | {' | '.join(names)} |")
+        rows.append(
+            f"| {setting.task} | {pick} | {share} | {half} | {against} | {' | '.join(names)} |"
+        )
     return rows
 
 
@@ -285,16 +289,31 @@ def full_verdict(found: tuple[float, float, float]) -> str:
     return "worse" if found[2] < 0 else "open"
 
 
+def half_verdict(
+    setting: Setting, lines: Sequence[Line], groups: dict[Setting, dict[str, list[Line]]]
+) -> str:
+    """What half of the updates, or fewer, cost the full width."""
+    shorter = [
+        item
+        for item in groups
+        if "full" in groups[item]
+        and replace(item, updates=setting.updates) == setting
+        and 2 * item.updates <= setting.updates
+    ]
+    if not shorter:
+        return "not trained"
+    longest = max(shorter, key=lambda item: item.updates)
+    found = difference(groups[longest]["full"], lines)
+    verdict = "no longer gains" if found[1] > -MARGIN else "gains" if found[2] < 0 else "open"
+    return f"{shown(found, sign='+')} ({longest.updates}): {verdict}"
+
+
 def settings_table(
     settings: Sequence[Setting], groups: dict[Setting, dict[str, list[Line]]]
 ) -> list[str]:
-    """Networks that were also trained otherwise, against the main setting.
-
-    The full width no longer gains where a longer training adds nothing that its interval can tell.
-    """
+    """Networks that were also trained otherwise, against the main setting."""
     rows = [
-        "Difference to the main setting of the task, paired by case. The full network no longer "
-        f"gains where half of its updates lose less than {MARGIN}.",
+        "Difference to the main setting of the task, paired by case.",
         "",
         "| task | network | setting | Dice | minus that of the main setting |",
         "|---|---|---|---:|---:|",

@@ -64,6 +64,7 @@ def test_report_says_where_the_claim_holds() -> None:
     text = "\n".join(report(lines, [latency]))
     row = next(part for part in text.splitlines() if part.startswith("| cardiac | 8 |"))
     assert "-0.0010 [-0.0010, -0.0010]: not worse | UNeXt | width 32 | - |" in row
+    assert "-0.0020 [-0.0020, -0.0020] (50): no longer gains |" in row
     assert "| UNeXt | 5,000 | 1 | 12.3 |" in text and "(1 without)" in text
     assert "| **width 8, the pick** |" in text
     # What half of the updates were worth, against all.
