@@ -29,6 +29,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from case_measures import count_instances, surface_dice
 from selection import TASKS, Task
 from trainings import in_processes, quiet, search_once, share_of_cores
 
@@ -336,47 +337,6 @@ def measure_last(bundle: Any, task: str, root: Path, keys: dict[str, Any]) -> di
         "nsd": nsd,
         "instances": instances,
     }
-
-
-def surface_dice(prediction: Any, label: Any, tolerance: float) -> list[float | None]:
-    """Normalized surface Dice of each foreground class; ``None`` where the label lacks it.
-
-    Args:
-        prediction: one-hot, (K, *spatial), with the affine of the image.
-        label: likewise.
-        tolerance: in the units of the affine.
-    """
-    from monai.data.utils import affine_to_spacing
-    from monai.metrics import compute_surface_dice
-
-    spacing = affine_to_spacing(prediction.affine)[: prediction.ndim - 1].tolist()
-    values = compute_surface_dice(
-        prediction[None],
-        label[None],
-        class_thresholds=[tolerance] * (len(label) - 1),
-        spacing=spacing,
-    )[0]
-    return [
-        None if not truth.any() else (float(value) if found.any() else 0.0)
-        for value, truth, found in zip(values, label[1:], prediction[1:], strict=True)
-    ]
-
-
-def count_instances(prediction: Any, label: Any) -> list[float]:
-    """Found, wrong and missed objects, and the sum of the found ones' IoU.
-
-    Objects are connected parts of the foreground; one is found if its IoU with a part of the label
-    is above 0.5. Nuclei that touch are one object in both.
-    """
-    import torch
-    from monai.metrics.panoptic_quality import compute_panoptic_quality
-    from scipy.ndimage import label as connected_parts
-
-    parts = [
-        torch.from_numpy(connected_parts(item.argmax(dim=0).cpu().numpy() > 0)[0]).int()
-        for item in (prediction, label)
-    ]
-    return compute_panoptic_quality(*parts, output_confusion_matrix=True).tolist()
 
 
 def cost(network_def: dict[str, Any], plan: Any) -> dict[str, Any]:

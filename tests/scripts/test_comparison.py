@@ -16,15 +16,14 @@ from tests.conftest import texture
 
 sys.path.insert(0, str(Path(__file__).parents[2] / "scripts" / "benchmarks"))
 
+from case_measures import count_instances, surface_dice  # noqa: E402
 from comparison import (  # noqa: E402
     TASKS,
     Comparison,
     cost,
-    count_instances,
     definition,
     missing,
     networks_of,
-    surface_dice,
     train_network,
 )
 from light_networks import CMUNeXt  # noqa: E402
