@@ -2,15 +2,21 @@
 
 usage: python scripts/benchmarks/recipes.py --data ROOT/DATASET --search search.json --width 8
            --epochs 30 [--recipes sgd_poly,adamw_onecycle] [--work DIR] [--threads 1]
+           [--teacher BUNDLE [--unlabeled DIR]]
 
 Every recipe is the emitted train.json with the overrides below, on the same fold and the same
 number of updates. Each finished training is a line of WORK/recipes.jsonl and is not repeated;
 the table is printed from all its lines.
+
+With --teacher the recipes "distill" and, with --unlabeled too, "plain_unlabeled" and
+"distill_unlabeled" are compared with the emitted one: see distillation.py. The teacher is to be
+trained on the same fold of the same data.
 """
 
 from __future__ import annotations
 
 import argparse
+import math
 import os
 import platform
 import time
@@ -18,7 +24,8 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from trainings import Unit, train_missing
+from distillation import distill, label_by_teacher, write_datalist
+from trainings import Unit, quiet, train_missing
 
 from monai_xtiny.system.files import read_lines
 from monai_xtiny.training.train import training_from_dict
@@ -127,7 +134,9 @@ def parse_arguments() -> argparse.Namespace:
     parser.add_argument("--search", type=Path, required=True, help="search.json of the data set")
     parser.add_argument("--width", type=int, default=8)
     parser.add_argument("--epochs", type=int, required=True)
-    parser.add_argument("--recipes", default=",".join(RECIPES))
+    parser.add_argument("--recipes", help="names with commas (default: all)")
+    parser.add_argument("--teacher", type=Path, help="trained bundle, of the same fold")
+    parser.add_argument("--unlabeled", type=Path, help="images for the teacher to label")
     parser.add_argument("--work", type=Path, default=Path("recipes"))
     parser.add_argument("--threads", type=int, default=os.cpu_count())
     return parser.parse_args()
@@ -138,6 +147,8 @@ def main() -> None:
     arguments = parse_arguments()
     name = arguments.data.resolve().name
     journal = arguments.work / "recipes.jsonl"
+    recipes = RECIPES if arguments.teacher is None else taught_recipes(arguments, name)
+    wanted = list(recipes) if arguments.recipes is None else arguments.recipes.split(",")
     units = [
         Unit(
             {"set": name, "recipe": recipe},
@@ -146,12 +157,42 @@ def main() -> None:
             arguments.data,
             arguments.work / name / f"{recipe}_segmentation",
             arguments.epochs,
-            overrides=RECIPES[recipe],
+            overrides=recipes[recipe],
         )
-        for recipe in arguments.recipes.split(",")
+        for recipe in wanted
     ]
     train_missing(units, journal, threads=arguments.threads)
     print(table(read_lines(journal)))
+
+
+def taught_recipes(arguments: argparse.Namespace, name: str) -> dict[str, dict[str, Any]]:
+    """The emitted recipe, and what a teacher makes of it."""
+    recipes: dict[str, dict[str, Any]] = {"plain": {}, "distill": distill(arguments.teacher)}
+    if arguments.unlabeled is None:
+        return recipes
+    from monai.bundle import ConfigParser
+
+    from monai_xtiny.bundle.folder import Bundle
+    from monai_xtiny.system.config_text import PlainPath
+    from monai_xtiny.training.labeled import data_options
+
+    folder = arguments.work / name
+    with quiet():
+        unlabeled = label_by_teacher(arguments.teacher, arguments.unlabeled, folder / "labels")
+    parser = ConfigParser(Bundle.open(arguments.teacher).config("train"))
+    root = str(arguments.teacher.resolve())
+    parser.update({"bundle_root": root, **data_options(arguments.data, None)})
+    training, held_out = (parser.get_parsed_content(f"{part}_cases") for part in ("train", "val"))
+    datalist, common = write_datalist([*training, *unlabeled], held_out, folder / "datalist.json")
+    batch = parser.get_parsed_content("batch_size")
+    files = {
+        "datalist": PlainPath(str(datalist.resolve())),
+        "dataset_dir": PlainPath(str(common)),
+        # As many updates as without the unlabeled images.
+        "train#trainer#epoch_length": math.ceil(len(training) / batch),
+    }
+    taught = {f"{key}_unlabeled": {**options, **files} for key, options in recipes.items()}
+    return {**recipes, **taught}
 
 
 def table(lines: list[dict[str, Any]]) -> str:

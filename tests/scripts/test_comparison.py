@@ -1,0 +1,124 @@
+from __future__ import annotations
+
+import json
+import sys
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from monai.data import MetaTensor
+from PIL import Image
+
+from monai_xtiny.bundle.writer import export_bundle
+from monai_xtiny.networks.cost import network_cost
+from tests.conftest import texture
+
+sys.path.insert(0, str(Path(__file__).parents[2] / "scripts" / "benchmarks"))
+
+from case_measures import count_instances, surface_dice  # noqa: E402
+from comparison import (  # noqa: E402
+    TASKS,
+    Comparison,
+    cost,
+    definition,
+    missing,
+    networks_of,
+    train_network,
+)
+from light_networks import CMUNeXt  # noqa: E402
+
+UNIT = Comparison("fluorescence", "cmunext_s", 0, 4, 0.01, whole=False)
+
+
+@pytest.fixture
+def search(selection, tmp_path) -> Path:
+    """The search.json of a 2D choice."""
+    return export_bundle(selection, tmp_path / "x_segmentation") / "docs" / "search.json"
+
+
+def one_hot(mask: list[list[int]]) -> MetaTensor:
+    labels = torch.tensor(mask)
+    return MetaTensor(torch.stack([labels == 0, labels == 1]).float(), affine=torch.eye(3))
+
+
+def test_missing_leaves_out_what_the_journal_holds() -> None:
+    other = Comparison("fluorescence", "cmunext_s", 1, 4, 0.01, whole=False)
+    line = json.loads(json.dumps({**UNIT.names, "dice": [[0.5]]}))
+    assert missing([UNIT, other], [line]) == [other]
+    assert missing([UNIT, other], []) == [UNIT, other]
+    # Longer, with another learning rate or of whole patches it is another training.
+    for change in ({"updates": 8}, {"learning_rate": 0.001}, {"whole": True}):
+        assert missing([UNIT], [{**line, **change}]) == [UNIT]
+
+
+def test_the_pick_is_trained_once(search, selection) -> None:
+    pick = f"width_{selection.max_features}"
+    assert networks_of(search, ["full", "pick", pick, "unext"]) == ["full", pick, "unext"]
+
+
+@pytest.mark.search
+def test_cost_counts_what_the_search_counts(selection) -> None:
+    plan = selection.table.plan
+    for width in (8, None):
+        found = cost(definition("full" if width is None else f"width_{width}", plan), plan)
+        expected = network_cost(plan, width)
+        assert found == {
+            "num_parameters": expected.num_parameters,
+            "gmacs": pytest.approx(expected.gmacs),
+        }
+    light = cost(definition("cmunext_s", plan), plan)
+    built = CMUNeXt(plan.in_channels, plan.out_channels)
+    assert light["num_parameters"] == sum(item.numel() for item in built.parameters())
+
+
+def test_surface_dice_is_none_without_label_and_zero_without_prediction() -> None:
+    empty, square = np.zeros((12, 12), int), np.zeros((12, 12), int)
+    square[2:8, 2:8] = 1
+    moved = np.roll(square, 1, axis=0)
+    far = np.roll(square, 4, axis=0)
+    label = one_hot(square.tolist())
+    assert surface_dice(one_hot(moved.tolist()), label, 1.0) == [1.0]
+    assert 0 < surface_dice(one_hot(far.tolist()), label, 1.0)[0] < 1
+    assert surface_dice(one_hot(empty.tolist()), label, 1.0) == [0.0]
+    assert surface_dice(label, one_hot(empty.tolist()), 1.0) == [None]
+
+
+def test_count_instances_pairs_parts_by_their_overlap() -> None:
+    label = one_hot([[1, 1, 0, 1, 1, 0, 0]] * 4)
+    # One of two found with an IoU of 1/1, the other by half of it alone, one more is wrong.
+    found = one_hot([[1, 1, 0, 1, 0, 0, 1]] * 4)
+    assert count_instances(found, label) == [1, 2, 1, 1.0]
+
+
+@pytest.mark.search
+def test_a_light_network_trains_by_the_recipe_and_a_stopped_training_goes_on(
+    search, selection, tmp_path
+) -> None:
+    root = tmp_path / "data" / TASKS["fluorescence"].folder
+    for folder in ("imagesTr", "labelsTr"):
+        (root / folder).mkdir(parents=True)
+    for index in range(10):
+        field = texture((48, 32), index)
+        Image.fromarray(field).save(root / "imagesTr" / f"c{index}_0000.png")
+        mask = (field > field.mean()).astype(np.uint8)
+        Image.fromarray(mask).save(root / "labelsTr" / f"c{index}.png")
+    options = {
+        "work": tmp_path / "work", "data": tmp_path / "data", "device": "cpu", "num_workers": 0,
+        "validations": 2,
+    }  # fmt: skip
+    line = train_network(UNIT, search, options, threads=1)
+    assert [update for update, _ in line["curve"]] == [2, 4]
+    assert (line["num_updates"], line["pick"]) == (4, selection.max_features)
+    assert line["num_parameters"] == sum(p.numel() for p in CMUNeXt(1, 2).parameters())
+    weights = torch.load(tmp_path / "work" / UNIT.folder / "models" / "model.pt")
+    assert "stem.0.weight" in weights
+    assert (
+        len(line["cases"]) == len(line["dice"]) == len(line["nsd"]) == len(line["instances"]) == 2
+    )
+    # The last weights are measured, as the last validation did.
+    assert np.mean(line["dice"]) == pytest.approx(line["curve"][-1][1], abs=1e-4)
+    # All epochs are behind it: nothing is trained anew, and nothing is lost.
+    again = train_network(UNIT, search, options, threads=1)
+    same = ("curve", "dice", "nsd", "hd95", "instances")
+    assert [again[name] for name in same] == [line[name] for name in same]

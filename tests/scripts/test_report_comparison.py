@@ -1,0 +1,72 @@
+from __future__ import annotations
+
+import sys
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+sys.path.insert(0, str(Path(__file__).parents[2] / "scripts" / "benchmarks"))
+
+from report_comparison import case_means, difference, interval, report  # noqa: E402
+
+
+def line(network: str, dice: list[float], *, seed: int = 0, updates: int = 100, **other) -> dict:
+    return {
+        "task": "cardiac", "network": network, "seed": seed, "updates": updates,
+        "learning_rate": 0.01, "whole": False, "pick": 8, "num_parameters": 1000 * len(network),
+        "gmacs": 1.0, "device": "CPU", "curve": [], "cases": [f"c{i}" for i in range(len(dice))],
+        "patients": ["a", "a", "b", "b", "c", "d"][: len(dice)], "dice": [[v] for v in dice],
+        "nsd": [[v] for v in dice], "hd95": [[None], *([1.0] for _ in dice[1:])], "instances": [],
+        **other,
+    }  # fmt: skip
+
+
+def test_interval_draws_patients_not_cases() -> None:
+    # Two cases of each patient are equal: as cases they would be twice the evidence.
+    values = np.repeat(np.random.default_rng(0).normal(size=30), 2)
+    patients = [str(index // 2) for index in range(60)]
+    mean, low, high = interval(values, patients)
+    _, low_cases, high_cases = interval(values, [str(index) for index in range(60)])
+    assert mean == pytest.approx(values.mean())
+    assert (high - low) / (high_cases - low_cases) == pytest.approx(2**0.5, rel=0.05)
+    # The width that the standard error gives.
+    assert high - low == pytest.approx(2 * 1.96 * values[::2].std() / 30**0.5, rel=0.05)
+
+
+def test_case_means_is_over_classes_then_seeds() -> None:
+    lines = [
+        {**line("full", [0.2]), "dice": [[0.2, None]]},
+        {**line("full", [0.2], seed=1), "dice": [[0.4, 0.8]]},
+    ]
+    assert case_means(lines, "dice") == pytest.approx([0.4])
+
+
+def test_difference_refuses_other_cases() -> None:
+    with pytest.raises(ValueError, match="other cases were held out of cardiac"):
+        difference([line("full", [0.5])], [line("unext", [0.5], cases=["x"])])
+
+
+def test_report_says_where_the_claim_holds() -> None:
+    pick = [0.90, 0.91, 0.92, 0.93, 0.94, 0.95]
+    worse = [value - 0.05 for value in pick]
+    lines = [
+        line("full", [value + 0.001 for value in pick]),
+        line("width_8", pick),
+        line("unext", worse),
+        line("width_32", [value + 0.03 for value in pick]),
+        line("full", [value - 0.001 for value in pick], updates=50),
+    ]
+    latency = {
+        "task": "cardiac", "network": "unext", "size": [256, 256], "ms": 12.34, "threads": 1,
+        "date": "2026-11-26", "processor": "x",
+    }  # fmt: skip
+    text = "\n".join(report(lines, [latency]))
+    row = next(part for part in text.splitlines() if part.startswith("| cardiac | 8 |"))
+    assert "-0.0010 [-0.0010, -0.0010]: not worse | UNeXt | width 32 | - |" in row
+    assert "-0.0020 [-0.0020, -0.0020] (50): no longer gains |" in row
+    assert "| UNeXt | 5,000 | 1 | 12.3 |" in text and "(1 without)" in text
+    assert "| **width 8, the pick** |" in text
+    # What half of the updates were worth, against all.
+    assert "50 updates, crops, learning rate 0.01 | 0.9240" in text
+    assert "| -0.0020 [-0.0020, -0.0020] |" in text
