@@ -16,7 +16,6 @@ from PIL import Image
 
 from monai_xtiny.bundled import gate
 from monai_xtiny.bundled.gate import (
-    ChannelReader,
     check_files,
     check_grids,
     check_image,
@@ -26,6 +25,7 @@ from monai_xtiny.bundled.gate import (
     is_nifti,
     measure_misplacement,
 )
+from monai_xtiny.bundled.labeling import ChannelReader
 from monai_xtiny.deploy import segmenter
 from tests.conftest import write_nifti
 from tests.data.odd_files import write_png_of_16_bits, write_tiff
