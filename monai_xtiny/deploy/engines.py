@@ -7,7 +7,7 @@ version writes it, settings aside. Axis order is C, *spatial = (x, y[, z]) or (w
 
 from __future__ import annotations
 
-import json
+import shlex
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
@@ -181,7 +181,7 @@ class OnnxEngine:
                 affine = np.array(settle_affine(stored).affine, dtype=float)
             voxels = np.asanyarray(stored.dataobj)
             voxels = np.moveaxis(voxels, 3, 0) if voxels.ndim == 4 else voxels[None]
-            channels.append(voxels.astype(np.float32))
+            channels.append(voxels.astype(np.float32, copy=False))
         image = channels[0] if len(channels) == 1 else np.concatenate(channels)
         check_fit(image, repr(files[0]), in_channels=self._channels, spatial_dims=dims)
         return image, affine
@@ -353,6 +353,10 @@ def _in_slices(predict: Predict, axis: int) -> Predict:
 
 def _check_config(bundle: Bundle, config: Mapping[str, Any]) -> None:
     """Refuse a bundle whose ``inference.json`` does what this engine does not know."""
+    if "nnunet_plans" in config:
+        raise ValueError(
+            "it was imported from nnU-Net, whose processing of images ONNX Runtime does not have"
+        )
     expected = merged_template("inference", bundle.kind, templates_dir())
     expected["preprocessing"]["transforms"] += preprocessing_fragment(bundle.kind)
     changed = [
@@ -369,4 +373,4 @@ def _check_config(bundle: Bundle, config: Mapping[str, Any]) -> None:
 
 def _deploy_command(bundle: Bundle) -> str:
     """What writes the ONNX file."""
-    return f"python -m monai_xtiny deploy {json.dumps(str(bundle.root))} --nobenchmark"
+    return f"python -m monai_xtiny deploy {shlex.quote(str(bundle.root))} --nobenchmark"

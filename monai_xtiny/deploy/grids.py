@@ -35,13 +35,14 @@ class Placement:
     flipped: tuple[bool, ...]
     box: tuple[slice, ...]
     shape: tuple[int, ...]
-    matrix: NDArray[np.float64] | None = None
+    matrix: np.ndarray | None = None
 
     def view(self, array: NDArray) -> NDArray:
         """The box of an array (C, *spatial) on the grid of the file, turned as the network's."""
-        turns = tuple(slice(None, None, -1 if turned else 1) for turned in self.flipped)
+        turns = (slice(None), *(slice(None, None, -1 if turned else 1) for turned in self.flipped))
         order = (0, *(axis + 1 for axis in self.axes))
-        return array[(slice(None), *turns)].transpose(order)[(slice(None), *self.box)]
+        box = (slice(None), *self.box)
+        return array[turns].transpose(order)[box]
 
     def restore(self, slabs: Iterable[NDArray[np.float32]]) -> Iterator[NDArray[np.float32]]:
         """Slabs (K, n, *others) of the network's grid as slabs of the box, along the first axis."""
@@ -58,7 +59,7 @@ class Placement:
 
 
 def to_grid(
-    image: NDArray[np.float32], affine: NDArray[np.float64], spacing: Sequence[float] | None
+    image: NDArray[np.float32], affine: np.ndarray, spacing: Sequence[float] | None
 ) -> tuple[NDArray[np.float32], Placement]:
     """Bring an image to the grid of a network; 2D images are cropped alone.
 
@@ -82,7 +83,8 @@ def to_grid(
         whole = tuple(slice(0, image.shape[1 + axis]) for axis in axes)
     turned = Placement(axes, flipped, whole, ()).view(image)
     box = _find_content(turned)
-    cropped = turned[(slice(None), *box)]
+    inside = (slice(None), *box)
+    cropped = turned[inside]
     size = cropped.shape[1:]
     if spacing is None:
         return np.array(cropped, np.float32, order="C"), Placement(axes, flipped, box, size)
@@ -115,8 +117,8 @@ def _find_content(image: NDArray) -> tuple[slice, ...]:
 
 
 def _target_grid(
-    size: Sequence[int], affine: NDArray[np.float64], spacing: Sequence[float]
-) -> tuple[tuple[int, ...], NDArray[np.float64] | None]:
+    size: Sequence[int], affine: np.ndarray, spacing: Sequence[float]
+) -> tuple[tuple[int, ...], np.ndarray | None]:
     """Shape and place of the grid that ``Spacingd`` makes, as a matrix into the image's voxels."""
     axes = affine[:3, :3]
     own = np.linalg.norm(axes, axis=0)
@@ -141,15 +143,13 @@ def _target_grid(
     return shape, None if is_same else matrix
 
 
-def _is_diagonal(matrix: NDArray[np.float64]) -> bool:
+def _is_diagonal(matrix: np.ndarray) -> bool:
     """Whether axes of one grid are axes of the other."""
     axes = matrix[:3, :3]
     return bool(np.abs(axes - np.diag(np.diag(axes))).max() < _TINY)
 
 
-def _positions(
-    matrix: NDArray[np.float64], size: Sequence[int], shape: Sequence[int]
-) -> list[NDArray[np.float64]]:
+def _positions(matrix: np.ndarray, size: Sequence[int], shape: Sequence[int]) -> list[np.ndarray]:
     """Where the voxels of a grid lie along each axis of another of a size, no further than it."""
     return [
         (np.arange(count) * matrix[axis, axis] + matrix[axis, 3]).clip(0, edge - 1)
@@ -166,7 +166,7 @@ def _cut(image: NDArray[np.float32]) -> Iterator[NDArray[np.float32]]:
 def _resample_slabs(
     slabs: Iterable[NDArray[np.float32]],
     size: Sequence[int],
-    positions: Sequence[NDArray[np.float64]],
+    positions: Sequence[np.ndarray],
 ) -> Iterator[NDArray[np.float32]]:
     """Linear interpolation of an image that comes in slabs along its first axis.
 
@@ -192,9 +192,7 @@ def _resample_slabs(
         held, base = held[:, kept - base :], kept
 
 
-def _interpolate(
-    array: NDArray[np.float32], axis: int, places: NDArray[np.float64]
-) -> NDArray[np.float32]:
+def _interpolate(array: NDArray[np.float32], axis: int, places: np.ndarray) -> NDArray[np.float32]:
     """Values of an array between its voxels along an axis."""
     last = array.shape[axis] - 1
     low = np.minimum(places.astype(int), last)
@@ -206,7 +204,7 @@ def _interpolate(
 
 
 def _resample_sheared(
-    channel: NDArray[np.float32], matrix: NDArray[np.float64], shape: Sequence[int]
+    channel: NDArray[np.float32], matrix: np.ndarray, shape: Sequence[int]
 ) -> NDArray[np.float32]:
     """Linear interpolation where axes of one grid are none of the other."""
     from scipy.ndimage import affine_transform  # rarely needed, and slow to import

@@ -29,7 +29,7 @@ def draw_overlay(
     """Draw an image beside itself with its labels.
 
     Of a volume three planes are drawn, each where most is labeled, upright and with the patient's
-    right on the left, as radiologists look at it.
+    right or front on the left, as radiologists look at it.
 
     Args:
         source: the image, or its first channel: NIfTI, or what Pillow reads.

@@ -7,7 +7,7 @@ import os
 import shutil
 import tempfile
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager, suppress
+from contextlib import contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
 
@@ -143,7 +143,7 @@ def segment_images(
                 _segment_case(case, files, opened, bundle)
                 done.num_done += 1
             except Exception as error:
-                if isinstance(error, OSError) and error.errno in (errno.ENOSPC, errno.EROFS):
+                if _is_of_output(error, folder):
                     raise
                 done.problems.append(_line(case, error))
     return done
@@ -182,6 +182,12 @@ def _readable(case: Target) -> Iterator[tuple[str, ...]]:
         yield (str(volume),)
 
 
+def _is_of_output(error: Exception, folder: Path) -> bool:
+    """Whether results cannot be written, those of other cases neither: a full disk for example."""
+    named = error.filename if isinstance(error, OSError) else None
+    return named is not None and os.fspath(named).startswith(str(folder))
+
+
 def _line(case: Target, error: Exception) -> str:
     """What is wrong with a case, in a line that names its file."""
     cause: BaseException = innermost(error)
@@ -198,7 +204,7 @@ def _check_folder(folder: Path, bundle: Bundle) -> None:
     """Refuse a folder that holds anything else than results, before any work."""
     if folder.exists() and not folder.is_dir():
         raise FileExistsError(f"{str(folder)!r} is a file: give another --output")
-    if folder == bundle.root or bundle.root in folder.parents and "eval" not in folder.parts:
+    if bundle.root in (folder, *folder.parents):
         raise FileExistsError(f"{str(folder)!r} lies in the bundle: give another --output")
     if folder.is_dir() and not (folder / RECORD).is_file():
         kept = next((item.name for item in folder.iterdir() if item.name[0] != "."), None)
@@ -236,9 +242,9 @@ def _check_record(folder: Path, bundle: Bundle, *, tta: bool) -> None:
 def _held(folder: Path) -> Iterator[None]:
     """Keep other processes from writing to a folder, which is made, and clear what kills left."""
     folder.mkdir(parents=True, exist_ok=True)
-    handle = os.open(folder, os.O_RDONLY)
+    handle = None if fcntl is None else os.open(folder, os.O_RDONLY)
     try:
-        if fcntl is not None:
+        if handle is not None:
             try:
                 fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
             except OSError as error:
@@ -250,5 +256,5 @@ def _held(folder: Path) -> Iterator[None]:
             shutil.rmtree(left, ignore_errors=True)
         yield
     finally:
-        with suppress(OSError):
+        if handle is not None:
             os.close(handle)

@@ -54,6 +54,42 @@ def test_series_image_lies_where_the_patient_lay(tmp_path) -> None:
     assert found.header.get_xyzt_units()[0] == "mm"
 
 
+def write_volume(volume: nibabel.Nifti1Image, folder: Path) -> Path:
+    """A volume as a series: its first axis along the columns, the second along the rows."""
+    import pydicom
+
+    voxels = np.asarray(volume.dataobj)
+    to_lps = np.diag([-1.0, -1.0, 1.0]) @ volume.affine[:3]
+    sizes = np.linalg.norm(to_lps[:, :3], axis=0)
+    write_dicom_series(folder, slices=voxels.shape[2], shape=voxels.shape[1::-1])
+    for path in folder.iterdir():
+        item = pydicom.dcmread(path)
+        index = int(item.InstanceNumber) - 1
+        place = to_lps @ [0, 0, index, 1]
+        directions = (to_lps[:, :2] / sizes[:2]).T.ravel()
+        item.ImagePositionPatient = [f"{value:.8g}" for value in place]
+        item.ImageOrientationPatient = [f"{value:.8g}" for value in directions]
+        item.PixelSpacing = [f"{sizes[1]:.8g}", f"{sizes[0]:.8g}"]
+        item.PixelData = voxels[..., index].T.astype(np.uint16).tobytes()
+        item.save_as(path)
+    return folder
+
+
+def test_series_image_gives_a_real_volume_back_in_the_coordinates_of_the_world(
+    real_data, tmp_path
+) -> None:
+    file = min((real_data / "Dataset004_Hippocampus" / "imagesTr").iterdir())
+    stored = nibabel.load(file)
+    turn = np.array([[0.6, 0, -0.8], [0, 1, 0], [0.8, 0, 0.6]])
+    affine = np.eye(4)
+    affine[:3, :3], affine[:3, 3] = turn @ np.diag([-1.0, 1.2, 0.9]), [12.5, -30, 7]
+    shown = np.rint(np.asarray(stored.dataobj) % 60_000)
+    volume = nibabel.Nifti1Image(shown.astype(np.float32), affine)
+    found = series_image(str(write_volume(volume, tmp_path / "mr")))
+    np.testing.assert_allclose(found.affine, affine, atol=1e-4)
+    assert np.array_equal(found.get_fdata(), volume.get_fdata())
+
+
 def test_series_image_refuses_what_makes_no_volume(tmp_path) -> None:
     with pytest.raises(ValueError, match="a single slice"):
         series_image(str(write_dicom_series(tmp_path / "one", slices=1)))

@@ -12,16 +12,19 @@ import nibabel
 import numpy as np
 import pytest
 import torch
+from monai.inferers import SliceInferer
 
 from monai_xtiny.bundle.folder import Bundle
 from monai_xtiny.deploy.engines import (
     OnnxEngine,
     TorchEngine,
+    _in_slices,
     mirror_axes,
     mirrored,
     open_engine,
 )
 from monai_xtiny.deploy.results import draw_labels
+from monai_xtiny.deploy.segmenter import slide_windows
 from monai_xtiny.system.config_text import PlainPath
 from tests.conftest import texture, write_nifti, write_png
 from tests.deploy.deployed import exported_bundle
@@ -158,6 +161,20 @@ def test_mirror_axes_are_those_of_training(exported) -> None:
         return
     with pytest.raises(ValueError, match="trained without mirroring"):
         mirror_axes(bundle)
+
+
+@pytest.mark.parametrize("axis", [0, 1, 2])
+def test_slices_are_blended_as_monais_slice_inferer_does(axis) -> None:
+    generator = np.random.default_rng(axis)
+    image = generator.standard_normal((1, 9, 7, 8), dtype=np.float32)
+    weights = generator.standard_normal((2, 4, 6), dtype=np.float32)
+    patch = [4, 6]
+    patch.insert(axis, 1)
+    slabs = slide_windows(image, _in_slices(lambda x: x * weights, axis), patch)
+    found = np.concatenate(list(slabs), axis=1)
+    inferer = SliceInferer((4, 6), 4, 0.5, mode="gaussian", spatial_dim=axis)
+    expected = inferer(torch.from_numpy(image[None]), lambda x: x * torch.from_numpy(weights))
+    np.testing.assert_allclose(found, expected[0].numpy(), atol=1e-5)
 
 
 @pytest.mark.parametrize("flip", [np.flip, torch.flip], ids=["numpy", "torch"])

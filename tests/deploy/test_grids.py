@@ -13,10 +13,9 @@ from monai.transforms import Compose, CropForegroundd, Invertd, Orientationd, Sp
 from monai_xtiny.deploy.grids import to_grid
 from tests.conftest import texture
 
-TURN = 0.3
-ROTATED = np.array(
-    [[np.cos(TURN), -np.sin(TURN), 0, 5], [np.sin(TURN), np.cos(TURN), 0, 2], [0, 0, 1, 0], [0, 0, 0, 1]]
-) @ np.diag([1.1, 0.8, 1.3, 1.0])  # fmt: skip
+COSINE, SINE = np.cos(0.3), np.sin(0.3)
+ROTATED = np.array([[COSINE, -SINE, 0, 5], [SINE, COSINE, 0, 2], [0, 0, 1, 0], [0, 0, 0, 1]])
+ROTATED = ROTATED @ np.diag([1.1, 0.8, 1.3, 1.0])
 SHEARED = np.array([[1.1, 0.3, 0, 0], [0, 1.0, 0, 4], [0, 0, 0.7, 0], [0, 0, 0, 1]])
 AFFINES = {
     "same": np.diag([1.0, 1.0, 2.0, 1.0]),

@@ -22,6 +22,7 @@ from monai_xtiny.deploy.segmenter import (
     format_from_metadata,
     largest_logit,
     load_segmenter,
+    slide_windows,
     z_score,
 )
 from monai_xtiny.system.config_text import PlainPath
@@ -227,6 +228,24 @@ def test_logits_equal_monais_sliding_window_in_2d(model, size) -> None:
 def test_logits_equal_monais_sliding_window_in_3d(volume_model, size) -> None:
     image = np.random.default_rng(0).standard_normal((2, *size), dtype=np.float32)
     assert_blends_as_monai(load_segmenter(volume_model, num_threads=1), image)
+
+
+@pytest.mark.parametrize("overlap", [0.0, 0.25, 0.8])
+def test_slide_windows_gives_finished_planes_in_order(overlap) -> None:
+    generator = np.random.default_rng(1)
+    image = generator.standard_normal((1, 31, 9, 14), dtype=np.float32)
+    weights = generator.standard_normal((2, 8, 10, 6), dtype=np.float32)
+
+    def predict(windows: np.ndarray) -> np.ndarray:
+        return windows * weights
+
+    slabs = list(slide_windows(image, predict, (8, 10, 6), overlap=overlap, windows_at_once=3))
+    assert len(slabs) > 3 and all(slab.shape[1] <= 8 for slab in slabs)
+    inferer = SlidingWindowInferer((8, 10, 6), 3, overlap, mode="gaussian")
+    expected = inferer(
+        torch.from_numpy(image[None]), lambda x: torch.from_numpy(predict(x.numpy()))
+    )[0]
+    np.testing.assert_allclose(np.concatenate(slabs, axis=1), expected.numpy(), atol=1e-5)
 
 
 @pytest.mark.parametrize("patch", [(8, 8), (7, 10), (1, 5), (6, 5, 4)], ids=str)
