@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import errno
 import os
+import re
 import shutil
 import tempfile
 from collections.abc import Callable, Iterator
@@ -37,6 +38,7 @@ except ImportError:  # Windows, where nothing is locked
 # What made the labels of a folder.
 RECORD = "segment.json"
 _FORMAT_VERSION = 1
+_SERIES = "series-as-volume.nii"
 
 
 @dataclass
@@ -136,23 +138,31 @@ def segment_images(
                 probabilities=probabilities,
                 overlay=overlay,
             )
-            if files.are_newer_than(case.files):
-                done.num_kept += 1
-                continue
-            try:
-                _segment_case(case, files, opened, bundle)
-                done.num_done += 1
-            except Exception as error:
-                if _is_of_output(error, folder):
-                    raise
-                done.problems.append(_line(case, error))
+            _add_case(done, case, files, opened, bundle)
     return done
+
+
+def _add_case(
+    done: Segmented, case: Target, files: ResultFiles, engine: Engine, bundle: Bundle
+) -> None:
+    """Segment a case unless it is done, and note what became of it."""
+    if files.are_newer_than(case.files):
+        done.num_kept += 1
+        return
+    try:
+        _segment_case(case, files, engine, bundle)
+    except Exception as error:
+        if _cannot_write(error, files):
+            raise
+        done.problems.append(_line(case, error))
+    else:
+        done.num_done += 1
 
 
 def _segment_case(case: Target, files: ResultFiles, engine: Engine, bundle: Bundle) -> None:
     """Write the results of a case, the labels last."""
     files.labels.parent.mkdir(parents=True, exist_ok=True)
-    with _readable(case) as sources:
+    with _readable(case, engine) as sources:
         scored = engine(sources)
         num_classes = len(bundle.label_names)
         if files.probabilities:
@@ -171,21 +181,25 @@ def _segment_case(case: Target, files: ResultFiles, engine: Engine, bundle: Bund
 
 
 @contextmanager
-def _readable(case: Target) -> Iterator[tuple[str, ...]]:
+def _readable(case: Target, engine: Engine) -> Iterator[tuple[str, ...]]:
     """The files of a case; of a DICOM series, as a NIfTI file that is gone in the end."""
     if case.kind != "dicom":
         yield case.files
         return
     with tempfile.TemporaryDirectory() as hidden:
-        volume = Path(hidden) / "series.nii"
-        nibabel.save(series_image(case.files[0]), volume)
+        volume = Path(hidden) / _SERIES
+        with engine.clock.spent_on("read"):
+            nibabel.save(series_image(case.files[0]), volume)
         yield (str(volume),)
 
 
-def _is_of_output(error: Exception, folder: Path) -> bool:
+def _cannot_write(error: Exception, files: ResultFiles) -> bool:
     """Whether results cannot be written, those of other cases neither: a full disk for example."""
     named = error.filename if isinstance(error, OSError) else None
-    return named is not None and os.fspath(named).startswith(str(folder))
+    if named is None:
+        return False
+    path, folder = Path(os.fsdecode(named)), files.labels.parent
+    return path in (folder, *folder.parents) or path in files.all
 
 
 def _line(case: Target, error: Exception) -> str:
@@ -197,6 +211,8 @@ def _line(case: Target, error: Exception) -> str:
     if not isinstance(cause, (ValueError, OSError)):
         text = f"{type(cause).__name__}: {text}"
     file = case.files[0]
+    if case.kind == "dicom":  # not the file that it was read by way of
+        text = re.sub(f"'[^']*{_SERIES}'", lambda _: repr(file), text)
     return text if os.path.basename(file) in text else f"{file!r}: {text}"
 
 
