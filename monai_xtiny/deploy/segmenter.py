@@ -312,7 +312,8 @@ def slide_windows(
     """
     target = tuple(max(edge, length) for edge, length in zip(image.shape[1:], patch, strict=True))
     padded, inside = _pad(image, target)
-    _, planes, *others = (*inside, *[slice(None)] * (image.ndim - len(inside)))
+    index = [*inside, *[slice(None)] * (image.ndim - len(inside))]
+    planes, others = index[1], index[2:]
     axes = zip(target, patch, strict=True)
     corners = list(product(*(_window_starts(edge, length, overlap) for edge, length in axes)))
     weights = _window_weights(patch)
