@@ -148,9 +148,9 @@ def _add_files(found: Targets, paths: Iterable[str], root: Path, in_channels: in
             found.problems.append(str(error))
             continue
         named[file_stem(os.path.basename(path))].append(path)
-    for name in [name for name, files in named.items() if len(files) > 1]:
-        files = ", ".join(map(repr, named.pop(name)))
-        found.problems.append(f"{files} would have one result: rename or remove one")
+    for name in [name for name, same in named.items() if len(same) > 1]:
+        twice = ", ".join(map(repr, named.pop(name)))
+        found.problems.append(f"{twice} would have one result: rename or remove one")
     cases, unclear = group_channels({name: files[0] for name, files in named.items()}, in_channels)
     for name, files in cases.items():
         place = os.path.join(os.path.dirname(files[0]), name)
@@ -199,8 +199,8 @@ def _without_clashes(found: Targets) -> list[Target]:
         owners[case.name.casefold()].append(case)
     for same in owners.values():
         if len(same) > 1:
-            files = ", ".join(repr(case.files[0]) for case in same)
-            found.problems.append(f"{files} would have one result: rename or remove one")
+            twice = ", ".join(repr(case.files[0]) for case in same)
+            found.problems.append(f"{twice} would have one result: rename or remove one")
     return sorted(
         (same[0] for same in owners.values() if len(same) == 1), key=lambda case: case.name
     )

@@ -303,7 +303,7 @@ def drawn_header(seed: int) -> nibabel.Nifti1Image:
         set_form(affine, code=int(rng.choice([0, 1, 2])))
     if rng.random() < 0.7:
         image.header["pixdim"][1:4] = [1.0, 2.0, 3.0]
-    return nibabel.Nifti1Image(image.dataobj, None, image.header)
+    return nibabel.Nifti1Image.from_bytes(image.to_bytes())
 
 
 def test_settle_affine_is_monais() -> None:

@@ -83,7 +83,7 @@ def test_series_image_gives_a_real_volume_back_in_the_coordinates_of_the_world(
     turn = np.array([[0.6, 0, -0.8], [0, 1, 0], [0.8, 0, 0.6]])
     affine = np.eye(4)
     affine[:3, :3], affine[:3, 3] = turn @ np.diag([-1.0, 1.2, 0.9]), [12.5, -30, 7]
-    shown = np.rint(np.asarray(stored.dataobj) % 60_000)
+    shown = np.rint(stored.get_fdata() % 60_000)
     volume = nibabel.Nifti1Image(shown.astype(np.float32), affine)
     found = series_image(str(write_volume(volume, tmp_path / "mr")))
     np.testing.assert_allclose(found.affine, affine, atol=1e-4)

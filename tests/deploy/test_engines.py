@@ -172,7 +172,7 @@ def test_slices_are_blended_as_monais_slice_inferer_does(axis) -> None:
     patch.insert(axis, 1)
     slabs = slide_windows(image, _in_slices(lambda x: x * weights, axis), patch)
     found = np.concatenate(list(slabs), axis=1)
-    inferer = SliceInferer((4, 6), 4, 0.5, mode="gaussian", spatial_dim=axis)
+    inferer = SliceInferer(axis, roi_size=(4, 6), sw_batch_size=4, overlap=0.5, mode="gaussian")
     expected = inferer(torch.from_numpy(image[None]), lambda x: x * torch.from_numpy(weights))
     np.testing.assert_allclose(found, expected[0].numpy(), atol=1e-5)
 

@@ -46,8 +46,10 @@ def test_find_targets_goes_on_after_what_is_unclear(tmp_path) -> None:
     assert len(lines) == 3
     assert "pipe.png' is a pipe" in lines[0] and "would have one result" in lines[1]
     assert "holds a control character" in lines[2]
-    missing = find_targets(touch(tmp_path / "two", "a_0000.png"), reads="images", in_channels=2)
-    assert "1 files, not 1 or one for each of 2 channels" in missing.problems[0]
+    missing = find_targets(
+        touch(tmp_path / "two", "a_0000.png", "a_0001.png"), reads="images", in_channels=3
+    )
+    assert "2 files, not 1 or one for each of 3 channels" in missing.problems[0]
 
 
 def test_find_targets_takes_series_of_dicom(tmp_path) -> None:
