@@ -22,7 +22,7 @@ from numpy.typing import NDArray
 from monai_xtiny.bundle.folder import ONNX, WEIGHTS, Bundle
 from monai_xtiny.bundle.templates import merged_template, templates_dir
 from monai_xtiny.bundled.gate import check_files, check_fit, is_nifti, settle_affine
-from monai_xtiny.deploy.grids import Placement, to_grid
+from monai_xtiny.deploy.grids import GridPlacement, to_grid
 from monai_xtiny.deploy.segmenter import (
     TRAINED,
     WEIGHTS_FILE,
@@ -70,7 +70,7 @@ class ScoredImage:
     """
 
     shape: tuple[int, ...]
-    placement: Placement
+    placement: GridPlacement
     slabs: Iterator[NDArray[np.float32]]
 
 
@@ -248,7 +248,7 @@ class TorchEngine:
         shape = logits.shape[1:]
         whole = tuple(slice(0, edge) for edge in shape)
         dims = len(shape)
-        placement = Placement(tuple(range(dims)), (False,) * dims, whole, shape)
+        placement = GridPlacement(tuple(range(dims)), (False,) * dims, whole, shape)
         return ScoredImage(shape, placement, iter([logits]))
 
 

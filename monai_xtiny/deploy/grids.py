@@ -20,7 +20,7 @@ _PLANES = 16
 
 
 @dataclass(frozen=True)
-class Placement:
+class GridPlacement:
     """How a volume was brought to the grid of a network.
 
     Args:
@@ -60,7 +60,7 @@ class Placement:
 
 def to_grid(
     image: NDArray[np.float32], affine: np.ndarray, spacing: Sequence[float] | None
-) -> tuple[NDArray[np.float32], Placement]:
+) -> tuple[NDArray[np.float32], GridPlacement]:
     """Bring an image to the grid of a network; 2D images are cropped alone.
 
     Args:
@@ -81,19 +81,19 @@ def to_grid(
         axes = tuple(int(axis) for axis in np.argsort(turns[:, 0]))
         flipped = tuple(bool(sign < 0) for sign in turns[:, 1])
         whole = tuple(slice(0, image.shape[1 + axis]) for axis in axes)
-    turned = Placement(axes, flipped, whole, ()).view(image)
+    turned = GridPlacement(axes, flipped, whole, ()).view(image)
     box = _find_content(turned)
     inside = (slice(None), *box)
     cropped = turned[inside]
     size = cropped.shape[1:]
     if spacing is None:
-        return np.array(cropped, np.float32, order="C"), Placement(axes, flipped, box, size)
+        return np.array(cropped, np.float32, order="C"), GridPlacement(axes, flipped, box, size)
     origin = np.eye(4)
     origin[:3, 3] = [part.start for part in box]
     shape, matrix = _target_grid(size, affine @ origin, spacing)
     if matrix is None:
-        return np.array(cropped, np.float32, order="C"), Placement(axes, flipped, box, size)
-    placement = Placement(axes, flipped, box, shape, matrix)
+        return np.array(cropped, np.float32, order="C"), GridPlacement(axes, flipped, box, size)
+    placement = GridPlacement(axes, flipped, box, shape, matrix)
     if not _is_diagonal(matrix):
         sheared = [_resample_sheared(channel, matrix, shape) for channel in cropped]
         return np.stack(sheared), placement
