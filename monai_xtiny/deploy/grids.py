@@ -55,7 +55,7 @@ class GridPlacement:
             logits = np.concatenate(list(slabs), axis=1)
             yield np.stack([_resample_sheared(channel, back, size) for channel in logits])
             return
-        yield from _resample_slabs(slabs, self.shape, _positions(back, self.shape, size))
+        yield from _resample_slabs(slabs, self.shape, _grid_positions(back, self.shape, size))
 
 
 def to_grid(
@@ -98,7 +98,7 @@ def to_grid(
         sheared = [_resample_sheared(channel, matrix, shape) for channel in cropped]
         return np.stack(sheared), placement
     resampled = np.empty((len(image), *shape), np.float32)
-    positions = _positions(matrix, size, shape)
+    positions = _grid_positions(matrix, size, shape)
     at = 0
     for slab in _resample_slabs(_cut(cropped), size, positions):
         resampled[:, at : at + slab.shape[1]] = slab
@@ -149,7 +149,9 @@ def _is_diagonal(matrix: np.ndarray) -> bool:
     return bool(np.abs(axes - np.diag(np.diag(axes))).max() < _TINY)
 
 
-def _positions(matrix: np.ndarray, size: Sequence[int], shape: Sequence[int]) -> list[np.ndarray]:
+def _grid_positions(
+    matrix: np.ndarray, size: Sequence[int], shape: Sequence[int]
+) -> list[np.ndarray]:
     """Where the voxels of a grid lie along each axis of another of a size, no further than it."""
     return [
         (np.arange(count) * matrix[axis, axis] + matrix[axis, 3]).clip(0, edge - 1)
