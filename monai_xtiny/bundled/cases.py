@@ -9,10 +9,12 @@ import stat
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any, TypeAlias
+from typing import TYPE_CHECKING, Any, TypeAlias
 
-from .files import PathLike
 from .masks import masks_among, refuse_mask_files
+
+if TYPE_CHECKING:  # it imports PyTorch
+    from .files import PathLike
 
 # What MONAI's datasets take: "image", one file or one per channel, and "label", a file.
 Case: TypeAlias = dict[str, Any]
@@ -156,6 +158,27 @@ def find_images(
     images, duplicates = _files_by_name(Path(dataset_dir), file_endings)
     if not images:
         images, duplicates = _files_by_name(Path(dataset_dir, "imagesTr"), file_endings)
+    cases, unclear = group_channels(images, in_channels)
+    masks = list(masks_among(images.values()))
+    return ImageCases(str(dataset_dir), cases, unclear, duplicates, masks)
+
+
+def group_channels(
+    images: Mapping[str, str], in_channels: int
+) -> tuple[dict[str, list[str]], list[str]]:
+    """Cases among the images of a folder, as :func:`find_images` tells them.
+
+    Args:
+        images: files by their name without the ending.
+        in_channels: channels of an image.
+
+    Returns:
+        Files by the name of the case, and the names of cases with neither one file nor one per
+        channel.
+
+    >>> group_channels({"a_0000": "a_0000.png", "b": "b.png"}, 1)
+    ({'a': ['a_0000.png'], 'b': ['b.png']}, [])
+    """
     channels = [
         name
         for name in images
@@ -174,8 +197,7 @@ def find_images(
         for case, files in cases.items()
         if len(files) not in (1, in_channels) or case in channels
     ]
-    masks = list(masks_among(images.values()))
-    return ImageCases(str(dataset_dir), cases, unclear, duplicates, masks)
+    return cases, unclear
 
 
 def files_of(case: Case) -> list[str]:

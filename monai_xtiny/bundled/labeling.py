@@ -2,25 +2,19 @@
 
 from __future__ import annotations
 
-import math
 import os
 from collections.abc import Mapping, Sequence
 from typing import Any, cast
 
 import nibabel
 import numpy as np
-from monai.data import NibabelWriter, list_data_collate
+from monai.data import NibabelReader, NibabelWriter, list_data_collate
 from monai.engines import SupervisedEvaluator
 from torch.utils.data import Dataset
 
 from .cases import ImageCases
 from .files import PathLike, written_whole
-
-# What a NIfTI header says of where its voxels lie, besides pixdim.
-_GEOMETRY = (
-    "qform_code", "sform_code", "quatern_b", "quatern_c", "quatern_d", "qoffset_x", "qoffset_y",
-    "qoffset_z", "srow_x", "srow_y", "srow_z", "xyzt_units",
-)  # fmt: skip
+from .geometry import on_grid_of
 
 
 class CaseByCase:
@@ -92,6 +86,22 @@ class CaseByCase:
             raise SystemExit(f"{count} of {count + self.num_labeled} not labeled:\n{lines}")
 
 
+class ChannelReader(NibabelReader):
+    """MONAI's reader of NIfTI files, for channels that lie a fraction of a voxel apart.
+
+    MONAI refuses affines that differ by 1e-8. The gate has compared them before; here the first
+    file's grid is that of all.
+    """
+
+    def read(self, data: Any, **kwargs: Any) -> Any:
+        """Read a file, or one per channel; channels take the header of the first."""
+        found = super().read(data, **kwargs)
+        if not isinstance(found, list):
+            return found
+        first = found[0]
+        return [first, *(_moved(image, first) for image in found[1:])]
+
+
 class LabelWriter(NibabelWriter):
     """MONAI's writer of NIfTI files, for labels that lie where their images lie.
 
@@ -118,12 +128,11 @@ class LabelWriter(NibabelWriter):
             return
         image: Any = nibabel.load(self.image_file)
         label = np.asarray(self.data_obj).astype(self.output_dtype)
-        shape = image.shape[:3]
-        if label.size != math.prod(shape):
-            raise ValueError(f"{self.image_file!r} has shape {shape}, its label {label.shape}")
+        try:
+            written = on_grid_of(image, label)
+        except ValueError as error:
+            raise ValueError(f"{self.image_file!r}: {error}") from error
         with written_whole(filename, clears=False) as part:  # thousands may lie there
-            written = type(image)(label.reshape(shape), None, dtype=label.dtype)
-            _copy_geometry(image.header, written.header)
             nibabel.save(written, part)
 
 
@@ -155,8 +164,8 @@ def _problem_of(files: Any, error: BaseException) -> str:
     return text if os.path.basename(file) in text else f"{file!r}: {text}"
 
 
-def _copy_geometry(source: Any, target: Any) -> None:
-    """Let a header say where its voxels lie as another one does."""
-    for name in _GEOMETRY:
-        target[name] = source[name]
-    target["pixdim"][:4] = source["pixdim"][:4]
+def _moved(image: Any, first: Any) -> Any:
+    """An image on the grid of another, its voxels still unread."""
+    if np.array_equal(image.affine, first.affine):
+        return image
+    return type(image)(image.dataobj, first.affine, image.header)

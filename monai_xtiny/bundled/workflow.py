@@ -15,7 +15,7 @@ from types import ModuleType
 # The files, each after those that it imports.
 FILES = (
     "files", "locks", "masks", "gate", "cases", "splits", "options", "checks", "folds",
-    "labeling", "steps", "checkpoints", "reports",
+    "geometry", "labeling", "steps", "checkpoints", "reports",
 )  # fmt: skip
 
 
@@ -78,7 +78,7 @@ from .folds import (
     join_networks,
     load_weights,
 )
-from .labeling import CaseByCase, LabelWriter
+from .labeling import CaseByCase, ChannelReader, LabelWriter
 from .locks import lock_training, release_training
 from .options import check_options, check_paths, check_shared_memory
 from .reports import MetricsWriter

@@ -316,20 +316,11 @@ def _opened_to_run(bundle: str, trust: bool, *, quiet: bool = False) -> Iterator
             running its configs failed, and they were edited.
     """
     from monai_xtiny.bundle.folder import Bundle
-    from monai_xtiny.bundle.foreign import edited_places, foreign_code
+    from monai_xtiny.bundle.foreign import edited_places
 
     is_trusted = parse_flag("trust", trust)
     opened = Bundle.open(bundle)
-    found = foreign_code(opened)
-    for line in found:
-        print(f"warning: {line}")
-    if found and not is_trusted:
-        raise ValueError(
-            f"{str(opened.root)!r} would run code that this version of monai_xtiny does not write "
-            f"({len(found)} places, {found[0]}): it was edited, is of another version or of "
-            "somebody else; read the places listed, then give --trust, or export its "
-            "docs/search.json anew and copy models/model.pt"
-        )
+    refuse_foreign(opened, is_trusted)
     places = edited_places(opened)  # before anything of it changes
     try:
         yield opened
@@ -346,6 +337,26 @@ def _opened_to_run(bundle: str, trust: bool, *, quiet: bool = False) -> Iterator
         ) from error
     if not quiet:
         print(f"this ran the configs and scripts of {str(opened.root)!r}")
+
+
+def refuse_foreign(bundle: Bundle, is_trusted: bool) -> None:
+    """List code in a bundle that this version does not write, before any of it runs.
+
+    Raises:
+        ValueError: there is some, and it is not trusted.
+    """
+    from monai_xtiny.bundle.foreign import foreign_code
+
+    found = foreign_code(bundle)
+    for line in found:
+        print(f"warning: {line}")
+    if found and not is_trusted:
+        raise ValueError(
+            f"{str(bundle.root)!r} would run code that this version of monai_xtiny does not write "
+            f"({len(found)} places, {found[0]}): it was edited, is of another version or of "
+            "somebody else; read the places listed, then give --trust, or export its "
+            "docs/search.json anew and copy models/model.pt"
+        )
 
 
 def _is_ours(error: BaseException, bundle: Bundle) -> bool:

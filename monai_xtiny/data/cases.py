@@ -54,13 +54,13 @@ def find_cases(images: str | os.PathLike[str]) -> tuple[Case, ...]:
     if path.is_file():
         if path.suffix.lower() == ".json":
             return _cases_of_datalist(path)
-        if _kind_of(text) is None:
-            raise ValueError(f"{text!r} is no image: expected {_formats()}, or a dataset.json")
+        if file_kind(text) is None:
+            raise ValueError(f"{text!r} is no image: expected {list_formats()}, or a dataset.json")
         return _group_files([str(path)], path.parent, channel_suffixes=False)
     if glob.has_magic(text):
         fixed = re.split(r"[*?\[]", text, maxsplit=1)[0]
         root = Path(os.path.dirname(fixed) or os.curdir)
-        files = [name for name in expand_glob(text) if _kind_of(name) is not None]
+        files = [name for name in expand_glob(text) if file_kind(name) is not None]
         if not files:
             raise FileNotFoundError(f"no image matches the pattern {text!r}: check it")
         return _group_files(files, root, channel_suffixes=None)
@@ -101,9 +101,9 @@ def _cases_in_folder(folder: Path) -> tuple[Case, ...]:
         # MSD roots have imagesTr too, but without channel suffixes.
         files = _names_of_images(training)
         if not files:
-            raise FileNotFoundError(f"no images in {str(training)!r}: expected {_formats()}")
+            raise FileNotFoundError(f"no images in {str(training)!r}: expected {list_formats()}")
         _refuse_dicom_beside(files[0], training)
-        suffixed = (_CHANNEL_SUFFIX.match(_stem(os.path.basename(name))) for name in files)
+        suffixed = (_CHANNEL_SUFFIX.match(file_stem(os.path.basename(name))) for name in files)
         return _group_files(files, folder, channel_suffixes=all(suffixed))
     files = _names_of_images(folder)
     if files:
@@ -113,8 +113,8 @@ def _cases_in_folder(folder: Path) -> tuple[Case, ...]:
     if cases:
         return cases
     raise FileNotFoundError(
-        f"no images in {str(folder)!r}: expected {_formats()}, an imagesTr folder or DICOM series "
-        "(ordinary images in sub-folders: give a glob)"
+        f"no images in {str(folder)!r}: expected {list_formats()}, an imagesTr folder or DICOM "
+        "series (ordinary images in sub-folders: give a glob)"
     )
 
 
@@ -138,10 +138,10 @@ def _cases_of_datalist(path: Path) -> tuple[Case, ...]:
         if not isinstance(names, list) or not all(isinstance(name, str) for name in names):
             raise ValueError(f"{str(path)!r}: training[{index}] has no 'image' path")
         files = [_listed_path(path.parent, name) for name in names]
-        kind = _kind_of(files[0]) or ("dicom" if os.path.isdir(files[0]) else None)
+        kind = file_kind(files[0]) or ("dicom" if os.path.isdir(files[0]) else None)
         if kind is None:
-            raise ValueError(f"{str(path)!r}: {names[0]!r} is no image: expected {_formats()}")
-        cases.append(Case(_relative(files[0], path.parent), tuple(files), kind))
+            raise ValueError(f"{str(path)!r}: {names[0]!r} is no image: expected {list_formats()}")
+        cases.append(Case(relative_name(files[0], path.parent), tuple(files), kind))
     return _checked(list(dict.fromkeys(cases)), path.parent)
 
 
@@ -162,17 +162,18 @@ def _group_files(
         channel_suffixes = _numbers_channels(files)
     if not channel_suffixes:
         return _checked(
-            [Case(_relative(name, root), (name,), _kind_of(name) or "") for name in files], root
+            [Case(relative_name(name, root), (name,), file_kind(name) or "") for name in files],
+            root,
         )
     groups: dict[str, list[str]] = {}
     for name in files:
-        match = _CHANNEL_SUFFIX.match(_stem(name))
+        match = _CHANNEL_SUFFIX.match(file_stem(name))
         if match is None:
             raise ValueError(f"{name!r} lacks the channel suffix that the others have (_0000)")
         groups.setdefault(match["case"], []).append(name)
     for case, names in groups.items():
         expected = [f"{case}_{channel:04d}" for channel in range(len(names))]
-        if [_stem(name) for name in names] != expected:
+        if [file_stem(name) for name in names] != expected:
             raise ValueError(
                 f"case {os.path.basename(case)!r}: the channel files are "
                 f"{', '.join(os.path.basename(name) for name in names)}; "
@@ -180,7 +181,7 @@ def _group_files(
             )
     return _checked(
         [
-            Case(_relative(names[0], root), tuple(names), _kind_of(names[0]) or "")
+            Case(relative_name(names[0], root), tuple(names), file_kind(names[0]) or "")
             for names in groups.values()
         ],
         root,
@@ -189,7 +190,7 @@ def _group_files(
 
 def _numbers_channels(files: Sequence[str]) -> bool:
     """Whether ``_0000`` at the end numbers channels: every file has it, every case starts at 0."""
-    matches = [_CHANNEL_SUFFIX.match(_stem(name)) for name in files]
+    matches = [_CHANNEL_SUFFIX.match(file_stem(name)) for name in files]
     cases = {match["case"] for match in matches if match}
     starts = {match["case"] for match in matches if match and match["channel"] == "0000"}
     # One group of many files is a numbered series (IMG_0000, IMG_0001, ...), not one case.
@@ -212,7 +213,7 @@ def _checked(cases: list[Case], root: Path) -> tuple[Case, ...]:
                 f"{len(first.images)}: every case needs the same channels"
             )
         for file in case.images if case.kind != "dicom" else ():
-            other = stems.setdefault(_stem(file), file)
+            other = stems.setdefault(file_stem(file), file)
             if other != file:
                 raise ValueError(
                     f"{other!r} and {file!r} would be one case: remove or rename one of them"
@@ -247,7 +248,7 @@ def _names_of_images(folder: Path) -> list[str]:
         return [
             entry.path
             for entry in entries
-            if not entry.name.startswith(".") and _kind_of(entry.name) in ("nifti", "raster")
+            if not entry.name.startswith(".") and file_kind(entry.name) in ("nifti", "raster")
         ]
 
 
@@ -257,7 +258,7 @@ def _dicom_cases(folder: Path) -> tuple[Case, ...]:
     for parent in _dicom_folders(folder):
         for name in os.listdir(parent):
             check_regular(os.path.join(parent, name))
-        name = _relative(parent, folder)
+        name = relative_name(parent, folder)
         cases.append(Case(name if name != "." else folder.name, (parent,), "dicom"))
     return _checked(cases, folder) if cases else ()
 
@@ -265,8 +266,8 @@ def _dicom_cases(folder: Path) -> tuple[Case, ...]:
 def _dicom_folders(folder: Path) -> Iterator[str]:
     """Folders that hold a DICOM image; other DICOM objects alone make no case."""
     for parent, names in walk_once(folder):
-        others = [name for name in names if _kind_of(name) is None]
-        if any(_is_dicom_image(os.path.join(parent, name)) for name in others):
+        others = [name for name in names if file_kind(name) is None]
+        if any(is_dicom_image(os.path.join(parent, name)) for name in others):
             yield parent
 
 
@@ -274,7 +275,7 @@ def _refuse_dicom_beside(file: str, folder: Path) -> None:
     """Refuse a folder that holds both images and DICOM series: which are the data?"""
     series = next(_dicom_folders(folder), None)
     if series is not None:
-        ending = file[len(_stem(file)) :]
+        ending = file[len(file_stem(file)) :]
         pattern = os.path.join(glob.escape(str(folder)), f"*{ending}")
         raise ValueError(
             f"{file!r} lies beside DICOM images, in {series!r}: give a glob for the one, "
@@ -297,7 +298,7 @@ def has_dicom_magic(path: str) -> bool:
     return _first_bytes(path, 132)[128:] == b"DICM"
 
 
-def _is_dicom_image(path: str) -> bool:
+def is_dicom_image(path: str) -> bool:
     """Whether a file is DICOM, and no directory, structure set, report or the like."""
     if not is_dicom(path):
         return False
@@ -318,7 +319,7 @@ def _first_bytes(path: str, count: int) -> bytes:
         return b""
 
 
-def _kind_of(name: str) -> str | None:
+def file_kind(name: str) -> str | None:
     """Format family of a file name, by suffix."""
     lower = name.lower()
     if lower.endswith(NIFTI_SUFFIXES):
@@ -326,12 +327,12 @@ def _kind_of(name: str) -> str | None:
     return "raster" if lower.endswith(RASTER_SUFFIXES) else None
 
 
-def _stem(name: str) -> str:
+def file_stem(name: str) -> str:
     """File name without its image suffix; ``.nii.gz`` is one suffix."""
     return name[:-7] if name.lower().endswith(".nii.gz") else os.path.splitext(name)[0]
 
 
-def _relative(path: str, root: Path) -> str:
+def relative_name(path: str, root: Path) -> str:
     """Path relative to ``root``, with forward slashes."""
     prefix = f"{root}{os.sep}"
     # relpath takes a second for 100,000 files.
@@ -339,6 +340,6 @@ def _relative(path: str, root: Path) -> str:
     return short.replace(os.sep, "/")
 
 
-def _formats() -> str:
+def list_formats() -> str:
     """The file formats, for messages."""
     return ", ".join(suffix[1:] for suffix in (*NIFTI_SUFFIXES, *RASTER_SUFFIXES))

@@ -11,14 +11,12 @@ from concurrent.futures import ThreadPoolExecutor
 from typing import Any
 
 import numpy as np
-from monai.data.utils import correct_nifti_header_if_necessary
 from nibabel.affines import voxel_sizes
 from nibabel.orientations import io_orientation
 
-from monai_xtiny.bundled.gate import check_grids, inspect_file
+from monai_xtiny.bundled.gate import check_grids, inspect_file, settle_affine
 from monai_xtiny.data.case import Case, Header
-from monai_xtiny.data.cases import has_dicom_magic, is_dicom
-from monai_xtiny.data.walk import check_regular
+from monai_xtiny.data.dicom import read_slices, series_affine
 from monai_xtiny.system.errors import root_cause
 
 
@@ -81,7 +79,7 @@ def _header_of(kind: str, path: str, opened: Any) -> Header:
 def _nifti_header(opened: Any) -> Header:
     """Header of a NIfTI file, axes brought to RAS order."""
     # The grid that MONAI's reader will see: where pixdim and affine disagree, it corrects one.
-    image = correct_nifti_header_if_necessary(opened)
+    image = settle_affine(opened)
     shape = tuple(int(size) for size in image.shape)
     while len(shape) > 3 and shape[-1] == 1:
         shape = shape[:-1]
@@ -97,7 +95,7 @@ def _nifti_header(opened: Any) -> Header:
 
 def _dicom_header(folder: str) -> Header:
     """Header of the DICOM series in a folder, axes brought to RAS order."""
-    slices = _dicom_slices(folder)
+    slices = read_slices(folder)
     first = slices[0]
     row_spacing, column_spacing = (float(s) for s in first.get("PixelSpacing", (1.0, 1.0)))
     shape: tuple[int, ...] = (int(first.Columns), int(first.Rows))
@@ -107,63 +105,10 @@ def _dicom_header(folder: str) -> Header:
         raise ValueError(f"a DICOM image of {in_channels} colors; convert it to PNG")
     if len(slices) == 1:
         return Header(shape, spacing, in_channels)
-    orientation = np.asarray(first.ImageOrientationPatient, dtype=float).reshape(2, 3)
-    positions = np.asarray([item.ImagePositionPatient for item in slices], dtype=float)
-    step = (positions[-1] - positions[0]) / (len(slices) - 1)
-    # MONAI stacks by instance number and takes the slices to be evenly spaced.
-    if np.abs(np.diff(positions, axis=0) - step).max() > 0.1 * np.linalg.norm(step):
-        raise ValueError("slices that are missing, unevenly spaced or numbered out of order")
-    affine = np.eye(4)
-    affine[:3, 0], affine[:3, 1], affine[:3, 2] = orientation[0], orientation[1], step
-    affine[:2] *= -1  # DICOM's LPS to RAS
-    slice_spacing = round(float(np.linalg.norm(step)), 6)
+    affine = series_affine(slices)
+    slice_spacing = round(float(np.linalg.norm(affine[:3, 2])), 6)
     header = _in_ras_order((*shape, len(slices)), (*spacing, slice_spacing), affine)
     return Header(header.shape, header.spacing, in_channels)
-
-
-def _dicom_slices(folder: str) -> list[Any]:
-    """Headers of the slices in a folder, those that MONAI's reader will stack, in its order."""
-    import pydicom
-
-    # Like MONAI's reader, which passes over hidden files and what does not begin as DICOM does.
-    paths = [os.path.join(folder, name) for name in sorted(os.listdir(folder)) if name[0] != "."]
-    for path in paths:
-        check_regular(path)
-        if os.path.isdir(path):
-            raise ValueError(
-                f"a folder, {os.path.basename(path)!r}, beside the slices; move it out"
-            )
-    files = [path for path in paths if is_dicom(path) or has_dicom_magic(path)]
-    if not files:
-        raise ValueError("a folder without a DICOM file")
-    slices = [pydicom.dcmread(path, stop_before_pixels=True) for path in files]
-    for path, item in zip(files, slices, strict=True):
-        if "Rows" not in item or "SegmentSequence" in item:
-            kind = item.get("Modality") or getattr(item.get("SOPClassUID"), "name", "no image")
-            raise ValueError(
-                f"{os.path.basename(path)!r} is a DICOM object without an image ({kind}) beside "
-                "the slices; move it out"
-            )
-        for tag in ("ImageOrientationPatient", "ImagePositionPatient", "PixelSpacing"):
-            texts = [str(getattr(value, "original_string", value)) for value in item.get(tag) or ()]
-            long = next((text for text in texts if len(text) > 16), None)
-            # MONAI's reader drops the whole tag, and places the volume as if there were none.
-            if long is not None:
-                raise ValueError(
-                    f"{tag} {long} has more than DICOM's 16 characters; convert it to NIfTI"
-                )
-    series = {str(item.get("SeriesInstanceUID", "")) for item in slices}
-    if len(series) > 1:
-        raise ValueError(f"{len(series)} DICOM series in one folder; give each a folder of its own")
-    if any(int(item.get("NumberOfFrames", 1)) > 1 for item in slices):
-        raise ValueError("a multi-frame DICOM file; convert it to NIfTI")
-    if len(slices) > 1:
-        numbers = [item.get("InstanceNumber") for item in slices]
-        # MONAI's reader leaves out slices without a number.
-        if None in numbers or len(set(numbers)) < len(numbers):
-            raise ValueError("slices without a number or with the same; convert them to NIfTI")
-        slices.sort(key=lambda item: int(item.InstanceNumber))
-    return slices
 
 
 def _in_ras_order(shape: tuple[int, ...], spacing: tuple[float, ...], affine: np.ndarray) -> Header:

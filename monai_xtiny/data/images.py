@@ -13,7 +13,8 @@ from monai.transforms import CenterSpatialCrop, LoadImaged, MapTransform, Orient
 from monai.transforms.utils import generate_spatial_bounding_box
 from tqdm import tqdm
 
-from monai_xtiny.bundled.gate import ChannelReader, check_image
+from monai_xtiny.bundled.gate import check_image
+from monai_xtiny.bundled.labeling import ChannelReader
 from monai_xtiny.data.case import Case, Header, Sample
 from monai_xtiny.data.loading import LoadOnced
 from monai_xtiny.system.errors import root_cause

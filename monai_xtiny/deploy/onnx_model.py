@@ -8,8 +8,9 @@ logits of (batch, classes, *spatial). Opset 18. Axis order is MONAI's array orde
 from __future__ import annotations
 
 import copy
+import json
 import os
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -19,11 +20,18 @@ from numpy.typing import NDArray
 from torch import nn
 from torch.nn.modules.instancenorm import _InstanceNorm
 
-from monai_xtiny.bundle.folder import ONNX, ONNX_INT8, Bundle
+from monai_xtiny.bundle.folder import ONNX, ONNX_INT8, WEIGHTS, Bundle
 from monai_xtiny.bundle.weights import weights_digest
-from monai_xtiny.deploy.segmenter import InputFormat, import_deploy, load_segmenter
+from monai_xtiny.bundled.folds import is_initialization
+from monai_xtiny.deploy.segmenter import (
+    TRAINED,
+    WEIGHTS_FILE,
+    InputFormat,
+    import_deploy,
+    load_segmenter,
+)
 from monai_xtiny.system.errors import root_cause
-from monai_xtiny.system.files import atomic_write
+from monai_xtiny.system.files import atomic_write, digest_file
 
 OPSET = 18
 TOLERANCE = 1e-4
@@ -63,8 +71,16 @@ def export_onnx(
     bundle = Bundle.open(bundle_dir)
     network, form = bundle.network(), input_format(bundle)
     target = bundle.path(ONNX)
-    write_onnx(network, form, target, inputs=inputs)
+    write_onnx(network, form, target, inputs=inputs, source=weights_facts(bundle))
     return target
+
+
+def weights_facts(bundle: Bundle) -> dict[str, str]:
+    """What an ONNX file says of the weights of a bundle: the digest of their file, and training."""
+    return {
+        WEIGHTS_FILE: digest_file(bundle.path(WEIGHTS)),
+        TRAINED: json.dumps(not is_initialization(bundle.weights())),
+    }
 
 
 def input_format(bundle: Bundle) -> InputFormat:
@@ -83,6 +99,7 @@ def write_onnx(
     path: Path,
     *,
     inputs: Sequence[NDArray[np.float32]] = (),
+    source: Mapping[str, str] | None = None,
 ) -> float:
     """Write a network as ONNX, whole or not at all; the network stays as it is.
 
@@ -91,6 +108,7 @@ def write_onnx(
         form: what it takes.
         path: the file to write, or replace.
         inputs: images to compare outputs on, besides random ones.
+        source: what the file says of the weights, as :func:`weights_facts` has it.
 
     Returns:
         The largest difference of a logit between ONNX Runtime and PyTorch.
@@ -123,7 +141,8 @@ def write_onnx(
                 "in configs/inference.json"
             ) from error
         model = onnx.load(part)
-        _describe(model, form, weights_digest(network.state_dict()))
+        digest = {_DIGEST: weights_digest(network.state_dict())}
+        _describe(model, form, {**digest, **(source or {})})
         onnx.checker.check_model(model)
         onnx.save(model, part)
         return _check_outputs(network, form, part, inputs)
@@ -245,7 +264,7 @@ def _with_exact_norms(network: nn.Module) -> nn.Module:
     return network
 
 
-def _describe(model: Any, form: InputFormat, digest: str) -> None:
+def _describe(model: Any, form: InputFormat, facts: Mapping[str, str]) -> None:
     """Leave out traces of this machine's source files, and put in what the network takes."""
     for part in (model, model.graph, *model.graph.node, *model.graph.value_info):
         del part.metadata_props[:]
@@ -255,7 +274,7 @@ def _describe(model: Any, form: InputFormat, digest: str) -> None:
         **form.to_metadata(),
         # A key of the files that are out there, so it keeps its spelling.
         "normalisation": _NORMALIZATION[form.kind],
-        _DIGEST: digest,
+        **facts,
     }
     for key, value in described.items():
         model.metadata_props.add(key=key, value=value)

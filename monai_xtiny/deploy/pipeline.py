@@ -26,6 +26,7 @@ from monai_xtiny.deploy.onnx_model import (
     input_format,
     quantize_onnx,
     remove_stale_int8,
+    weights_facts,
     write_onnx,
 )
 from monai_xtiny.deploy.segmenter import InputFormat, import_deploy, load_segmenter
@@ -215,7 +216,7 @@ def _write_models(
     """Write the ONNX files; which they are, and the largest difference of a logit."""
     say("exporting to ONNX")
     model = bundle.path(ONNX_FILE)
-    difference = write_onnx(network, form, model, inputs=windows)
+    difference = write_onnx(network, form, model, inputs=windows, source=weights_facts(bundle))
     remove_stale_int8(bundle)
     if not int8:
         return (model,), difference

@@ -13,7 +13,7 @@ import json
 import os
 import struct
 import sys
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import redirect_stdout
 from dataclasses import asdict, dataclass
 from importlib import import_module
@@ -30,6 +30,8 @@ _OVERLAP, _WINDOWS_AT_ONCE = 0.5, 4
 _SIGMA_SCALE, _SMALLEST_WEIGHT = 0.125, 1e-3
 CUDA_PROVIDER = "CUDAExecutionProvider"
 
+# Keys of an ONNX file's metadata: the digest of the file of its weights, and if they are trained.
+WEIGHTS_FILE, TRAINED = "weights_file_sha256", "is_trained"
 _LARGEST = 1e15
 
 # What follows, and the functions at the end, stands in monai_xtiny/bundled/gate.py too, which this
@@ -108,6 +110,7 @@ class Segmenter:
         form: what the network takes.
         whole_image: one pass for images larger than the patch: faster, and not the labels that
             ``inference.json`` gives, as instance normalization then sees the whole image.
+        metadata: what the file of the network says of it.
     """
 
     def __init__(
@@ -116,8 +119,10 @@ class Segmenter:
         form: InputFormat,
         *,
         whole_image: bool = False,
+        metadata: Mapping[str, str] | None = None,
     ) -> None:
         self.predict = predict
+        self.metadata = metadata or {}
         self._whole_image = whole_image
         self.form = form
 
@@ -181,7 +186,7 @@ class Segmenter:
         labels = np.zeros(image.shape[1:], np.uint8)
         box = _content(image) if self.form.crop else (slice(None),) * (image.ndim - 1)
         in_box = (slice(None), *box)
-        labels[box] = _argmax(self.logits(_z_score(image[in_box])))
+        labels[box] = largest_logit(self.logits(z_score(image[in_box])))
         return labels
 
     def logits(self, image: NDArray[np.float32]) -> NDArray[np.float32]:
@@ -198,7 +203,7 @@ class Segmenter:
             return self._one_pass(image, patch)
         if self._whole_image:
             return self._one_pass(image, self.form.padded(size))
-        return _slide_windows(image, self.predict, patch)
+        return np.concatenate(list(slide_windows(image, self.predict, patch)), axis=1)
 
     def _one_pass(self, image: NDArray[np.float32], target: tuple[int, ...]) -> NDArray[np.float32]:
         """The network on an image padded on both sides, as MONAI's sliding window pads."""
@@ -253,9 +258,12 @@ def load_segmenter(
         raise ValueError(f"{str(path)!r} is no ONNX model that runs here: {error}") from error
     if device != "cpu" and session.get_providers()[0] != CUDA_PROVIDER:
         raise ValueError(f"ONNX Runtime cannot use {device!r} here: its CUDA libraries are missing")
-    form = format_from_metadata(session.get_modelmeta().custom_metadata_map)
+    metadata = session.get_modelmeta().custom_metadata_map
     return Segmenter(
-        lambda images: session.run(None, {"image": images})[0], form, whole_image=whole_image
+        lambda images: session.run(None, {"image": images})[0],
+        format_from_metadata(metadata),
+        whole_image=whole_image,
+        metadata=metadata,
     )
 
 
@@ -278,40 +286,74 @@ def import_deploy(name: str) -> Any:
         raise ImportError(f"{name} cannot be imported: pip install monai-xtiny[deploy]") from error
 
 
-def _slide_windows(
+def slide_windows(
     image: NDArray[np.float32],
     predict: Callable[[NDArray[np.float32]], NDArray[np.float32]],
-    patch: tuple[int, ...],
-) -> NDArray[np.float32]:
-    """Logits of overlapping windows, blended with Gaussian weights.
+    patch: Sequence[int],
+    *,
+    overlap: float = _OVERLAP,
+    windows_at_once: int = _WINDOWS_AT_ONCE,
+) -> Iterator[NDArray[np.float32]]:
+    """Logits of overlapping windows, blended with Gaussian weights, slab by slab.
 
-    It is ``monai.inferers.SlidingWindowInferer(patch, 4, 0.5, mode="gaussian")``: the same windows
-    in the same batches, summed in the same order, in float32.
+    It is ``monai.inferers.SlidingWindowInferer(patch, windows_at_once, overlap, mode="gaussian")``:
+    the same windows in the same batches, summed in the same order, in float32. Of the sums no more
+    is held than one patch is long along the first axis.
+
+    Args:
+        image: normalized, (C, *spatial).
+        predict: from windows (B, C, *patch) to logits (B, K, *patch).
+        patch: edges of a window.
+        overlap: of neighbors, as a share of the patch.
+        windows_at_once: of a batch.
+
+    Yields:
+        Logits (K, n, *others) of the next n planes along the first axis.
     """
     target = tuple(max(edge, length) for edge, length in zip(image.shape[1:], patch, strict=True))
     padded, inside = _pad(image, target)
+    index = [*inside, *[slice(None)] * (image.ndim - len(inside))]
+    planes, others = index[1], index[2:]
     axes = zip(target, patch, strict=True)
-    corners = product(*(_window_starts(edge, length) for edge, length in axes))
-    windows: list[tuple[Any, ...]] = [
-        (..., *(slice(at, at + length) for at, length in zip(corner, patch, strict=True)))
-        for corner in corners
-    ]
+    corners = list(product(*(_window_starts(edge, length, overlap) for edge, length in axes)))
     weights = _window_weights(patch)
-    sums, weight_sums = np.zeros(1, np.float32), np.zeros(target, np.float32)
-    for first in range(0, len(windows), _WINDOWS_AT_ONCE):
-        batch = windows[first : first + _WINDOWS_AT_ONCE]
-        predicted = predict(np.stack([padded[window] for window in batch]))
-        if first == 0:  # the number of classes is known from here on
-            sums = np.zeros((predicted.shape[1], *target), np.float32)
-        for window, logits in zip(batch, predicted, strict=True):
-            sums[window] += logits * weights
-            weight_sums[window] += weights
-    return (sums / weight_sums)[inside]
+    sums, weight_sums = np.zeros(1, np.float32), np.zeros((patch[0], *target[1:]), np.float32)
+    base = 0
+
+    def take(count: int) -> NDArray[np.float32]:
+        """The first planes of the sums, which no window adds to any more, without padding."""
+        first, last, _ = planes.indices(target[0])
+        kept = slice(max(first - base, 0), max(min(count, last - base), 0))
+        block = (slice(None), kept, *others)
+        return sums[block] / weight_sums[block[1:]]
+
+    for at in range(0, len(corners), windows_at_once):
+        batch = corners[at : at + windows_at_once]
+        predicted = predict(np.stack([padded[_box(corner, patch)] for corner in batch]))
+        if at == 0:  # the number of classes is known from here on
+            sums = np.zeros((predicted.shape[1], *weight_sums.shape), np.float32)
+        for corner, logits in zip(batch, predicted, strict=True):
+            step = corner[0] - base
+            if step > 0:
+                yield take(step)
+                for array in (sums.swapaxes(0, 1), weight_sums):
+                    array[:-step] = array[step:].copy()
+                    array[-step:] = 0
+                base = corner[0]
+            box = _box((0, *corner[1:]), patch)
+            sums[box] += logits * weights
+            weight_sums[box] += weights
+    yield take(patch[0])
 
 
-def _window_starts(edge: int, length: int) -> list[int]:
-    """Where windows start along an axis: every half window, the last one at the end."""
-    step = max(1, int(length * (1 - _OVERLAP)))
+def _box(corner: Sequence[int], patch: Sequence[int]) -> tuple[Any, ...]:
+    """Where a window lies, behind any other axes."""
+    return (..., *(slice(at, at + length) for at, length in zip(corner, patch, strict=True)))
+
+
+def _window_starts(edge: int, length: int, overlap: float) -> list[int]:
+    """Where windows start along an axis, the last one at the end."""
+    step = length if length == edge else max(1, int(length * (1 - overlap)))
     return [*range(0, edge - length, step), edge - length]
 
 
@@ -331,10 +373,10 @@ def _pad(
     """Zeros on both sides of an image, and where the image is, as MONAI's sliding window pads."""
     size = image.shape[1:]
     if size == tuple(target):
-        return image, (...,)
+        return image, (slice(None),)
     starts = [(wide - edge) // 2 for wide, edge in zip(target, size, strict=True)]
     spatial = (slice(at, at + edge) for at, edge in zip(starts, size, strict=True))
-    inside: tuple[Any, ...] = (..., *spatial)
+    inside: tuple[Any, ...] = (slice(None), *spatial)
     padded = np.zeros((len(image), *target), dtype=np.float32)
     padded[inside] = image
     return padded, inside
@@ -363,16 +405,21 @@ def _check_values(image: NDArray[Any], name: str) -> None:
             )
 
 
-def _z_score(image: NDArray[Any]) -> NDArray[np.float32]:
+def z_score(image: NDArray[Any]) -> NDArray[np.float32]:
     """Every channel at mean 0 and standard deviation 1, as ``NormalizeIntensityd`` does."""
     values = image.astype(np.float32, order="C")
-    for channel in values:
-        channel -= channel.mean()
-        channel /= channel.std() or 1.0
+    normalize(values)
     return values
 
 
-def _argmax(logits: NDArray[np.float32]) -> NDArray[np.uint8]:
+def normalize(image: NDArray[np.float32]) -> None:
+    """Bring every channel of an image to mean 0 and standard deviation 1, in its place."""
+    for channel in image:
+        channel -= channel.mean()
+        channel /= channel.std() or 1.0
+
+
+def largest_logit(logits: NDArray[np.float32]) -> NDArray[np.uint8]:
     """Index of the largest logit, the first on a tie; four times faster than NumPy's for two."""
     if len(logits) == 2:
         return (logits[1] > logits[0]).astype(np.uint8)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import glob
+import hashlib
 import json
 import math
 import os
@@ -34,7 +35,7 @@ def names_file(path: str | os.PathLike[str]) -> Iterator[None]:
 
 
 @contextmanager
-def atomic_write(path: str | os.PathLike[str]) -> Iterator[Path]:
+def atomic_write(path: str | os.PathLike[str], *, clears: bool = True) -> Iterator[Path]:
     """A temporary file that takes the place of ``path`` if the block succeeds.
 
     It has the same name, in a hidden folder beside ``path`` that nobody else can guess or enter,
@@ -43,6 +44,7 @@ def atomic_write(path: str | os.PathLike[str]) -> Iterator[Path]:
 
     Args:
         path: the file to write, or to replace; its folder must exist.
+        clears: look for what killed processes left; not where thousands of files lie.
 
     Yields:
         The path to write to.
@@ -54,7 +56,7 @@ def atomic_write(path: str | os.PathLike[str]) -> Iterator[Path]:
     if target.exists() and not target.is_file():
         raise FileExistsError(f"{str(target)!r} is no file: give another name")
     prefix = f".{target.name}.tmp."
-    for left in target.parent.glob(glob.escape(prefix) + "*"):
+    for left in target.parent.glob(glob.escape(prefix) + "*") if clears else ():
         shutil.rmtree(left, ignore_errors=True)
     with (
         names_file(target),
@@ -63,6 +65,19 @@ def atomic_write(path: str | os.PathLike[str]) -> Iterator[Path]:
         part = Path(folder) / target.name
         yield part
         part.replace(target)
+
+
+def digest_file(path: str | os.PathLike[str]) -> str:
+    """SHA-256 of the bytes of a file.
+
+    Raises:
+        FileNotFoundError: there is no such file.
+    """
+    with open(path, "rb") as file:
+        digest = hashlib.sha256()
+        while block := file.read(1 << 20):
+            digest.update(block)
+    return digest.hexdigest()
 
 
 def write_text(path: str | os.PathLike[str], text: str) -> Path:

@@ -23,7 +23,7 @@ from monai_xtiny.bundle.folder import CARD, SPLIT, Bundle
 from monai_xtiny.bundle.measured import trained_epochs
 from monai_xtiny.bundle.results import Evaluation
 from monai_xtiny.bundled.folds import fold_file
-from monai_xtiny.bundled.gate import ChannelReader
+from monai_xtiny.bundled.labeling import ChannelReader
 from monai_xtiny.bundled.splits import Split
 from monai_xtiny.data.cases import NIFTI_SUFFIXES
 from monai_xtiny.system.config_text import PlainPath

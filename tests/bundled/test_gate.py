@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import inspect
 import os
+import subprocess
+import sys
 from pathlib import Path
 
 import nibabel
@@ -11,12 +13,12 @@ import numpy as np
 import pytest
 import torch
 from monai.data import MetaTensor
+from monai.data.utils import correct_nifti_header_if_necessary
 from monai.transforms import LoadImaged
 from PIL import Image
 
 from monai_xtiny.bundled import gate
 from monai_xtiny.bundled.gate import (
-    ChannelReader,
     check_files,
     check_grids,
     check_image,
@@ -25,7 +27,9 @@ from monai_xtiny.bundled.gate import (
     inspect_file,
     is_nifti,
     measure_misplacement,
+    settle_affine,
 )
+from monai_xtiny.bundled.labeling import ChannelReader
 from monai_xtiny.deploy import segmenter
 from tests.conftest import write_nifti
 from tests.data.odd_files import write_png_of_16_bits, write_tiff
@@ -286,6 +290,38 @@ def test_a_label_with_the_affine_of_its_image_lies_on_it(tmp_path) -> None:
         {key: str(tmp_path / f"{key}.nii") for key in ("image", "label")}
     )
     assert check_read_label(read, num_classes=2) is read
+
+
+def drawn_header(seed: int) -> nibabel.Nifti1Image:
+    """An image whose pixdim, sform and qform need not agree."""
+    rng = np.random.default_rng(seed)
+    shape = ((4, 5, 6), (4, 5), (4, 5, 6, 2))[seed % 3]
+    image = nibabel.Nifti1Image(np.zeros(shape, np.uint8), None)
+    for set_form in (image.set_sform, image.set_qform):
+        spacing = [1.0, 2.0, 3.0] if rng.random() < 0.5 else rng.choice([1.5, 2.5], 3)
+        affine = np.diag([*spacing, 1.0])[rng.permutation(3).tolist() + [3]]
+        set_form(affine, code=int(rng.choice([0, 1, 2])))
+    if rng.random() < 0.7:
+        image.header["pixdim"][1:4] = [1.0, 2.0, 3.0]
+    return nibabel.Nifti1Image.from_bytes(image.to_bytes())
+
+
+def test_settle_affine_is_monais() -> None:
+    num_changed = 0
+    for seed in range(200):
+        before = drawn_header(seed).affine
+        expected = correct_nifti_header_if_necessary(drawn_header(seed)).affine
+        assert np.array_equal(settle_affine(drawn_header(seed)).affine, expected), seed
+        num_changed += not np.array_equal(before, expected)
+    assert num_changed > 10
+
+
+@pytest.mark.search
+def test_gate_needs_no_pytorch() -> None:
+    code = "import sys, monai_xtiny.bundled.gate as _; print({'torch', 'monai'} & set(sys.modules))"
+    command = [sys.executable, "-c", code]
+    done = subprocess.run(command, capture_output=True, text=True, check=True)
+    assert done.stdout.strip() == "set()"
 
 
 def test_gate_knows_nifti_by_its_ending_alone() -> None:

@@ -19,10 +19,11 @@ from monai_xtiny.deploy import segmenter as segmenter_module
 from monai_xtiny.deploy.segmenter import (
     InputFormat,
     Segmenter,
-    _argmax,
-    _z_score,
     format_from_metadata,
+    largest_logit,
     load_segmenter,
+    slide_windows,
+    z_score,
 )
 from monai_xtiny.system.config_text import PlainPath
 from tests.conftest import write_png
@@ -75,7 +76,7 @@ def test_segmenter_gives_the_labels_of_inference_json(bundle, model, inferred, n
     found = segmenter(picture)
     assert found.shape == expected.shape and found.dtype == np.uint8
     assert 0 < expected.mean() < 1
-    logits = segmenter.logits(_z_score(segmenter.read(picture)))
+    logits = segmenter.logits(z_score(segmenter.read(picture)))
     tied = np.abs(logits[1] - logits[0]) < 1e-3
     np.testing.assert_array_equal(found[~tied], expected[~tied])
     assert tied.mean() < 0.01
@@ -88,7 +89,7 @@ def test_segmenter_takes_the_whole_image_in_one_pass(bundle, model) -> None:
     padded[0, 0, 1:62, 3:93] = (image[0] - image.mean()) / image.std()
     with torch.no_grad():
         logits = Bundle.open(bundle).network()(torch.from_numpy(padded))[0, :, 1:62, 3:93].numpy()
-    np.testing.assert_allclose(segmenter.logits(_z_score(image)), logits, atol=1e-4)
+    np.testing.assert_allclose(segmenter.logits(z_score(image)), logits, atol=1e-4)
     found = segmenter.segment(image)
     tied = np.abs(logits[1] - logits[0]) < 1e-3
     np.testing.assert_array_equal(found[~tied], logits.argmax(0)[~tied])
@@ -166,7 +167,7 @@ def test_input_format_survives_its_metadata() -> None:
 @pytest.mark.parametrize("classes", [2, 3])
 def test_argmax_equals_numpys_on_ties_too(classes) -> None:
     logits = np.random.default_rng(0).integers(0, 3, (classes, 40, 50)).astype(np.float32)
-    np.testing.assert_array_equal(_argmax(logits), logits.argmax(axis=0))
+    np.testing.assert_array_equal(largest_logit(logits), logits.argmax(axis=0))
 
 
 def test_z_score_equals_monais_and_leaves_the_image() -> None:
@@ -174,7 +175,7 @@ def test_z_score_equals_monais_and_leaves_the_image() -> None:
     image[1] = 9
     before = image.copy()
     expected = NormalizeIntensity(channel_wise=True)(image.astype(np.float32))
-    np.testing.assert_allclose(_z_score(image), expected, atol=1e-6)
+    np.testing.assert_allclose(z_score(image), expected, atol=1e-6)
     np.testing.assert_array_equal(image, before)
 
 
@@ -214,7 +215,7 @@ def assert_blends_as_monai(segmenter: Segmenter, image: np.ndarray) -> None:
     assert found.dtype == np.float32 and found.shape == expected.shape
     largest = np.abs(expected).max()
     np.testing.assert_allclose(found, expected, rtol=0, atol=8 * EPSILON * largest)
-    np.testing.assert_array_equal(_argmax(found), expected.argmax(axis=0))
+    np.testing.assert_array_equal(largest_logit(found), expected.argmax(axis=0))
 
 
 @pytest.mark.parametrize("size", SIZES_2D.values(), ids=list(SIZES_2D))
@@ -227,6 +228,24 @@ def test_logits_equal_monais_sliding_window_in_2d(model, size) -> None:
 def test_logits_equal_monais_sliding_window_in_3d(volume_model, size) -> None:
     image = np.random.default_rng(0).standard_normal((2, *size), dtype=np.float32)
     assert_blends_as_monai(load_segmenter(volume_model, num_threads=1), image)
+
+
+@pytest.mark.parametrize("overlap", [0.0, 0.25, 0.8])
+def test_slide_windows_gives_finished_planes_in_order(overlap) -> None:
+    generator = np.random.default_rng(1)
+    image = generator.standard_normal((1, 31, 9, 14), dtype=np.float32)
+    weights = generator.standard_normal((2, 8, 10, 6), dtype=np.float32)
+
+    def predict(windows: np.ndarray) -> np.ndarray:
+        return windows * weights
+
+    slabs = list(slide_windows(image, predict, (8, 10, 6), overlap=overlap, windows_at_once=3))
+    assert len(slabs) > 3 and all(slab.shape[1] <= 8 for slab in slabs)
+    inferer = SlidingWindowInferer((8, 10, 6), 3, overlap, mode="gaussian")
+    expected = inferer(
+        torch.from_numpy(image[None]), lambda x: torch.from_numpy(predict(x.numpy()))
+    )[0]
+    np.testing.assert_allclose(np.concatenate(slabs, axis=1), expected.numpy(), atol=1e-5)
 
 
 @pytest.mark.parametrize("patch", [(8, 8), (7, 10), (1, 5), (6, 5, 4)], ids=str)
@@ -261,7 +280,7 @@ def test_logits_equal_monais_on_real_images(model, volume_model, real_data, data
             edge > limit
             for edge, limit in zip(image.shape[1:], segmenter.form.patch_size, strict=True)
         )
-        assert_blends_as_monai(segmenter, _z_score(image))
+        assert_blends_as_monai(segmenter, z_score(image))
 
 
 def test_segmenter_needs_no_pytorch_for_a_large_image(model, tmp_path) -> None:

@@ -17,7 +17,7 @@ from monai_xtiny.bundle.folder import Bundle
 from monai_xtiny.data.cases import find_cases
 from monai_xtiny.data.headers import read_headers
 from monai_xtiny.deploy.onnx_model import input_format
-from monai_xtiny.deploy.segmenter import Segmenter, _content, _z_score
+from monai_xtiny.deploy.segmenter import Segmenter, _content, z_score
 from monai_xtiny.system.errors import root_cause
 from tests.conftest import texture
 from tests.data.odd_files import write_png_of_16_bits, write_tiff
@@ -54,7 +54,7 @@ def search_reads(file: str, known, transform) -> torch.Tensor:
 
 def segmenter_reads(file: str, segmenter: Segmenter) -> torch.Tensor:
     image = segmenter.read(file)
-    return torch.as_tensor(_z_score(image[(slice(None), *_content(image))]))
+    return torch.as_tensor(z_score(image[(slice(None), *_content(image))]))
 
 
 def label_of(file: str) -> str:

@@ -18,7 +18,7 @@ from monai_xtiny.bundle.folder import Bundle
 from monai_xtiny.bundle.templates import configs_dir
 from monai_xtiny.bundle.writer import export_bundle
 from monai_xtiny.deploy.onnx_model import input_format
-from monai_xtiny.deploy.segmenter import Segmenter, _content, _z_score
+from monai_xtiny.deploy.segmenter import Segmenter, _content, z_score
 from monai_xtiny.networks.ladder import cap_features, width_ladder
 from monai_xtiny.plan.unet_plan import UNetPlan
 from monai_xtiny.scores.table import Rung, ScoreTable
@@ -178,7 +178,7 @@ def test_segmenter_makes_the_tensor_of_inference(dataset) -> None:
                 segmenter.read(files)
         else:
             image = segmenter.read(files)
-            found = _z_score(image[(slice(None), *_content(image))])
+            found = z_score(image[(slice(None), *_content(image))])
             np.testing.assert_allclose(found, np.asarray(expected[name]), atol=1e-5)
 
 

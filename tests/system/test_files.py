@@ -1,6 +1,7 @@
 from __future__ import annotations
 
 import errno
+import hashlib
 import json
 import os
 import stat
@@ -10,6 +11,7 @@ import pytest
 from monai_xtiny.system.files import (
     append_line,
     atomic_write,
+    digest_file,
     names_file,
     read_json,
     read_lines,
@@ -59,6 +61,19 @@ def test_atomic_write_clears_what_killed_processes_left_of_this_file_alone(tmp_p
         (tmp_path / name).mkdir()
     write_text(tmp_path / "a.txt", "new")
     assert listing(tmp_path) == [".a.txt.mine", ".b.txt.tmp.x1", "a.txt"]
+
+
+def test_atomic_write_need_not_look_for_what_was_left(tmp_path) -> None:
+    (tmp_path / ".a.txt.tmp.killed").mkdir()
+    with atomic_write(tmp_path / "a.txt", clears=False) as part:
+        part.write_text("new")
+    assert sorted(item.name for item in tmp_path.iterdir()) == [".a.txt.tmp.killed", "a.txt"]
+
+
+def test_digest_file_is_that_of_its_bytes(tmp_path) -> None:
+    content = bytes(range(256)) * 9000  # more than is read at a time
+    (tmp_path / "a").write_bytes(content)
+    assert digest_file(tmp_path / "a") == hashlib.sha256(content).hexdigest()
 
 
 def test_atomic_write_gives_a_file_the_mode_that_open_would(tmp_path) -> None:

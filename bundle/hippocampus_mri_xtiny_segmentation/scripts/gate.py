@@ -3,8 +3,9 @@
 
 The search imports this file; every bundle carries a copy as ``scripts/gate.py``, which its
 configs load by path. So training, validation, inference and evaluation accept and refuse the same
-files as the search, by the same rules. It imports NumPy, PyTorch, MONAI, nibabel and Pillow alone.
-Where a file could be read in more than one way, it is refused: a wrong guess would go unnoticed.
+files as the search, by the same rules. It imports NumPy, nibabel and Pillow alone, so that
+``segment`` starts without PyTorch. Where a file could be read in more than one way, it is refused:
+a wrong guess would go unnoticed.
 """
 
 from __future__ import annotations
@@ -13,16 +14,18 @@ import os
 import stat
 import struct
 from collections.abc import Hashable, Sequence
-from typing import Any
+from typing import TYPE_CHECKING, Any, TypeAlias
 
 import nibabel
 import numpy as np
-import torch
-from monai.data import NibabelReader
-from monai.data.utils import correct_nifti_header_if_necessary
 from nibabel.openers import ImageOpener
 from PIL import Image
 
+if TYPE_CHECKING:
+    import torch
+
+# Voxels of an image, on the CPU.
+Voxels: TypeAlias = "torch.Tensor | np.ndarray"
 # Images, or an image and its label, further from each other than this, in voxels, are of two grids.
 MAX_MISPLACEMENT = 0.1
 # Values beyond make all others one in float32, once they are normalized.
@@ -165,26 +168,26 @@ def measure_misplacement(
     return float(np.abs(here - there).max() / voxel)
 
 
-def check_image(image: torch.Tensor, name: str) -> None:
+def check_image(image: Voxels, name: str) -> None:
     """Refuse an image whose voxels are not finite, or that is constant in a channel.
 
     Args:
-        image: tensor of shape (C, *spatial).
+        image: of shape (C, *spatial).
         name: the case or file, for the message.
 
     Raises:
         ValueError: NaN or infinite voxels, or a channel with one value only.
 
-    >>> check_image(torch.zeros(1, 4, 4), "blank.png")
+    >>> check_image(np.zeros((1, 4, 4)), "blank.png")
     Traceback (most recent call last):
     ...
     ValueError: blank.png: channel 0 is constant (0.0 everywhere): leave the image out
     """
-    values = image.as_subclass(torch.Tensor)
+    values = np.asarray(image)
     # Of NaN among the values, both are NaN.
-    bounds = [tuple(map(float, torch.aminmax(channel))) for channel in values]
+    bounds = [(float(channel.min()), float(channel.max())) for channel in values]
     if not np.isfinite(bounds).all():
-        num_bad = int(torch.logical_not(torch.isfinite(values)).sum())
+        num_bad = int(np.logical_not(np.isfinite(values)).sum())
         raise ValueError(f"{name}: {num_bad} voxels are NaN or infinite: repair or leave it out")
     for index, (low, high) in enumerate(bounds):
         if max(-low, high) > LARGEST:
@@ -215,7 +218,22 @@ def check_read_image(
         ValueError: what is wrong with which file.
     """
     image = data["image"]
-    name = f"case {_name(image)}"
+    check_fit(image, f"case {_name(image)}", in_channels=in_channels, spatial_dims=spatial_dims)
+    return data
+
+
+def check_fit(image: Voxels, name: str, *, in_channels: int, spatial_dims: int) -> None:
+    """Refuse voxels that a network was not made for.
+
+    Args:
+        image: (C, *spatial), its intensities those of the file.
+        name: the case, for the message.
+        in_channels: channels that the network takes.
+        spatial_dims: axes of an image.
+
+    Raises:
+        ValueError: what is wrong.
+    """
     if len(image) != in_channels:
         raise ValueError(
             f"{name}: the image has {len(image)} channels, and the network takes {in_channels}: "
@@ -227,7 +245,6 @@ def check_read_image(
             f"{spatial_dims}: leave it out"
         )
     check_image(image, name)
-    return data
 
 
 def check_read_label(data: dict[Hashable, Any], *, num_classes: int) -> dict[Hashable, Any]:
@@ -267,23 +284,38 @@ def check_read_label(data: dict[Hashable, Any], *, num_classes: int) -> dict[Has
     return data
 
 
-class ChannelReader(NibabelReader):
-    """MONAI's reader of NIfTI files, for channels that lie a fraction of a voxel apart.
+def settle_affine(image: Any) -> Any:
+    """Let spacing (pixdim) and affine of a NIfTI image agree, as MONAI's readers do.
 
-    MONAI refuses affines that differ by 1e-8. :func:`check_grids` has compared them before; here
-    the first file's grid is that of all.
+    It is ``monai.data.utils.correct_nifti_header_if_necessary`` without PyTorch, for the affine
+    alone: where sform or qform does not fit pixdim and the other one does, that one counts.
+
+    Args:
+        image: nibabel's, whose sform or qform may change.
+
+    Returns:
+        The same image.
     """
+    header, rank = image.header, int(image.header["dim"][0])
+    spacing = np.asarray(header.get_zooms())[:rank]
 
-    def read(self, data: Any, **kwargs: Any) -> Any:
-        """Read a file, or one per channel; channels take the header of the first."""
-        found = super().read(data, **kwargs)
-        if not isinstance(found, list):
-            return found
-        first = found[0]
-        return [first, *(_moved(image, first) for image in found[1:])]
+    def fits(affine: np.ndarray) -> bool:
+        lengths = np.sqrt(np.square(np.asarray(affine, dtype=float)[:rank, :rank]).sum(axis=0))
+        lengths[lengths == 0] = 1.0
+        return np.allclose(lengths, spacing)
+
+    if rank >= 5 or fits(image.affine):
+        return image
+    fits_sform, fits_qform = fits(image.get_sform()), fits(image.get_qform())
+    if header["sform_code"] != 0 and (fits_sform or fits_qform):
+        if not fits_sform:
+            image.set_sform(image.get_qform())
+    elif header["qform_code"] != 0 and fits_sform and not fits_qform:
+        image.set_qform(image.get_sform())
+    return image
 
 
-def _name(image: torch.Tensor) -> str:
+def _name(image: Voxels) -> str:
     """The file that a tensor was read from, without its folder."""
     return os.path.basename(str(getattr(image, "meta", {}).get("filename_or_obj", "image")))
 
@@ -304,13 +336,6 @@ def _measure_distance(image: Any, label: Any) -> float:
         return distance
     stored: list[Any] = [nibabel.load(path) for path in paths]
     return measure_misplacement(shape, *(item.affine for item in stored))
-
-
-def _moved(image: Any, first: Any) -> Any:
-    """An image on the grid of another, its voxels still unread."""
-    if np.array_equal(image.affine, first.affine):
-        return image
-    return type(image)(image.dataobj, first.affine, image.header)
 
 
 def _paths(value: Any) -> list[Any]:
@@ -371,7 +396,7 @@ def _find_nifti_problem(header: Any) -> str | None:
 def _find_turned_axes(image: Any) -> str | None:
     """Where spacing and sform disagree, MONAI may take a qform that the header calls unset."""
     found = image.affine[:3, :3]
-    taken = correct_nifti_header_if_necessary(_as_image(image.header.copy())).affine[:3, :3]
+    taken = settle_affine(_as_image(image.header.copy())).affine[:3, :3]
     directions = [axes / np.linalg.norm(axes, axis=0) for axes in (found, taken)]
     if np.abs(directions[0] - directions[1]).max() < 1e-3:
         return None
