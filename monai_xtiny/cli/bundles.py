@@ -176,6 +176,8 @@ def evaluate(
     bundle: str,
     data: str | None = None,
     datalist: str | None = None,
+    group: str | None = None,
+    nsd_tolerance: float | None = None,
     fold: int = 0,
     trust: bool = False,
     debug: bool = False,
@@ -189,6 +191,10 @@ def evaluate(
         data: nnU-Net data set root with imagesTr and labelsTr.
         datalist: MSD datalist whose validation section to evaluate; default: what training held
             out.
+        group: regular expression whose first group in the name of a case is the patient, or a
+            JSON file of cases and their patients; the intervals are over patients then.
+        nsd_tolerance: distance that the surface Dice (NSD) takes for near, in mm, or in pixels of
+            images without a spacing; default: the longest edge of the plan's voxel, or a pixel.
         fold: whose weights and held-out cases; the model card tells of fold 0 alone.
         trust: run a bundle whose code differs from what monai_xtiny writes: read it first.
         debug: show tracebacks.
@@ -196,16 +202,22 @@ def evaluate(
 
     def run() -> None:
         from monai_xtiny.bundle.measured import write_evaluation
+        from monai_xtiny.bundled.summaries import summary_table
         from monai_xtiny.training.evaluate import evaluate_held_out
 
         number = parse_int("fold", fold)
+        tolerance = nsd_tolerance and parse_number("nsd_tolerance", nsd_tolerance, "mm or pixels")
         with _opened_to_run(bundle, trust) as opened:
-            found, planes = evaluate_held_out(opened, data=data, datalist=datalist, fold=number)
+            found, planes = evaluate_held_out(
+                opened,
+                data=data,
+                datalist=datalist,
+                group=group,
+                nsd_tolerance=tolerance,
+                fold=number,
+            )
             card = f"\n{write_evaluation(opened, found, planes)}" if number == 0 else ""
-            for name, dice, distance in zip(
-                opened.label_names[1:], found.class_dice, found.class_hd95, strict=True
-            ):
-                print(f"{name}: Dice {dice:.4f}, HD95 {distance:.2f}")
+            print(summary_table(found.summary(opened.label_names[1:])))
             print(f"mean Dice {found.mean_dice:.4f} over {len(found.cases)} cases held out{card}")
 
     return Job(run, debug)

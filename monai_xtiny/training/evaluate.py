@@ -10,10 +10,9 @@ from typing import Any, cast
 import numpy as np
 import torch
 from ignite.engine import Engine, Events
+from monai.bundle import ConfigWorkflow
 from monai.data import MetaTensor
-from monai.data.utils import affine_to_spacing
 from monai.inferers import Inferer
-from monai.metrics import compute_hausdorff_distance
 from monai.transforms import LoadImage, Orientation
 
 from monai_xtiny.bundle.card import check_marks
@@ -24,7 +23,9 @@ from monai_xtiny.bundle.measured import trained_epochs
 from monai_xtiny.bundle.results import Evaluation
 from monai_xtiny.bundled.folds import fold_file
 from monai_xtiny.bundled.gate import ChannelReader
-from monai_xtiny.bundled.splits import Split
+from monai_xtiny.bundled.measures import volume_unit
+from monai_xtiny.bundled.reports import METRIC_OF
+from monai_xtiny.bundled.splits import Split, find_patients
 from monai_xtiny.data.cases import NIFTI_SUFFIXES
 from monai_xtiny.system.config_text import PlainPath
 from monai_xtiny.system.files import read_json
@@ -41,6 +42,8 @@ def evaluate_held_out(
     *,
     data: str | os.PathLike[str] | None = None,
     datalist: str | os.PathLike[str] | None = None,
+    group: str | None = None,
+    nsd_tolerance: float | None = None,
     fold: int = 0,
     predict: Predict | None = None,
 ) -> tuple[Evaluation, tuple[Plane, ...]]:
@@ -53,6 +56,9 @@ def evaluate_held_out(
         bundle: the bundle.
         data: nnU-Net data set root (``imagesTr``, ``labelsTr``).
         datalist: MSD datalist with a validation section.
+        group: which cases are of one patient: a regular expression, or a JSON file.
+        nsd_tolerance: distance that NSD takes for near, in mm, or pixels where images have no
+            spacing; default: the bundle's own.
         fold: whose weights and held-out cases.
         predict: what to evaluate in place of the bundle's network, as :func:`evaluate_bundle` takes
             it; the results in the bundle's ``eval`` folder are left alone then.
@@ -66,7 +72,9 @@ def evaluate_held_out(
         ValueError: the bundle was not trained, the datalist has no validation section, one of its
             cases was trained on, or the card could not take the results.
     """
-    options = {**data_options(data, datalist), "fold": fold}
+    options = {**data_options(data, datalist, group), "fold": fold}
+    if nsd_tolerance is not None:
+        options["nsd_tolerance"] = nsd_tolerance
     split_name = fold_file(SPLIT, fold)
     split_file = bundle.path(split_name)
     split = read_json(split_file) if split_file.is_file() else {}
@@ -156,28 +164,38 @@ def evaluate_bundle(
         workflow.parser["validate#inferer"] = _OtherPredictor(inferer, predict)
     evaluator = workflow.parser.get_parsed_content("validate#evaluator")
     cases = workflow.parser.get_parsed_content("validate#dataset#data")
-    distances: list[tuple[float | None, ...]] = []
 
-    def measure(engine: Engine) -> None:
+    def look(engine: Engine) -> None:
         for item in cast(list[dict[str, MetaTensor]], engine.state.output):
-            prediction, label = item["pred"], item["label"]
-            found = compute_hausdorff_distance(
-                prediction[None],
-                label[None],
-                percentile=95,
-                spacing=affine_to_spacing(prediction.affine)[: prediction.ndim - 1].tolist(),
-            )
             if on_case is not None:
-                on_case(cases[len(distances)], label, prediction)
-            distances.append(_finite(found[0]))
+                on_case(next(shown), item["label"], item["pred"])
 
-    evaluator.add_event_handler(Events.ITERATION_COMPLETED, measure)
+    shown = iter(cases)
+    evaluator.add_event_handler(Events.ITERATION_COMPLETED, look)
     workflow.run()
     workflow.finalize()
+    return _measured(workflow, cases, evaluator.state.metric_details)
+
+
+def _measured(
+    workflow: ConfigWorkflow, cases: Sequence[dict[str, Any]], details: Mapping[str, torch.Tensor]
+) -> Evaluation:
+    """What a workflow has measured of its cases."""
+    missing = [name for name in METRIC_OF.values() if name not in details]
+    if missing:
+        raise ValueError(
+            f"the bundle's evaluate.json measures no {', '.join(missing)}: export the bundle anew"
+        )
+    rows = {key: tuple(_finite(row) for row in details[name]) for key, name in METRIC_OF.items()}
+    content = workflow.parser.get_parsed_content
+    unit, group = content("unit"), content("group")
     return Evaluation(
-        tuple(Split([], cases).label_names()[1]),
-        tuple(_finite(row) for row in evaluator.state.metric_details["val_mean_dice"]),
-        tuple(distances),
+        cases=tuple(Split([], list(cases)).label_names()[1]),
+        **rows,
+        patients=() if group is None else tuple(find_patients(cases, group)),
+        nsd_tolerance=float(content("nsd_tolerance")),
+        length_unit=unit,
+        volume_unit=volume_unit(unit, content("summary_options#spatial_dims")),
     )
 
 
