@@ -18,10 +18,11 @@ from monai.transforms import LoadImage, Orientation
 from monai_xtiny.bundle.card import check_marks
 from monai_xtiny.bundle.exclusive import exclusive
 from monai_xtiny.bundle.figures import Plane
-from monai_xtiny.bundle.folder import CARD, SPLIT, Bundle
+from monai_xtiny.bundle.folder import CARD, SPLIT, WEIGHTS, Bundle
 from monai_xtiny.bundle.measured import trained_epochs
 from monai_xtiny.bundle.results import Evaluation
-from monai_xtiny.bundled.folds import fold_file
+from monai_xtiny.bundle.weights import read_weights
+from monai_xtiny.bundled.folds import fold_file, is_initialization
 from monai_xtiny.bundled.gate import ChannelReader
 from monai_xtiny.bundled.measures import volume_unit
 from monai_xtiny.bundled.reports import METRIC_OF
@@ -44,21 +45,25 @@ def evaluate_held_out(
     datalist: str | os.PathLike[str] | None = None,
     group: str | None = None,
     nsd_tolerance: float | None = None,
+    external: bool = False,
     fold: int = 0,
     predict: Predict | None = None,
 ) -> tuple[Evaluation, tuple[Plane, ...]]:
     """Evaluate a trained bundle on cases that it was not trained on.
 
-    These are the validation section of ``configs/datalist.json``, which training writes, or of
-    another datalist.
+    These are the validation section of ``configs/datalist.json``, which training writes, or the
+    validation section of another datalist (its test section, where it has no other); or all of
+    external data.
 
     Args:
         bundle: the bundle.
         data: nnU-Net data set root (``imagesTr``, ``labelsTr``).
-        datalist: MSD datalist with a validation section.
+        datalist: MSD datalist with a validation section, or a test section with labels.
         group: which cases are of one patient: a regular expression, or a JSON file.
         nsd_tolerance: distance that NSD takes for near, in mm, or pixels where images have no
             spacing; default: the bundle's own.
+        external: evaluate every labeled case of the data, which are others than those of the
+            training; the results lie in ``eval/external``.
         fold: whose weights and held-out cases.
         predict: what to evaluate in place of the bundle's network, as :func:`evaluate_bundle` takes
             it; the results in the bundle's ``eval`` folder are left alone then.
@@ -75,23 +80,11 @@ def evaluate_held_out(
     options = {**data_options(data, datalist, group), "fold": fold}
     if nsd_tolerance is not None:
         options["nsd_tolerance"] = nsd_tolerance
-    split_name = fold_file(SPLIT, fold)
-    split_file = bundle.path(split_name)
-    split = read_json(split_file) if split_file.is_file() else {}
-    if datalist is None:
-        if not split:
-            raise ValueError(
-                f"{str(bundle.root)!r} has no {split_name}, which training writes: train it first, "
-                "or give --datalist FILE with a validation section"
-            )
-        options = {**options, "datalist": PlainPath(os.fspath(split_file))}
-    elif not read_json(datalist).get("validation"):
-        raise ValueError(
-            f"{os.fspath(datalist)!r} has no validation section: add one with the cases to evaluate"
-        )
+    if external:
+        _refuse_untrained(bundle, fold)
+        options["external"] = True
     else:
-        root = os.path.dirname(os.path.abspath(datalist)) if data is None else os.fspath(data)
-        _refuse_trained(split.get("training", []), datalist, root)
+        options |= _held_out_options(bundle, data, datalist, fold)
     if predict is None:
         check_marks(bundle.path(CARD).read_text(encoding="utf-8"))
         trained_epochs(bundle)
@@ -108,8 +101,51 @@ def evaluate_held_out(
     return evaluation, tuple(planes)
 
 
+def _held_out_options(
+    bundle: Bundle,
+    data: str | os.PathLike[str] | None,
+    datalist: str | os.PathLike[str] | None,
+    fold: int,
+) -> dict[str, Any]:
+    """The configs' keys for what is held out: by training, or by a datalist."""
+    split_name = fold_file(SPLIT, fold)
+    split_file = bundle.path(split_name)
+    split = read_json(split_file) if split_file.is_file() else {}
+    if datalist is None:
+        if not split:
+            raise ValueError(
+                f"{str(bundle.root)!r} has no {split_name}, which training writes: train it first, "
+                "give --datalist FILE with a validation section, or --external where all the data "
+                "are others than those of its training"
+            )
+        return {"datalist": PlainPath(os.fspath(split_file))}
+    content = read_json(datalist)
+    test = content.get("test") if isinstance(content.get("test"), list) else []
+    labeled = [case for case in test if isinstance(case, Mapping) and case.get("label")]
+    section = "test" if labeled and not content.get("validation") else "validation"
+    if not content.get(section):
+        raise ValueError(
+            f"{os.fspath(datalist)!r} has no validation section, nor a test section with labels: "
+            "add one with the cases to evaluate, or give --external to evaluate all of them"
+        )
+    root = os.path.dirname(os.path.abspath(datalist)) if data is None else os.fspath(data)
+    held_out = labeled if section == "test" else content["validation"]
+    _refuse_trained(split.get("training", []), held_out, datalist, root)
+    return {"section": section}
+
+
+def _refuse_untrained(bundle: Bundle, fold: int) -> None:
+    """Refuse weights that no training has written."""
+    weights = bundle.path(fold_file(WEIGHTS, fold))
+    if is_initialization(read_weights(weights)):
+        raise ValueError(f"{str(weights)!r} was not trained: train the bundle first")
+
+
 def _refuse_trained(
-    trained: Sequence[Mapping[str, Any]], datalist: str | os.PathLike[str], root: str
+    trained: Sequence[Mapping[str, Any]],
+    held_out: Sequence[Mapping[str, Any]],
+    datalist: str | os.PathLike[str],
+    root: str,
 ) -> None:
     """Refuse a datalist that holds out what the network was trained on.
 
@@ -118,7 +154,8 @@ def _refuse_trained(
 
     Args:
         trained: cases, with labels relative to the data that were trained on.
-        datalist: whose validation section is evaluated.
+        held_out: cases of the datalist that are evaluated.
+        datalist: the file.
         root: what its paths are relative to.
     """
 
@@ -130,13 +167,13 @@ def _refuse_trained(
     ends = {label[start:] for label in known for start in range(len(label))}
     both = [
         label
-        for label in (parts(str(case.get("label"))) for case in read_json(datalist)["validation"])
+        for label in (parts(str(case.get("label"))) for case in held_out)
         if label in ends or any(label[start:] in known for start in range(len(label)))
     ]
     if both:
         names = ", ".join(f"{label[-1]} ({'/'.join(label)})" for label in both[:5])
         raise ValueError(
-            f"the network was trained on {names}: leave such cases out of the validation section "
+            f"the network was trained on {names}: leave such cases out of the held-out section "
             f"of {os.fspath(datalist)!r}"
         )
 

@@ -84,5 +84,5 @@ from .locks import lock_training, release_training
 from .measures import Hausdorff95, SurfaceDice, Volume, length_unit
 from .options import check_options, check_paths, check_shared_memory
 from .reports import MetricsWriter, SummaryWriter, foreground_names
-from .splits import check_fold, split_cases
+from .splits import check_fold, split_cases, split_to_evaluate
 from .steps import GradientClipping, Interruption, check_loss, find_rotated_axes, handlers_of_rank

@@ -184,8 +184,14 @@ def summary_notes(summary: Mapping[str, Any]) -> list[str]:
             if item[f"num_{key}"]:
                 found = words.format(item[f"num_{key}"], total)
                 notes.append(f"{item['name']}: {found}: {_listed(item[key], item[f'num_{key}'])}")
-    worst = ", ".join(f"{case['case']} {case['dice']:.3f}" for case in summary["worst"])
-    return [*notes, f"lowest Dice: {worst}"] if worst else notes
+    lists = [(f"lowest Dice of {item['name']}", item["worst"]) for item in summary["classes"]]
+    if len(lists) > 1:
+        lists.append(("lowest mean Dice", summary["worst"]))
+    for words, cases in lists:
+        if cases:
+            worst = ", ".join(f"{case['case']} {case['dice']:.3f}" for case in cases)
+            notes.append(f"{words}: {worst}")
+    return notes
 
 
 def _volume_errors(measured: Mapping[str, np.ndarray]) -> dict[str, np.ndarray]:
