@@ -63,7 +63,7 @@ def test_find_labeled_cases_reads_the_labeled_cases_of_a_test_section(tmp_path) 
         "test": ["i3.png", {"image": "i3.png"}, entry("i2.png", "l2.png")],
     }
     file.write_text(json.dumps(content))
-    found = find(tmp_path, PNG, datalist=file)
+    found = find_labeled_cases(tmp_path, file, tmp_path, **PNG)
     assert named([{**case, "image": [case["image"]]} for case in found.test]) == [
         (["i2.png"], "l2.png")
     ]
@@ -71,7 +71,7 @@ def test_find_labeled_cases_reads_the_labeled_cases_of_a_test_section(tmp_path) 
     content["test"] = [entry("i2.png", "l.png")]
     file.write_text(json.dumps(content))
     with pytest.raises(ValueError, match=r"training\[0\] and test\[0\] share l\.png"):
-        find(tmp_path, PNG, datalist=file)
+        find_labeled_cases(tmp_path, file, tmp_path, **PNG)
 
 
 def refused_datalist(tmp_path: Path, content: object, **write: str) -> str:

@@ -148,7 +148,7 @@ def test_evaluate_that_is_killed_leaves_each_result_whole(tmp_path, selection) -
             assert found.pop(name) in (former[name], after[name])
         assert found.items() <= former.items()
 
-    assert kill_everywhere(bundle.root.parent, work, check, every=4) > 3
+    assert kill_everywhere(bundle.root.parent, work, check, every=12) > 3
     assert contents(bundle.root) == after
 
 
