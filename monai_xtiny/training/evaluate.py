@@ -120,8 +120,9 @@ def _held_out_options(
             )
         return {"datalist": PlainPath(os.fspath(split_file))}
     content = read_json(datalist)
-    test = content.get("test") if isinstance(content.get("test"), list) else []
-    labeled = [case for case in test if isinstance(case, Mapping) and case.get("label")]
+    test = content.get("test")
+    listed = test if isinstance(test, list) else []
+    labeled = [case for case in listed if isinstance(case, Mapping) and case.get("label")]
     section = "test" if labeled and not content.get("validation") else "validation"
     if not content.get(section):
         raise ValueError(

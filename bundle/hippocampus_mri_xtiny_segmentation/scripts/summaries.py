@@ -183,7 +183,8 @@ def summary_notes(summary: Mapping[str, Any]) -> list[str]:
             total = item["num_with"] if key == "missed" else item["num_without"]
             if item[f"num_{key}"]:
                 found = words.format(item[f"num_{key}"], total)
-                notes.append(f"{item['name']}: {found}: {_listed(item[key], item[f'num_{key}'])}")
+                names = _first_names(item[key], item[f"num_{key}"])
+                notes.append(f"{item['name']}: {found}: {names}")
     lists = [(f"lowest Dice of {item['name']}", item["worst"]) for item in summary["classes"]]
     if len(lists) > 1:
         lists.append(("lowest mean Dice", summary["worst"]))
@@ -299,7 +300,7 @@ def _cell(estimate: Mapping[str, Any] | None, digits: int | None) -> str:
     return texts[0] if len(texts) == 1 else f"{texts[0]} ({texts[1]} to {texts[2]})"
 
 
-def _listed(names: Sequence[str], total: int) -> str:
+def _first_names(names: Sequence[str], total: int) -> str:
     """Names, and how many more there are."""
     more = f" and {total - len(names)} more" if total > len(names) else ""
     return ", ".join(names) + more
