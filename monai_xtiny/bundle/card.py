@@ -16,6 +16,7 @@ from monai_xtiny.bundle.imported import is_imported
 from monai_xtiny.bundle.results import Evaluation
 from monai_xtiny.bundle.summary import advice, budget_sentence, comparison
 from monai_xtiny.bundle.templates import template_environment
+from monai_xtiny.bundled.summaries import summary_notes, summary_rows, tolerance_text
 from monai_xtiny.selection.rule import Selection
 from monai_xtiny.selection.rules import find_rule
 
@@ -50,7 +51,11 @@ def model_card(
     """
     environment = template_environment()
     environment.filters["md"] = _escape_markdown
-    environment.filters["number"] = _format_number
+    measured = {
+        "evaluation": evaluation,
+        "num_epochs": num_epochs,
+        **({} if evaluation is None else _performance(evaluation, label_names)),
+    }
     if is_imported(selection):
         return environment.get_template(IMPORTED_CARD_TEMPLATE).render(
             name=name,
@@ -58,8 +63,7 @@ def model_card(
             kind=data_kind(selection.table.plan),
             plan=selection.table.plan,
             rung=selection.rung,
-            evaluation=evaluation,
-            num_epochs=num_epochs,
+            **measured,
             origin=origin or {},
         )
     table = selection.table
@@ -73,8 +77,7 @@ def model_card(
         full=table.ladder[0],
         plan=table.plan,
         table=table,
-        evaluation=evaluation,
-        num_epochs=num_epochs,
+        **measured,
         former_width=former_width,
         means={rung.max_features: float(np.mean(table.compared(rung))) for rung in table.ladder},
         comparison=comparison(table),
@@ -134,9 +137,15 @@ def _part(text: str, part: str) -> tuple[int, int]:
     return text.index(opening) + len(opening), text.index(closing)
 
 
-def _format_number(value: float, digits: int) -> str:
-    """A number for a table, which says so where there is none."""
-    return f"{value:.{digits}f}" if np.isfinite(value) else "n/a"
+def _performance(evaluation: Evaluation, label_names: Sequence[str]) -> dict[str, object]:
+    """What the card's part about the performance is made of."""
+    summary = evaluation.summary(label_names[1:])
+    return {
+        "summary": summary,
+        "rows": summary_rows(summary),
+        "notes": summary_notes(summary),
+        "tolerance": "" if evaluation.nsd_tolerance is None else tolerance_text(summary),
+    }
 
 
 def _escape_markdown(text: str) -> str:

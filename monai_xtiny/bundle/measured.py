@@ -52,7 +52,9 @@ def write_evaluation(bundle: Bundle, evaluation: Evaluation, planes: Sequence[Pl
     path = bundle.path(CARD)
     text = renewed_card(path.read_text(encoding="utf-8"), card, MEASURED_PARTS)
     plot_overlay(planes, evaluation.case_dice, bundle.path(OVERLAY))
-    write_json(bundle.path(EVALUATION), {**asdict(evaluation), "num_epochs": num_epochs})
+    content = {**asdict(evaluation), "num_epochs": num_epochs}
+    summary = evaluation.summary(bundle.label_names[1:])
+    write_json(bundle.path(EVALUATION), {**content, "summary": summary})
     _renew_changelog(bundle)
     return write_text(path, text)
 

@@ -94,7 +94,11 @@ def check_patch(network: nn.Module, **sizes: Sequence[int]) -> None:
 
 
 def check_held_out(
-    data: Sequence[Case], split_files: Sequence[PathLike], data_root: PathLike
+    data: Sequence[Case],
+    split_files: Sequence[PathLike],
+    data_root: PathLike,
+    *,
+    external: bool = False,
 ) -> None:
     """Refuse to evaluate on cases that the weights were trained on.
 
@@ -102,6 +106,8 @@ def check_held_out(
         data: the cases to evaluate.
         split_files: datalists that the trainings of the weights wrote; those missing are left out.
         data_root: what their paths are relative to.
+        external: whether the data are others than those of the training, where files may be called
+            alike: this is said, and not refused.
 
     Raises:
         ValueError: with the cases.
@@ -115,9 +121,16 @@ def check_held_out(
             trained |= {"/".join(parts[start:]): file for start in range(len(parts))}
     labels = ["/".join(_path_parts(os.path.relpath(case["label"], data_root))) for case in data]
     both = [label for label in labels if label in trained]
-    if both:
+    names = name_some(map(os.path.basename, both))
+    if both and external:
+        print(
+            f"warning: {len(both)} of {len(labels)} labels are called as ones that the network was "
+            f"trained on ({names}): --external takes them for other cases",
+            flush=True,
+        )
+    elif both:
         raise ValueError(
-            f"the network was trained on {name_some(map(os.path.basename, both))}, as "
+            f"the network was trained on {names}, as "
             f"{trained[both[0]]} says: give the --fold, --group, --split_seed and --val_fraction "
             "of its training, or --datalist FILE with other cases in its validation section"
         )

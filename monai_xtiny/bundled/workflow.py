@@ -15,7 +15,7 @@ from types import ModuleType
 # The files, each after those that it imports.
 FILES = (
     "files", "locks", "masks", "gate", "cases", "splits", "options", "checks", "folds",
-    "geometry", "labeling", "steps", "checkpoints", "reports",
+    "geometry", "labeling", "steps", "checkpoints", "measures", "summaries", "reports",
 )  # fmt: skip
 
 
@@ -80,7 +80,8 @@ from .folds import (
 )
 from .labeling import CaseByCase, ChannelReader, LabelWriter
 from .locks import lock_training, release_training
+from .measures import Hausdorff95, SurfaceDice, Volume, length_unit
 from .options import check_options, check_paths, check_shared_memory
-from .reports import MetricsWriter
-from .splits import check_fold, split_cases
+from .reports import MetricsWriter, SummaryWriter, foreground_names
+from .splits import check_fold, split_cases, split_to_evaluate
 from .steps import GradientClipping, Interruption, check_loss, find_rotated_axes, handlers_of_rank

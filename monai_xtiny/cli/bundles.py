@@ -176,6 +176,9 @@ def evaluate(
     bundle: str,
     data: str | None = None,
     datalist: str | None = None,
+    group: str | None = None,
+    nsd_tolerance: float | None = None,
+    external: bool = False,
     fold: int = 0,
     trust: bool = False,
     debug: bool = False,
@@ -187,8 +190,14 @@ def evaluate(
     Args:
         bundle: the bundle.
         data: nnU-Net data set root with imagesTr and labelsTr.
-        datalist: MSD datalist whose validation section to evaluate; default: what training held
-            out.
+        datalist: MSD datalist whose validation section to evaluate, or whose test section where it
+            has labels and no other is held out; default: what training held out.
+        group: regular expression whose first group in the name of a case is the patient, or a
+            JSON file of cases and their patients; the intervals are over patients then.
+        nsd_tolerance: distance that the surface Dice (NSD) takes for near, in mm, or in pixels of
+            images without a spacing; default: the longest edge of the plan's voxel, or a pixel.
+        external: evaluate all labeled cases of data from elsewhere, whatever their section; the
+            tables lie in eval/external, and the model card stays as it is.
         fold: whose weights and held-out cases; the model card tells of fold 0 alone.
         trust: run a bundle whose code differs from what monai_xtiny writes: read it first.
         debug: show tracebacks.
@@ -196,17 +205,27 @@ def evaluate(
 
     def run() -> None:
         from monai_xtiny.bundle.measured import write_evaluation
+        from monai_xtiny.bundled.summaries import summary_table
         from monai_xtiny.training.evaluate import evaluate_held_out
 
         number = parse_int("fold", fold)
+        tolerance = nsd_tolerance and parse_number("nsd_tolerance", nsd_tolerance, "mm or pixels")
+        is_external = parse_flag("external", external)
         with _opened_to_run(bundle, trust) as opened:
-            found, planes = evaluate_held_out(opened, data=data, datalist=datalist, fold=number)
-            card = f"\n{write_evaluation(opened, found, planes)}" if number == 0 else ""
-            for name, dice, distance in zip(
-                opened.label_names[1:], found.class_dice, found.class_hd95, strict=True
-            ):
-                print(f"{name}: Dice {dice:.4f}, HD95 {distance:.2f}")
-            print(f"mean Dice {found.mean_dice:.4f} over {len(found.cases)} cases held out{card}")
+            found, planes = evaluate_held_out(
+                opened,
+                data=data,
+                datalist=datalist,
+                group=group,
+                nsd_tolerance=tolerance,
+                external=is_external,
+                fold=number,
+            )
+            is_told = number == 0 and not is_external
+            card = f"\n{write_evaluation(opened, found, planes)}" if is_told else ""
+            print(summary_table(found.summary(opened.label_names[1:])))
+            kind = "external cases" if is_external else "cases held out"
+            print(f"mean Dice {found.mean_dice:.4f} over {len(found.cases)} {kind}{card}")
 
     return Job(run, debug)
 

@@ -10,21 +10,23 @@ from typing import Any, cast
 import numpy as np
 import torch
 from ignite.engine import Engine, Events
+from monai.bundle import ConfigWorkflow
 from monai.data import MetaTensor
-from monai.data.utils import affine_to_spacing
 from monai.inferers import Inferer
-from monai.metrics import compute_hausdorff_distance
 from monai.transforms import LoadImage, Orientation
 
 from monai_xtiny.bundle.card import check_marks
 from monai_xtiny.bundle.exclusive import exclusive
 from monai_xtiny.bundle.figures import Plane
-from monai_xtiny.bundle.folder import CARD, SPLIT, Bundle
+from monai_xtiny.bundle.folder import CARD, SPLIT, WEIGHTS, Bundle
 from monai_xtiny.bundle.measured import trained_epochs
 from monai_xtiny.bundle.results import Evaluation
-from monai_xtiny.bundled.folds import fold_file
+from monai_xtiny.bundle.weights import read_weights
+from monai_xtiny.bundled.folds import fold_file, is_initialization
 from monai_xtiny.bundled.labeling import ChannelReader
-from monai_xtiny.bundled.splits import Split
+from monai_xtiny.bundled.measures import volume_unit
+from monai_xtiny.bundled.reports import METRIC_OF
+from monai_xtiny.bundled.splits import Split, find_patients
 from monai_xtiny.data.cases import NIFTI_SUFFIXES
 from monai_xtiny.system.config_text import PlainPath
 from monai_xtiny.system.files import read_json
@@ -41,18 +43,27 @@ def evaluate_held_out(
     *,
     data: str | os.PathLike[str] | None = None,
     datalist: str | os.PathLike[str] | None = None,
+    group: str | None = None,
+    nsd_tolerance: float | None = None,
+    external: bool = False,
     fold: int = 0,
     predict: Predict | None = None,
 ) -> tuple[Evaluation, tuple[Plane, ...]]:
     """Evaluate a trained bundle on cases that it was not trained on.
 
-    These are the validation section of ``configs/datalist.json``, which training writes, or of
-    another datalist.
+    These are the validation section of ``configs/datalist.json``, which training writes, or the
+    validation section of another datalist (its test section, where it has no other); or all of
+    external data.
 
     Args:
         bundle: the bundle.
         data: nnU-Net data set root (``imagesTr``, ``labelsTr``).
-        datalist: MSD datalist with a validation section.
+        datalist: MSD datalist with a validation section, or a test section with labels.
+        group: which cases are of one patient: a regular expression, or a JSON file.
+        nsd_tolerance: distance that NSD takes for near, in mm, or pixels where images have no
+            spacing; default: the bundle's own.
+        external: evaluate every labeled case of the data, which are others than those of the
+            training; the results lie in ``eval/external``.
         fold: whose weights and held-out cases.
         predict: what to evaluate in place of the bundle's network, as :func:`evaluate_bundle` takes
             it; the results in the bundle's ``eval`` folder are left alone then.
@@ -66,24 +77,14 @@ def evaluate_held_out(
         ValueError: the bundle was not trained, the datalist has no validation section, one of its
             cases was trained on, or the card could not take the results.
     """
-    options = {**data_options(data, datalist), "fold": fold}
-    split_name = fold_file(SPLIT, fold)
-    split_file = bundle.path(split_name)
-    split = read_json(split_file) if split_file.is_file() else {}
-    if datalist is None:
-        if not split:
-            raise ValueError(
-                f"{str(bundle.root)!r} has no {split_name}, which training writes: train it first, "
-                "or give --datalist FILE with a validation section"
-            )
-        options = {**options, "datalist": PlainPath(os.fspath(split_file))}
-    elif not read_json(datalist).get("validation"):
-        raise ValueError(
-            f"{os.fspath(datalist)!r} has no validation section: add one with the cases to evaluate"
-        )
+    options = {**data_options(data, datalist, group), "fold": fold}
+    if nsd_tolerance is not None:
+        options["nsd_tolerance"] = nsd_tolerance
+    if external:
+        _refuse_untrained(bundle, fold)
+        options["external"] = True
     else:
-        root = os.path.dirname(os.path.abspath(datalist)) if data is None else os.fspath(data)
-        _refuse_trained(split.get("training", []), datalist, root)
+        options |= _held_out_options(bundle, data, datalist, fold)
     if predict is None:
         check_marks(bundle.path(CARD).read_text(encoding="utf-8"))
         trained_epochs(bundle)
@@ -100,8 +101,52 @@ def evaluate_held_out(
     return evaluation, tuple(planes)
 
 
+def _held_out_options(
+    bundle: Bundle,
+    data: str | os.PathLike[str] | None,
+    datalist: str | os.PathLike[str] | None,
+    fold: int,
+) -> dict[str, Any]:
+    """The configs' keys for what is held out: by training, or by a datalist."""
+    split_name = fold_file(SPLIT, fold)
+    split_file = bundle.path(split_name)
+    split = read_json(split_file) if split_file.is_file() else {}
+    if datalist is None:
+        if not split:
+            raise ValueError(
+                f"{str(bundle.root)!r} has no {split_name}, which training writes: train it first, "
+                "give --datalist FILE with a validation section, or --external where all the data "
+                "are others than those of its training"
+            )
+        return {"datalist": PlainPath(os.fspath(split_file))}
+    content = read_json(datalist)
+    test = content.get("test")
+    listed = test if isinstance(test, list) else []
+    labeled = [case for case in listed if isinstance(case, Mapping) and case.get("label")]
+    section = "test" if labeled and not content.get("validation") else "validation"
+    if not content.get(section):
+        raise ValueError(
+            f"{os.fspath(datalist)!r} has no validation section, nor a test section with labels: "
+            "add one with the cases to evaluate, or give --external to evaluate all of them"
+        )
+    root = os.path.dirname(os.path.abspath(datalist)) if data is None else os.fspath(data)
+    held_out = labeled if section == "test" else content["validation"]
+    _refuse_trained(split.get("training", []), held_out, datalist, root)
+    return {"section": section}
+
+
+def _refuse_untrained(bundle: Bundle, fold: int) -> None:
+    """Refuse weights that no training has written."""
+    weights = bundle.path(fold_file(WEIGHTS, fold))
+    if is_initialization(read_weights(weights)):
+        raise ValueError(f"{str(weights)!r} was not trained: train the bundle first")
+
+
 def _refuse_trained(
-    trained: Sequence[Mapping[str, Any]], datalist: str | os.PathLike[str], root: str
+    trained: Sequence[Mapping[str, Any]],
+    held_out: Sequence[Mapping[str, Any]],
+    datalist: str | os.PathLike[str],
+    root: str,
 ) -> None:
     """Refuse a datalist that holds out what the network was trained on.
 
@@ -110,7 +155,8 @@ def _refuse_trained(
 
     Args:
         trained: cases, with labels relative to the data that were trained on.
-        datalist: whose validation section is evaluated.
+        held_out: cases of the datalist that are evaluated.
+        datalist: the file.
         root: what its paths are relative to.
     """
 
@@ -122,13 +168,13 @@ def _refuse_trained(
     ends = {label[start:] for label in known for start in range(len(label))}
     both = [
         label
-        for label in (parts(str(case.get("label"))) for case in read_json(datalist)["validation"])
+        for label in (parts(str(case.get("label"))) for case in held_out)
         if label in ends or any(label[start:] in known for start in range(len(label)))
     ]
     if both:
         names = ", ".join(f"{label[-1]} ({'/'.join(label)})" for label in both[:5])
         raise ValueError(
-            f"the network was trained on {names}: leave such cases out of the validation section "
+            f"the network was trained on {names}: leave such cases out of the held-out section "
             f"of {os.fspath(datalist)!r}"
         )
 
@@ -156,28 +202,38 @@ def evaluate_bundle(
         workflow.parser["validate#inferer"] = _OtherPredictor(inferer, predict)
     evaluator = workflow.parser.get_parsed_content("validate#evaluator")
     cases = workflow.parser.get_parsed_content("validate#dataset#data")
-    distances: list[tuple[float | None, ...]] = []
 
-    def measure(engine: Engine) -> None:
+    def look(engine: Engine) -> None:
         for item in cast(list[dict[str, MetaTensor]], engine.state.output):
-            prediction, label = item["pred"], item["label"]
-            found = compute_hausdorff_distance(
-                prediction[None],
-                label[None],
-                percentile=95,
-                spacing=affine_to_spacing(prediction.affine)[: prediction.ndim - 1].tolist(),
-            )
             if on_case is not None:
-                on_case(cases[len(distances)], label, prediction)
-            distances.append(_finite(found[0]))
+                on_case(next(shown), item["label"], item["pred"])
 
-    evaluator.add_event_handler(Events.ITERATION_COMPLETED, measure)
+    shown = iter(cases)
+    evaluator.add_event_handler(Events.ITERATION_COMPLETED, look)
     workflow.run()
     workflow.finalize()
+    return _measured(workflow, cases, evaluator.state.metric_details)
+
+
+def _measured(
+    workflow: ConfigWorkflow, cases: Sequence[dict[str, Any]], details: Mapping[str, torch.Tensor]
+) -> Evaluation:
+    """What a workflow has measured of its cases."""
+    missing = [name for name in METRIC_OF.values() if name not in details]
+    if missing:
+        raise ValueError(
+            f"the bundle's evaluate.json measures no {', '.join(missing)}: export the bundle anew"
+        )
+    rows = {key: tuple(_finite(row) for row in details[name]) for key, name in METRIC_OF.items()}
+    content = workflow.parser.get_parsed_content
+    unit, group = content("unit"), content("group")
     return Evaluation(
-        tuple(Split([], cases).label_names()[1]),
-        tuple(_finite(row) for row in evaluator.state.metric_details["val_mean_dice"]),
-        tuple(distances),
+        cases=tuple(Split([], list(cases)).label_names()[1]),
+        **rows,
+        patients=() if group is None else tuple(find_patients(cases, group)),
+        nsd_tolerance=float(content("nsd_tolerance")),
+        length_unit=unit,
+        volume_unit=volume_unit(unit, content("summary_options#spatial_dims")),
     )
 
 

@@ -37,7 +37,10 @@ def test_renewed_card_changes_the_named_parts_alone(selection) -> None:
     text = rendered(selection).replace("The owners of this bundle.", "We did.")
     measured = rendered(selection, evaluation=EVALUATION, num_epochs=3)
     renewed = renewed_card(text, measured, MEASURED_PARTS)
-    assert "| cell | 0.7000 | 2.00 |" in renewed and "after 3 epochs" in renewed
+    assert (
+        "| cell | 2 | 0.700 (0.600 to 0.800) | 2.00 (1.00 to 3.00) |" in renewed
+        and "after 3 epochs" in renewed
+    )
     assert "Not measured yet" not in renewed and "We did." in renewed
     # And back again: what was between the marks is all that had changed.
     assert renewed_card(renewed, rendered(selection), MEASURED_PARTS) == text

@@ -46,7 +46,7 @@ def test_card_of_an_imported_bundle_is_renewed(bundle) -> None:
     before = bundle.path(CARD).read_text(encoding="utf-8")
     text = renewed_card(before, card, MEASURED_PARTS)
     assert "after 3 epochs of `configs/train.json`" in text
-    assert "| Posterior | 0.7500 | 2.00 |" in text
+    assert "| Posterior | 1 | 0.750 | 2.00 |" in text
     assert "trained by nnU-Net as configuration" in text
 
 

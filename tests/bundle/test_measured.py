@@ -29,7 +29,7 @@ def test_write_evaluation_is_read_back_and_changes_the_measured_parts_alone(bund
     assert write_evaluation(bundle, FOUND, PLANES) == path
     assert read_evaluation(bundle) == FOUND
     card = path.read_text()
-    assert "| class 1 | 0.7000 | 3.00 |" in card and "We did." in card
+    assert "| class 1 | 2 | 0.700 (0.600 to 0.800) | 3.00 |" in card and "We did." in card
     assert bundle.path(OVERLAY).stat().st_size > 1000
     assert json.loads(bundle.path(EVALUATION).read_text())["num_epochs"] is None
 

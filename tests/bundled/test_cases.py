@@ -55,6 +55,25 @@ def test_find_labeled_cases_reads_both_sections_of_a_datalist(tmp_path) -> None:
     assert (len(found.cases), found.validation) == (3, [])
 
 
+def test_find_labeled_cases_reads_the_labeled_cases_of_a_test_section(tmp_path) -> None:
+    touch(tmp_path, *(f"{name}.png" for name in ("i", "l", "i2", "l2", "i3")))
+    file = tmp_path / "list.json"
+    content = {
+        "training": [entry("i.png", "l.png")],
+        "test": ["i3.png", {"image": "i3.png"}, entry("i2.png", "l2.png")],
+    }
+    file.write_text(json.dumps(content))
+    found = find_labeled_cases(tmp_path, file, tmp_path, **PNG)
+    assert named([{**case, "image": [case["image"]]} for case in found.test]) == [
+        (["i2.png"], "l2.png")
+    ]
+    assert found.every == [*found.cases, *found.test] and len(found.every) == 2
+    content["test"] = [entry("i2.png", "l.png")]
+    file.write_text(json.dumps(content))
+    with pytest.raises(ValueError, match=r"training\[0\] and test\[0\] share l\.png"):
+        find_labeled_cases(tmp_path, file, tmp_path, **PNG)
+
+
 def refused_datalist(tmp_path: Path, content: object, **write: str) -> str:
     """What is said of a datalist."""
     datalist = tmp_path / "list.json"

@@ -150,6 +150,17 @@ def test_check_held_out_names_cases_that_were_trained_on(tmp_path) -> None:
         check_held_out(of_patients("b", "a"), [file], ".")
 
 
+def test_check_held_out_says_which_external_cases_are_called_as_trained_ones(
+    tmp_path, capsys
+) -> None:
+    file = tmp_path / "split.json"
+    write_split(Split(of_patients("a"), of_patients("b")), file, ".")
+    check_held_out(of_patients("b"), [file], ".", external=True)
+    assert capsys.readouterr().out == ""
+    check_held_out(of_patients("b", "a"), [file], ".", external=True)
+    assert "1 of 2 labels are called as ones that the network was" in capsys.readouterr().out
+
+
 def test_warn_of_missing_classes_names_them(capsys) -> None:
     meta = {"filename_or_obj": "/data/b.nii"}
     cases = [

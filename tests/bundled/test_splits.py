@@ -12,6 +12,7 @@ from monai_xtiny.bundled.splits import (
     check_fold,
     find_patients,
     split_cases,
+    split_to_evaluate,
     write_split,
 )
 from tests.bundled.labeled import PNG, find, labeled, numbers, of_patients, touch
@@ -31,6 +32,21 @@ def test_split_cases_holds_every_case_out_once(count) -> None:
         assert sorted(numbers(split.training + split.validation)) == list(range(count))
         held_out += numbers(split.validation)
     assert sorted(held_out) == list(range(count))
+
+
+def test_split_to_evaluate_holds_out_what_is_asked_for() -> None:
+    options = {"fold": 0, "val_fraction": 0.2, "split_seed": 0}
+    cases = labeled(5).cases
+    found = LabeledCases("list.json", cases[:2], cases[2:3], {}, [], [], cases[3:])
+    assert split_to_evaluate(found, **options) == split_cases(found, **options)
+    assert split_to_evaluate(found, section="test", **options) == Split([], cases[3:])
+    assert split_to_evaluate(found, external=True, **options) == Split([], cases)
+    with pytest.raises(ValueError, match="list.json has no test section with labels: add one"):
+        split_to_evaluate(LabeledCases("list.json", cases, [], {}, [], []), section="test")
+    with pytest.raises(ValueError, match="--section is 'training': give validation or test"):
+        split_to_evaluate(found, section="training")
+    with pytest.raises(ValueError, match="--external is 'yes': give True or False"):
+        split_to_evaluate(found, external="yes")
 
 
 def test_split_cases_trains_on_one_case_at_least() -> None:

@@ -101,9 +101,12 @@ def test_reference_card_is_what_the_card_writer_writes(bundle) -> None:
 def test_reference_card_states_what_was_measured(bundle) -> None:
     card = (bundle / "docs" / "README.md").read_text(encoding="utf-8")
     evaluation = read_evaluation(Bundle.open(bundle))
-    for name, dice in zip(Bundle.open(bundle).label_names[1:], evaluation.class_dice, strict=True):
-        assert f"| {name} | {dice:.4f} |" in card
-    assert f"**{evaluation.mean_dice:.4f}**" in card
+    names = Bundle.open(bundle).label_names[1:]
+    for name, dice in zip(names, evaluation.class_dice, strict=True):
+        assert f"| {name} | {len(evaluation.cases)} | {dice:.3f} (" in card
+    stated = json.loads((bundle / "docs" / "evaluation.json").read_text(encoding="utf-8"))
+    assert stated["summary"] == evaluation.summary(names)
+    assert stated["summary"]["mean"]["dice"]["mean"] == pytest.approx(evaluation.mean_dice, 1e-5)
     for picture in ("sensitivity.png", "overlay.png"):
         assert f"]({picture})" in card
         assert (bundle / "docs" / picture).stat().st_size > 10_000
@@ -127,3 +130,5 @@ def test_reference_weights_reproduce_the_card_on_real_cases(
     assert len(found.cases) == len(few) >= 4
     for case, dice in zip(found.cases, found.dice, strict=True):
         np.testing.assert_allclose(dice, stated.dice[stated.cases.index(case)], atol=2e-3)
+    for case, nsd in zip(found.cases, found.nsd, strict=True):
+        np.testing.assert_allclose(nsd, stated.nsd[stated.cases.index(case)], atol=5e-3)

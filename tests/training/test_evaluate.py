@@ -10,6 +10,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
+from monai.metrics import compute_hausdorff_distance, compute_surface_dice
 
 from monai_xtiny.bundle.figures import Plane
 from monai_xtiny.bundle.folder import Bundle
@@ -64,16 +65,34 @@ def volumes(made_once, tmp_path) -> tuple[Path, Path]:
 def test_evaluate_bundle_measures_what_evaluate_json_writes(volumes) -> None:
     bundle, data = volumes
     planes: list[Plane] = []
-    found = evaluate_bundle(
-        Bundle.open(bundle),
-        {**data_options(data, None), **HELD_OUT},
-        on_case=lambda *case: planes.append(draw_plane(*case)),
-    )
+    masks = []
+
+    def look(case, label, prediction) -> None:
+        planes.append(draw_plane(case, label, prediction))
+        masks.append((label.clone(), prediction.clone()))
+
+    options = {**data_options(data, None), **HELD_OUT}
+    found = evaluate_bundle(Bundle.open(bundle), options, on_case=look)
     with open(bundle / "eval" / "val_mean_dice_raw.csv", encoding="utf-8") as file:
         rows = [row for row in csv.reader(file) if not row[0].startswith("filen")]
     assert len(found.cases) == len(rows) == len(planes) == 1
     written = [float(value) for value in rows[0][1:3]]
     np.testing.assert_allclose(found.dice[0], written, atol=1e-4)
+    # The others are what MONAI's functions give for the same masks.
+    label, shown = (torch.as_tensor(item)[None] for item in masks[0])
+    spacing = {"spacing": [1.0, 1.0, 1.0]}
+    expected = {
+        "hd95": compute_hausdorff_distance(shown, label, percentile=95, **spacing)[0],
+        "nsd": compute_surface_dice(
+            shown, label, class_thresholds=[1.0, 1.0], use_subvoxels=True, **spacing
+        )[0],
+        "volume": shown[0, 1:].sum(dim=(1, 2, 3)) / 1000,
+        "label_volume": label[0, 1:].sum(dim=(1, 2, 3)) / 1000,
+    }
+    for name, values in expected.items():
+        np.testing.assert_allclose(np.array(getattr(found, name)[0], float), values, rtol=1e-5)
+    assert all(0 < value < 1 for value in found.ece[0])
+    assert (found.length_unit, found.volume_unit, found.nsd_tolerance) == ("mm", "ml", 1.0)
     label = np.asarray(planes[0].label)
     assert label.shape == planes[0].image.shape == planes[0].prediction.shape == (24, 20)
     # The slice shows the case's own label over its own image.
@@ -126,7 +145,12 @@ def test_evaluate_command_writes_the_model_card(volumes, capsys) -> None:
     found = read_evaluation(Bundle.open(bundle))
     card = path.read_text(encoding="utf-8")
     assert f"mean Dice {found.mean_dice:.4f} over 1 cases held out" in out
-    assert f"| gray matter | {found.class_dice[0]:.4f} |" in card
+    assert f"| gray matter | 1 | {found.class_dice[0]:.3f} | " in card
+    assert f"gray matter      1  {found.class_dice[0]:.3f}  " in out
+    written = json.loads((bundle / "docs" / "evaluation.json").read_text(encoding="utf-8"))
+    assert written["summary"] == found.summary(["gray matter", "white"])
+    summary = json.loads((bundle / "eval" / "summary.json").read_text(encoding="utf-8"))
+    assert summary == written["summary"]
     assert "Not measured yet" not in card and "![The best" in card
     assert (
         "holds the trained network, after 1 epochs" in card and "initialization until" not in card
@@ -164,13 +188,63 @@ def test_evaluate_command_refuses_cases_that_were_trained_on(volumes, capsys, tm
 )  # fmt: skip
 def test_evaluate_compares_paths_and_not_file_names(tmp_path, held_out, is_trained) -> None:
     trained = [{"image": "p1/image.png", "label": "p1/seg.png"}]
-    (tmp_path / "list.json").write_text(json.dumps({"validation": [{"label": held_out}]}))
-    command = (trained, tmp_path / "list.json", str(tmp_path))
+    command = (trained, [{"label": held_out}], tmp_path / "list.json", str(tmp_path))
     if is_trained:
         with pytest.raises(ValueError, match=r"the network was trained on seg\.png \("):
             _refuse_trained(*command)
     else:
         _refuse_trained(*command)
+
+
+def test_evaluate_command_takes_the_test_section_of_a_datalist(volumes, capsys, tmp_path) -> None:
+    bundle, data = volumes
+    split = json.loads((bundle / "configs" / "datalist.json").read_text(encoding="utf-8"))
+    lists = {"training": split["training"], "test": split["validation"]}
+    file = tmp_path / "list.json"
+    file.write_text(json.dumps(lists))
+    command = ["evaluate", bundle, "--data", data, "--datalist", file]
+    main([*map(str, command), "--nsd_tolerance", "2.5", "--group", "(v)"])
+    assert "NSD (2.5 mm)" in capsys.readouterr().out
+    found = read_evaluation(Bundle.open(bundle))
+    assert list(found.cases) == [Path(case["label"]).name for case in split["validation"]]
+    assert found.patients == ("v",) and found.nsd_tolerance == 2.5
+    assert "1 cases of 1 patients that" in (bundle / "docs" / "README.md").read_text("utf-8")
+    file.write_text(json.dumps({"training": split["training"], "test": split["training"][:1]}))
+    assert "share v" in refused(capsys, *command) or "trained on v" in refused(capsys, *command)
+    file.write_text(json.dumps({"training": split["training"], "test": ["imagesTs/a.nii.gz"]}))
+    assert "no validation section, nor a test section with labels" in refused(capsys, *command)
+    assert "--nsd_tolerance is -1" in refused(capsys, *command, "--nsd_tolerance", "-1")
+
+
+def test_evaluate_command_evaluates_all_external_cases(volumes, capsys, tmp_path) -> None:
+    bundle, data = volumes
+    results = {path: path.read_bytes() for path in bundle.rglob("*") if path.is_file()}
+    other = tmp_path / "other"
+    for folder in ("imagesTr", "labelsTr"):
+        (other / folder).mkdir(parents=True)
+        for path in (data / folder).iterdir():
+            if path.name[:2] in ("v0", "v1"):
+                shutil.copyfile(path, other / folder / path.name.replace("v0", "w0"))
+    main(["evaluate", str(bundle), "--data", str(other), "--external"])
+    out = capsys.readouterr().out
+    assert "over 2 external cases" in out
+    # One is called as a case of the training, or as the one held out.
+    trained = "v1" in str(
+        json.loads((bundle / "configs" / "datalist.json").read_text())["training"]
+    )
+    assert ("1 of 2 labels are called as ones that the network was trained on" in out) == trained
+    summary = json.loads((bundle / "eval" / "external" / "summary.json").read_text("utf-8"))
+    assert {case["case"] for case in summary["worst"]} == {"w0.nii.gz", "v1.nii.gz"}
+    assert all(path.read_bytes() == content for path, content in results.items())
+    untrained = shutil.copytree(bundle, tmp_path / "u_segmentation")
+    torch.save(Bundle.open(data.parent / bundle.name).network().state_dict(), tmp_path / "x.pt")
+    weights = torch.load(tmp_path / "x.pt", weights_only=True)
+    start = {
+        k: torch.full_like(v, "bias" not in k) if v.ndim == 1 else v for k, v in weights.items()
+    }
+    torch.save(start, untrained / "models" / "model.pt")
+    line = refused(capsys, "evaluate", untrained, "--data", other, "--external")
+    assert "model.pt' was not trained: train the bundle first" in line
 
 
 def test_evaluate_command_measures_the_weights_of_a_fold(volumes, capsys) -> None:

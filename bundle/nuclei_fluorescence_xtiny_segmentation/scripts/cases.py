@@ -36,6 +36,7 @@ class LabeledCases:
         unmatched: names of cases that have neither one image nor one per channel.
         unlabeled: images of no case.
         duplicates: files with the name of another, but for the ending.
+        test: labeled cases of a datalist's test section, which training leaves alone.
     """
 
     source: str
@@ -44,6 +45,12 @@ class LabeledCases:
     unmatched: dict[str, Case]
     unlabeled: list[str]
     duplicates: list[str]
+    test: list[Case] = field(default_factory=list)
+
+    @property
+    def every(self) -> list[Case]:
+        """The labeled cases of all sections."""
+        return [*self.cases, *self.validation, *self.test]
 
 
 @dataclass(frozen=True)
@@ -96,7 +103,8 @@ def find_labeled_cases(
     Args:
         dataset_dir: holds ``imagesTr/CASE_0000`` (one file per channel, or ``CASE`` with all) and
             ``labelsTr/CASE``.
-        datalist: the MSD file, with a ``training`` section and perhaps a ``validation`` section.
+        datalist: the MSD file, with a ``training`` section and perhaps a ``validation`` section;
+            of a ``test`` section, which MSD has without labels, the labeled cases count.
         data_root: what the datalist's paths are relative to.
         file_endings: of images and labels, without the dot, in any case.
         in_channels: channels of an image.
@@ -251,7 +259,9 @@ def _read_datalist(datalist: PathLike, data_root: PathLike) -> LabeledCases:
         content = json.loads(Path(datalist).read_text(encoding="utf-8-sig"))
     except (ValueError, RecursionError) as error:
         raise ValueError(f"{datalist} is not JSON ({error}): give an MSD dataset.json") from error
-    sections: dict[str, list[Case]] = {"training": [], "validation": []}
+    sections: dict[str, list[Case]] = {"training": [], "validation": [], "test": []}
+    if isinstance(content, dict) and isinstance(content.get("test"), list):
+        content["test"] = [it for it in content["test"] if isinstance(it, dict) and it.get("label")]
     if not isinstance(content, dict) or not any(content.get(name) for name in sections):
         raise ValueError(
             f"{datalist} lists no cases: it needs a 'training' list as MSD has; for nnU-Net's "
@@ -268,7 +278,15 @@ def _read_datalist(datalist: PathLike, data_root: PathLike) -> LabeledCases:
     refuse_mask_files(
         file for cases in sections.values() for case in cases for file in image_files(case)
     )
-    return LabeledCases(str(datalist), sections["training"], sections["validation"], {}, [], [])
+    return LabeledCases(
+        str(datalist),
+        sections["training"],
+        sections["validation"],
+        unmatched={},
+        unlabeled=[],
+        duplicates=[],
+        test=sections["test"],
+    )
 
 
 def _listed(paths: Any, data_root: PathLike, where: str) -> Any:

@@ -10,6 +10,7 @@ import re
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import ignite.distributed as idist
 import numpy as np
@@ -86,6 +87,33 @@ def split_cases(
         training=cases_of(order[:start] + order[stop:]),
         validation=labeled.validation or cases_of(order[start:stop]),
     )
+
+
+def split_to_evaluate(
+    labeled: LabeledCases, *, external: bool = False, section: str = "validation", **options: Any
+) -> Split:
+    """What an evaluation holds out: as training does, or other data than training's.
+
+    Args:
+        labeled: the cases.
+        external: whether every labeled case is evaluated, of whatever section.
+        section: of a datalist, ``validation`` or ``test``.
+        options: of :func:`split_cases`.
+
+    Raises:
+        ValueError: there is no such section, or ``external`` is neither true nor false.
+    """
+    if not isinstance(external, bool):
+        raise ValueError(f"--external is {external!r}: give True or False")
+    if section not in ("validation", "test"):
+        raise ValueError(f"--section is {section!r}: give validation or test")
+    if external:
+        return Split([], labeled.every)
+    if section == "test":
+        if not labeled.test:
+            raise ValueError(f"{labeled.source} has no test section with labels: add one")
+        return Split([], labeled.test)
+    return split_cases(labeled, **options)
 
 
 def find_patients(cases: Sequence[Case], group: str | None) -> list[str]:
