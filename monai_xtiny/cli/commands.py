@@ -9,7 +9,7 @@ from typing import Any
 import fire
 
 from monai_xtiny.cli.arguments import read_words
-from monai_xtiny.cli.bundles import check, deploy, evaluate, package, verify
+from monai_xtiny.cli.bundles import check, deploy, evaluate, package, verify, web
 from monai_xtiny.cli.job import Job
 from monai_xtiny.cli.nnunet import COMMANDS_OF_NNUNET
 from monai_xtiny.cli.stages import export, plan, report, score, search, select
@@ -18,6 +18,7 @@ COMMANDS = {
     command.__name__: command
     for command in (
         search, plan, score, select, export, report, check, evaluate, package, verify, deploy,
+        web,
     )
 }  # fmt: skip
 # Commands of two words, by the first.
