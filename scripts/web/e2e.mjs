@@ -67,7 +67,7 @@ async function readLabel(path) {
   const bytes = await readFile(path);
   const buffer = bytes.buffer.slice(bytes.byteOffset, bytes.byteOffset + bytes.length);
   if (/\.png$/.test(path)) return decode(new Uint8Array(buffer)).data;
-  return (await readNifti(buffer)).values;
+  return readNifti(buffer).values;
 }
 
 /** Label an image by the file button, and compare the file that the page hands out. */

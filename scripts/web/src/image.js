@@ -66,7 +66,7 @@ async function readFile({ name, buffer }, form) {
   if (form.kind !== "images" && !isNifti(name)) {
     throw new Refusal(`it is an image, and this network takes ${wanted}`);
   }
-  const image = isNifti(name) ? await readNifti(buffer) : await readRaster(buffer);
+  const image = isNifti(name) ? readNifti(buffer) : await readRaster(buffer);
   if (isNifti(name) && (image.axes === 2) !== (form.kind === "images")) {
     throw new Refusal(`it has ${image.axes} axes, and this network takes ${wanted}`);
   }

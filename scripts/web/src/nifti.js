@@ -1,4 +1,5 @@
 // NIfTI files as nibabel and MONAI read them: intensities, and where the voxels lie.
+import { gunzipSync } from "fflate";
 import * as nifti from "nifti-reader-js";
 
 import { Refusal } from "./refusal.js";
@@ -21,13 +22,13 @@ const TOLERANCE = 1e-5;
  * Read a file.
  * @param {ArrayBuffer} buffer its bytes, compressed or not
  * @returns {{values: Float32Array, size: number[], channels: number, affine: number[][],
- *   header: object}} values in the file's order, x fastest and channels slowest
+ *   header: object, axes: number}} values in the file's order, x fastest and channels slowest
  */
-export async function readNifti(buffer) {
+export function readNifti(buffer) {
   let header;
   let bytes;
   try {
-    bytes = nifti.isCompressed(buffer) ? await nifti.decompressAsync(buffer) : buffer;
+    bytes = nifti.isCompressed(buffer) ? gunzipSync(new Uint8Array(buffer)).buffer : buffer;
     if (!nifti.isNIFTI(bytes)) throw new Error("not a NIfTI file");
     header = nifti.readHeader(bytes);
   } catch (error) {

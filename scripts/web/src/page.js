@@ -1,5 +1,5 @@
 // The page: takes files, lets the worker label them, and shows what came out.
-import { NVImage, Niivue } from "@niivue/niivue";
+import { MULTIPLANAR_TYPE, NVImage, Niivue } from "@niivue/niivue";
 import workerSource from "worker:./worker.js";
 
 const form = JSON.parse(document.getElementById("form").textContent);
@@ -104,7 +104,7 @@ async function show(answer) {
   find("result").hidden = false;
   find("empty").hidden = true;
   find("image-2d").hidden = answer.isVolume;
-  find("image-3d").hidden = !answer.isVolume;
+  find("stage").hidden = !answer.isVolume;
   find("keys").hidden = !answer.isVolume;
   const name = volumeFiles.map((file) => file.name).join(", ");
   find("name").textContent = name;
@@ -167,9 +167,9 @@ async function showVolume(answer) {
   if (viewer === null) {
     viewer = new Niivue({
       backColor: [0, 0, 0, 1],
-      show3Dcrosshair: true,
+      crosshairWidth: 0.4,
+      multiplanarLayout: MULTIPLANAR_TYPE.GRID,
       dragAndDropEnabled: false,
-      isResizeCanvas: true,
       loadingText: "",
     });
     await viewer.attachToCanvas(find("image-3d"));
@@ -190,8 +190,8 @@ async function showVolume(answer) {
   }); // prettier-ignore
   viewer.addVolume(label);
   viewer.setOpacity(1, opacity());
-  const largest = answer.counts.slice(1).some((count) => count > 0);
-  if (largest) viewer.scene.crosshairPos = centerOf(answer);
+  const isFound = answer.counts.slice(1).some((count) => count > 0);
+  if (isFound) viewer.scene.crosshairPos = centerOf(answer);
   viewer.drawScene();
 }
 
@@ -208,10 +208,10 @@ function centerOf({ label, size }) {
         [x, y, z].forEach((value, axis) => (sums[axis] += value));
       }
   const voxel = sums.map((sum) => Math.round(sum / count));
-  return viewer.mm2frac(viewer.vox2mm(voxel, viewer.volumes[0].matRAS ? fileMatrix() : undefined));
+  const rows = viewer.volumes[0].hdr.affine.slice(0, 3);
+  const place = rows.map((row) => voxel.reduce((sum, at, k) => sum + row[k] * at, row[3]));
+  return viewer.mm2frac(place);
 }
-
-const fileMatrix = () => viewer.volumes[0].hdr.affine.flat();
 
 function redraw() {
   find("opacity-value").textContent = `${find("opacity").value} %`;

@@ -39,7 +39,9 @@ async function label({ id, files }) {
   networkMs = 0;
   const image = await readImage(files, form);
   const tell = (done, all) => self.postMessage({ kind: "progress", id, done, all });
-  const found = await segment(image, form, predict, tell);
+  const found = await segment(image, form, predict, tell).catch((error) => {
+    throw error instanceof Refusal ? new Refusal(`${image.name}: ${error.message}.`) : error;
+  });
   const totalMs = performance.now() - began;
   const answer = {
     kind: "label",
