@@ -8,8 +8,9 @@ the graph, so that whoever runs it needs ONNX Runtime and nothing else:
     probability  float32, (1, height, width, K), or (1, K, height, width)
 
 Rows and columns are those of the file, not MONAI's array order. An image that the patch holds gets
-the label of ``inference.json``. A larger one takes one pass of the network, where ``inference.json``
-slides windows: instance normalization then sees the whole image, and labels differ a little.
+the label of ``inference.json``. A larger one takes one pass of the network, where
+``inference.json`` slides windows: instance normalization then sees the whole image, and labels
+differ a little.
 """
 
 from __future__ import annotations

@@ -18,7 +18,10 @@ const root = resolve(process.argv[2]);
 const cases = JSON.parse(await readFile(join(root, "cases.json"), "utf8"));
 const LEAST_EQUAL = 0.999;
 const PATIENCE = 300_000; // ms, of a machine that does other things too
-const TYPES = { ".html": "text/html", ".js": "text/javascript", ".wasm": "application/wasm" };
+const TYPES = {
+  ".html": "text/html", ".js": "text/javascript", ".mjs": "text/javascript",
+  ".wasm": "application/wasm",
+}; // prettier-ignore
 const FLAGS = [
   "--no-sandbox", "--disable-gpu", "--disable-quic", "--no-first-run", "--disable-sync",
   "--disable-background-networking", "--disable-component-update",
@@ -272,7 +275,7 @@ async function checkStandalone(context, item, origin) {
   await page.close();
 }
 
-assert.ok(browserPath, "no Chromium: install it");
+assert.ok(browserPath, "no Chromium: install chromium");
 for (const folder of ["downloads", "screens"]) await mkdir(join(root, folder), { recursive: true });
 const { server, origin } = await serve();
 const profile = await mkdtemp(join(tmpdir(), "xtiny-chromium-"));
