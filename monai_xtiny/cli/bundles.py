@@ -302,7 +302,7 @@ def web(
     Args:
         bundle: the trained bundle; it stays as it is.
         output: folder for the page, new or with an earlier page; any web server can serve it.
-        single_file: write one HTML file of 20 MB, which opens from disk without a server.
+        single_file: write one HTML file of 22 MB, which opens from disk without a server.
         trust: run a bundle whose code differs from what monai_xtiny writes: read it first.
         debug: show tracebacks.
     """

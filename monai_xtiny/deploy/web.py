@@ -55,7 +55,7 @@ def write_site(
     Args:
         bundle_dir: a trained bundle; it stays as it is.
         output: folder of the page; it is made, or holds an earlier page.
-        single_file: one HTML file of 20 MB that opens from disk, in place of several files, which
+        single_file: one HTML file of 22 MB that opens from disk, in place of several files, which
             need a server.
         progress: is told what is being done.
 
