@@ -13,6 +13,7 @@ import torch
 from monai_xtiny.bundle.folder import Bundle
 from monai_xtiny.deploy import web
 from monai_xtiny.deploy.onnx_model import input_format
+from monai_xtiny.deploy.segmenter import InputFormat
 from monai_xtiny.deploy.web import write_site
 from tests.deploy.deployed import exported_bundle
 
@@ -85,14 +86,13 @@ def test_write_site_names_no_other_place(parts, bundle, tmp_path) -> None:
     assert not re.search(r"(?:https?:)?//\w", text)
 
 
-def test_write_site_shows_names_of_classes_as_text(parts, bundle, tmp_path) -> None:
-    metadata = bundle / "configs" / "metadata.json"
-    text = metadata.read_text()
-    assert '"class 1"' in text
-    metadata.write_text(text.replace('"class 1"', '"</script><b>{{form}}"'))
-    page = write_site(bundle, tmp_path / "site").read_text()
-    assert json.loads(element(page, "form"))["labels"][1] == "</script><b>{{form}}"
+def test_fill_page_shows_names_of_classes_as_text(parts) -> None:
+    labels = ("background", "</script><b>{{form}}")
+    form = InputFormat("images", 1, (32, 48), (8, 8), labels)
+    page = web._fill_page(web._read_parts(), "<i>_segmentation", form, single_file=False)
+    assert json.loads(element(page, "form"))["labels"] == list(labels)
     assert "Finds &lt;/script&gt;&lt;b&gt;{{form}} in images" in page
+    assert "<h1>&lt;i&gt;</h1>" in page
 
 
 def test_write_site_exports_weights_that_are_newer(parts, bundle, tmp_path) -> None:
