@@ -9,7 +9,15 @@ from pathlib import Path
 import torch
 
 from monai_xtiny.bundle.exclusive import exclusive
-from monai_xtiny.bundle.folder import LICENSE, ONNX, ONNX_INT8, PARTS, WEIGHTS, Bundle
+from monai_xtiny.bundle.folder import (
+    LICENSE,
+    ONNX,
+    ONNX_INT8,
+    ONNX_STANDALONE,
+    PARTS,
+    WEIGHTS,
+    Bundle,
+)
 from monai_xtiny.bundle.large_files import read_large_files, write_large_files
 from monai_xtiny.bundle.metadata import check_version
 from monai_xtiny.bundle.torchscript import check_torchscript, write_torchscript
@@ -91,7 +99,8 @@ def check_onnx(bundle: Bundle) -> None:
     Raises:
         ValueError: the weights differ.
     """
-    files = [bundle.path(name) for name in (ONNX, ONNX_INT8) if bundle.path(name).is_file()]
+    paths = [bundle.path(name) for name in (ONNX, ONNX_INT8, ONNX_STANDALONE)]
+    files = [path for path in paths if path.is_file()]
     if not files:
         return
     digest = weights_digest(bundle.weights())

@@ -26,6 +26,7 @@ METADATA, TRAIN, INFERENCE, EVALUATE = (
 SPLIT = "configs/datalist.json"
 WEIGHTS, TORCHSCRIPT = "models/model.pt", "models/model.ts"
 ONNX, ONNX_INT8 = "models/model.onnx", "models/model_int8.onnx"
+ONNX_STANDALONE = "models/model_standalone.onnx"
 CARD, SEARCH = "docs/README.md", "docs/search.json"
 CURVE, OVERLAY = "docs/sensitivity.png", "docs/overlay.png"
 EVALUATION, VERIFICATION = "docs/evaluation.json", "docs/verification.json"

@@ -1,4 +1,4 @@
-"""What works on a bundle: check, verify, evaluate, deploy, package."""
+"""What works on a bundle: check, verify, evaluate, deploy, web, package."""
 
 from __future__ import annotations
 
@@ -236,6 +236,9 @@ def deploy(
     images: str | None = None,
     data: str | None = None,
     int8: bool = False,
+    standalone: bool = False,
+    dtype: str = "uint8",
+    layout: str = "NHWC",
     benchmark: bool = True,
     device: str = "cpu",
     size: str | None = None,
@@ -252,6 +255,10 @@ def deploy(
         images: unlabeled images as 'search' takes them, to compare outputs and calibrate int8 on.
         data: nnU-Net data set root with imagesTr and labelsTr, to measure Dice on held-out cases.
         int8: write models/model_int8.onnx too; needs --images.
+        standalone: write models/model_standalone.onnx too, from raw pixels of 2D images to labels
+            and probabilities; with --images, its labels of large ones are compared.
+        dtype: of the pixels that it takes: uint8, uint16 or float32.
+        layout: of its image and probabilities, NHWC or NCHW.
         benchmark: time the engines; --nobenchmark only exports.
         device: to time them on: cpu, cuda, cuda:1, ...
         size: of the image to time, with commas, WIDTH,HEIGHT in 2D; default: the patch.
@@ -270,6 +277,9 @@ def deploy(
                 images=images,
                 data=data,
                 int8=parse_flag("int8", int8),
+                standalone=parse_flag("standalone", standalone),
+                dtype=dtype,
+                layout=layout,
                 benchmark=parse_flag("benchmark", benchmark),
                 device=device,
                 size=None
@@ -284,8 +294,49 @@ def deploy(
             for name, dice in (("float32", made.dice), ("int8", made.dice_int8)):
                 if dice is not None:
                     print(f"{name}: mean Dice {dice:.4f} over {made.num_cases} cases held out")
+            if made.large_difference is not None:
+                print(
+                    f"model_standalone.onnx: {made.num_large} images are larger than the patch; "
+                    f"{made.large_difference:.2%} of their pixels get another label than with "
+                    "sliding windows"
+                )
             if made.timings:
                 print(deployment_table(made))
+
+    return Job(run, debug)
+
+
+@as_typed
+def web(
+    bundle: str,
+    output: str,
+    single_file: bool = False,
+    trust: bool = False,
+    debug: bool = False,
+) -> Job:
+    """Make a page that labels images in the browser, offline; images stay on the user's computer.
+
+    This runs the bundle's configs and scripts: those that monai_xtiny writes, or any with --trust.
+
+    Args:
+        bundle: the trained bundle; it stays as it is.
+        output: folder for the page, new or with an earlier page; any web server can serve it.
+        single_file: write one HTML file of 22 MB, which opens from disk without a server.
+        trust: run a bundle whose code differs from what monai_xtiny writes: read it first.
+        debug: show tracebacks.
+    """
+
+    def run() -> None:
+        from monai_xtiny.deploy.web import write_site
+
+        with _opened_to_run(bundle, trust) as opened:
+            page = write_site(
+                opened,
+                output,
+                single_file=parse_flag("single_file", single_file),
+                progress=lambda text: print(text, flush=True),
+            )
+            print(page)
 
     return Job(run, debug)
 

@@ -10,7 +10,7 @@ import fire
 
 from monai_xtiny.cli.arguments import read_words
 from monai_xtiny.cli.auto import auto
-from monai_xtiny.cli.bundles import check, deploy, evaluate, package, verify
+from monai_xtiny.cli.bundles import check, deploy, evaluate, package, verify, web
 from monai_xtiny.cli.job import Job
 from monai_xtiny.cli.nnunet import COMMANDS_OF_NNUNET
 from monai_xtiny.cli.segmenting import segment
@@ -20,7 +20,7 @@ COMMANDS = {
     command.__name__: command
     for command in (
         auto, search, plan, score, select, export, report, check, evaluate, package, verify, deploy,
-        segment,
+        segment, web,
     )
 }  # fmt: skip
 # Commands of two words, by the first.

@@ -20,7 +20,7 @@ from numpy.typing import NDArray
 from torch import nn
 from torch.nn.modules.instancenorm import _InstanceNorm
 
-from monai_xtiny.bundle.folder import ONNX, ONNX_INT8, WEIGHTS, Bundle
+from monai_xtiny.bundle.folder import ONNX, ONNX_INT8, ONNX_STANDALONE, WEIGHTS, Bundle
 from monai_xtiny.bundle.weights import weights_digest
 from monai_xtiny.bundled.folds import is_initialization
 from monai_xtiny.deploy.segmenter import (
@@ -86,10 +86,18 @@ def weights_facts(bundle: Bundle) -> dict[str, str]:
 def input_format(bundle: Bundle) -> InputFormat:
     """What the network of a bundle takes, from its search and its metadata."""
     plan = bundle.plan
-    steps = bundle.config("inference")["preprocessing"]["transforms"]
+    config = bundle.config("inference")
+    steps = config["preprocessing"]["transforms"]
     crop = any(step.get("_target_") == "CropForegroundd" for step in steps)
     return InputFormat(
-        bundle.kind, plan.in_channels, plan.patch_size, plan.divisor, bundle.label_names, crop
+        bundle.kind,
+        plan.in_channels,
+        plan.patch_size,
+        plan.divisor,
+        bundle.label_names,
+        crop,
+        () if bundle.kind == "images" else tuple(config["spacing"]),
+        config.get("slice_axis"),
     )
 
 
@@ -209,14 +217,15 @@ def quantize_onnx(model: str | os.PathLike[str], inputs: Sequence[NDArray[np.flo
     return target
 
 
-def remove_stale_int8(bundle: Bundle) -> None:
-    """Delete ``models/model_int8.onnx`` if its weights are not those of ``models/model.onnx``.
+def remove_stale(bundle: Bundle) -> None:
+    """Delete what was made of another ``models/model.onnx``: int8, and the one that stands alone.
 
     A file that is broken holds no weights.
     """
-    model, quantized = bundle.path(ONNX), bundle.path(ONNX_INT8)
-    if model.is_file() and quantized.is_file() and _digest(model) != _digest(quantized):
-        quantized.unlink()
+    model = bundle.path(ONNX)
+    for made in (bundle.path(ONNX_INT8), bundle.path(ONNX_STANDALONE)):
+        if model.is_file() and made.is_file() and _digest(model) != _digest(made):
+            made.unlink()
 
 
 def _digest(path: Path) -> str | None:

@@ -18,18 +18,24 @@ from numpy.typing import NDArray
 from PIL import Image
 
 from monai_xtiny.bundle.exclusive import exclusive
-from monai_xtiny.bundle.folder import DEPLOYMENT, SPLIT, Bundle
+from monai_xtiny.bundle.folder import DEPLOYMENT, ONNX_STANDALONE, SPLIT, Bundle
 from monai_xtiny.bundle.folder import ONNX as ONNX_FILE
 from monai_xtiny.bundle.imported import is_imported
+from monai_xtiny.data.cases import find_cases, sample_cases
 from monai_xtiny.deploy.onnx_model import (
     OPSET,
     input_format,
     quantize_onnx,
-    remove_stale_int8,
+    remove_stale,
     weights_facts,
     write_onnx,
 )
 from monai_xtiny.deploy.segmenter import InputFormat, import_deploy, load_segmenter
+from monai_xtiny.deploy.standalone import (
+    check_standalone,
+    measure_whole_image,
+    write_standalone,
+)
 from monai_xtiny.deploy.timing import (
     EAGER,
     INT8,
@@ -67,6 +73,9 @@ class Deployment:
         size: of the image that engines were timed on.
         timings: of the full-width and of the selected network.
         device: name of the device that they were timed on.
+        num_large: with a file that stands alone and images, how many of 16 are larger than the
+            patch.
+        large_difference: share of their pixels whose label is another than with sliding windows.
     """
 
     files: tuple[Path, ...]
@@ -77,6 +86,8 @@ class Deployment:
     size: tuple[int, ...] = ()
     timings: tuple[EngineTiming, ...] = ()
     device: str = ""
+    num_large: int = 0
+    large_difference: float | None = None
 
 
 @exclusive
@@ -86,6 +97,9 @@ def deploy_bundle(
     images: str | os.PathLike[str] | None = None,
     data: str | os.PathLike[str] | None = None,
     int8: bool = False,
+    standalone: bool = False,
+    dtype: str = "uint8",
+    layout: str = "NHWC",
     benchmark: bool = True,
     device: str = "cpu",
     size: Sequence[int] | None = None,
@@ -96,12 +110,16 @@ def deploy_bundle(
 
     Args:
         bundle: the bundle, or its folder; ``models/model.onnx``, on request
-            ``models/model_int8.onnx``, and ``docs/deploy.json`` are written. An int8 model of other
-            weights is deleted.
+            ``models/model_int8.onnx`` and ``models/model_standalone.onnx``, and
+            ``docs/deploy.json`` are written. Such models of other weights are deleted.
         images: unlabeled images, whatever the search takes: ONNX Runtime is compared with PyTorch
             on 16 of them, and int8 calibrated.
         data: nnU-Net data set root with labels, whose held-out cases the Dice is measured on.
         int8: quantize too.
+        standalone: write one file from raw pixels to labels too, of a bundle of 2D images; with
+            ``images``, its one pass over large ones is compared with sliding windows.
+        dtype: of the pixels that it takes.
+        layout: of them, ``NHWC`` or ``NCHW``.
         benchmark: time four engines, with one intra-op thread and with two, on the selected network
             and on the full-width one at its initialization.
         device: to time them on, ``cpu`` or a ``cuda`` one: there with one thread, without int8, and
@@ -130,15 +148,20 @@ def deploy_bundle(
     computed_on = _check_device(device)
     timed_size = _check_size(size, bundle.plan)
     _check_inputs(bundle, images, data, int8)
+    if standalone:
+        check_standalone(bundle.kind, dtype, layout)
     say = progress or (lambda _: None)
     network, form = bundle.network(), input_format(bundle)
     windows = () if images is None else sample_windows(bundle, images)
     deployment = Deployment(*_write_models(network, form, bundle, windows, int8, say))
     if data is not None:
         deployment = _with_dice(deployment, bundle, data, say)
+    networks = deployment.files
+    if standalone:
+        deployment = _with_standalone(deployment, bundle, images, dtype, layout, say)
     if benchmark:
         timings = _time_engines(
-            network, bundle.selection, form, deployment.files, timed_size, computed_on, say
+            network, bundle.selection, form, networks, timed_size, computed_on, say
         )
         measured_on = device_name(computed_on)
         deployment = replace(deployment, size=timed_size, timings=timings, device=measured_on)
@@ -217,7 +240,7 @@ def _write_models(
     say("exporting to ONNX")
     model = bundle.path(ONNX_FILE)
     difference = write_onnx(network, form, model, inputs=windows, source=weights_facts(bundle))
-    remove_stale_int8(bundle)
+    remove_stale(bundle)
     if not int8:
         return (model,), difference
     say("quantizing to int8")
@@ -241,6 +264,26 @@ def _with_dice(
         dice_int8=found[1].mean_dice if len(found) > 1 else None,
         num_cases=len(found[0].cases),
     )
+
+
+def _with_standalone(
+    deployment: Deployment,
+    bundle: Bundle,
+    images: str | os.PathLike[str] | None,
+    dtype: str,
+    layout: str,
+    say: Callable[[str], None],
+) -> Deployment:
+    """The deployment with the file that stands alone, and what it is worth on large images."""
+    say("writing the file that stands alone")
+    network = deployment.files[0]
+    path = write_standalone(network, bundle.path(ONNX_STANDALONE), dtype=dtype, layout=layout)
+    deployment = replace(deployment, files=(*deployment.files, path))
+    if images is None:
+        return deployment
+    cases = sample_cases(find_cases(images), 16, seed=369)
+    count, share = measure_whole_image(network, cases)
+    return replace(deployment, num_large=count, large_difference=share)
 
 
 def _tensor_predictor(model: Path) -> Callable[[torch.Tensor], torch.Tensor]:

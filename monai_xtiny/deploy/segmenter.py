@@ -33,6 +33,8 @@ CUDA_PROVIDER = "CUDAExecutionProvider"
 # Keys of an ONNX file's metadata: the digest of the file of its weights, and if they are trained.
 WEIGHTS_FILE, TRAINED = "weights_file_sha256", "is_trained"
 _LARGEST = 1e15
+# What files of earlier versions do not say.
+_LATER = ("crop", "spacing", "slice_axis")
 
 # What follows, and the functions at the end, stands in monai_xtiny/bundled/gate.py too, which this
 # one file cannot import; a test holds them equal.
@@ -56,6 +58,9 @@ class InputFormat:
         divisor: spatial sizes that the network takes are its multiples.
         labels: names of the classes, background first.
         crop: whether images are cropped to their nonzero voxels; not in files of earlier versions.
+        spacing: mm along each axis that volumes are resampled to, after they are turned to RAS;
+            empty for images, whose pixels have no size, and in files of earlier versions.
+        slice_axis: the axis of volumes that slices are cut along.
     """
 
     kind: str
@@ -64,6 +69,8 @@ class InputFormat:
     divisor: tuple[int, ...]
     labels: tuple[str, ...]
     crop: bool = False
+    spacing: tuple[float, ...] = ()
+    slice_axis: int | None = None
 
     def padded(self, size: Sequence[int]) -> tuple[int, ...]:
         """The smallest size that holds an image of another and that the network takes.
@@ -87,12 +94,17 @@ def format_from_metadata(metadata: Mapping[str, str]) -> InputFormat:
     """What :meth:`InputFormat.to_metadata` wrote.
 
     Raises:
-        ValueError: a field is missing.
+        ValueError: a field is missing, or the file stands alone.
     """
+    if "standalone" in metadata:
+        raise ValueError(
+            "the ONNX file stands alone and takes raw pixels: run it with ONNX Runtime itself, or "
+            "give model.onnx"
+        )
     try:
-        names = [name for name in InputFormat.__dataclass_fields__ if name != "crop"]
+        names = [name for name in InputFormat.__dataclass_fields__ if name not in _LATER]
         values = {name: json.loads(metadata[name]) for name in names}
-        values["crop"] = json.loads(metadata.get("crop", "false"))
+        values |= {name: json.loads(metadata[name]) for name in _LATER if name in metadata}
     except KeyError as error:
         raise ValueError(f"the ONNX file names no {error.args[0]}: deploy the bundle") from error
     lists = {name: tuple(value) for name, value in values.items() if isinstance(value, list)}

@@ -21,6 +21,7 @@ from monai_xtiny.bundle.folder import (
     LARGE_FILES,
     ONNX,
     ONNX_INT8,
+    ONNX_STANDALONE,
     OVERLAY,
     PARTS,
     SEARCH,
@@ -41,7 +42,7 @@ from monai_xtiny.system.files import write_json, write_text
 from monai_xtiny.training.compare import Verification, race_of
 
 # What was made with the former weights, besides other files in models/.
-_RESULTS = (SPLIT, EVALUATION, OVERLAY, DEPLOYMENT, ONNX, ONNX_INT8)
+_RESULTS = (SPLIT, EVALUATION, OVERLAY, DEPLOYMENT, ONNX, ONNX_INT8, ONNX_STANDALONE)
 _CONFIGS = ("train", "inference", "evaluate", "multi_gpu_train", "metadata")
 
 

@@ -4,12 +4,13 @@ import pytest
 
 from tests.cli.typed import refused, run_main
 
-COMMANDS = ("check", "verify", "evaluate", "deploy", "package")
+COMMANDS = ("check", "verify", "evaluate", "deploy", "package", "web")
+OPTIONS = {"deploy": (), "package": (), "web": ("--output", "page")}
 
 
 @pytest.mark.parametrize("command", COMMANDS)
 def test_commands_on_a_bundle_refuse_what_is_none_in_one_line(capsys, tmp_path, command) -> None:
-    data = [] if command in ("deploy", "package") else ["--data", tmp_path]
+    data = OPTIONS.get(command, ("--data", tmp_path))
     line = refused(capsys, command, tmp_path, *data)
     assert f"{str(tmp_path)!r} is no bundle: it has no configs/metadata.json" in line
     assert not list(tmp_path.iterdir())
@@ -17,7 +18,7 @@ def test_commands_on_a_bundle_refuse_what_is_none_in_one_line(capsys, tmp_path, 
 
 @pytest.mark.parametrize("command", COMMANDS)
 def test_commands_on_a_bundle_take_it_by_name_too(capsys, tmp_path, command) -> None:
-    data = [] if command in ("deploy", "package") else ["--data", tmp_path]
+    data = OPTIONS.get(command, ("--data", tmp_path))
     assert "is no bundle" in refused(capsys, command, "--bundle", tmp_path, *data)
 
 

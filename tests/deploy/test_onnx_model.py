@@ -16,7 +16,7 @@ from monai_xtiny.deploy.onnx_model import (
     export_onnx,
     input_format,
     quantize_onnx,
-    remove_stale_int8,
+    remove_stale,
     write_onnx,
 )
 from monai_xtiny.deploy.segmenter import load_segmenter
@@ -197,13 +197,13 @@ def test_package_bundle_refuses_onnx_of_other_weights(exported, tmp_path) -> Non
 
 
 @pytest.mark.parametrize("content", [b"", b"broken", None], ids=["empty", "text", "cut off"])
-def test_remove_stale_int8_takes_a_broken_file_for_one_of_other_weights(tmp_path, content) -> None:
+def test_remove_stale_takes_a_broken_file_for_one_of_other_weights(tmp_path, content) -> None:
     bundle = Bundle.open(exported_bundle("pictures", tmp_path))
     model, quantized = (bundle.path(f"models/{name}.onnx") for name in ("model", "model_int8"))
     whole = model.read_bytes()
     quantized.write_bytes(whole[: len(whole) // 2] if content is None else content)
-    remove_stale_int8(bundle)
+    remove_stale(bundle)
     assert not quantized.exists()
     quantized.write_bytes(whole)
-    remove_stale_int8(bundle)
+    remove_stale(bundle)
     assert quantized.exists()
