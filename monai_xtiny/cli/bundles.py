@@ -196,12 +196,15 @@ def evaluate(
 
     def run() -> None:
         from monai_xtiny.bundle.measured import write_evaluation
+        from monai_xtiny.bundle.report import write_report
         from monai_xtiny.training.evaluate import evaluate_held_out
 
         number = parse_int("fold", fold)
         with _opened_to_run(bundle, trust) as opened:
             found, planes = evaluate_held_out(opened, data=data, datalist=datalist, fold=number)
-            card = f"\n{write_evaluation(opened, found, planes)}" if number == 0 else ""
+            card = ""
+            if number == 0:
+                card = f"\n{write_evaluation(opened, found, planes)}\n{write_report(opened)}"
             for name, dice, distance in zip(
                 opened.label_names[1:], found.class_dice, found.class_hd95, strict=True
             ):
@@ -242,6 +245,7 @@ def deploy(
     """
 
     def run() -> None:
+        from monai_xtiny.bundle.report import write_report
         from monai_xtiny.deploy.pipeline import deploy_bundle, deployment_table
 
         check_output(output)
@@ -261,6 +265,8 @@ def deploy(
             )
             for file in made.files:
                 print(file)
+            if output is None:
+                print(write_report(opened))
             print(f"logits differ from PyTorch's by {made.max_difference:.1e} at most")
             for name, dice in (("float32", made.dice), ("int8", made.dice_int8)):
                 if dice is not None:

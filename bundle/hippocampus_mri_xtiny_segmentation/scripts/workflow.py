@@ -82,6 +82,6 @@ from .folds import (
 from .labeling import CaseByCase, LabelWriter
 from .locks import lock_training, release_training
 from .options import check_options, check_paths, check_shared_memory
-from .reports import MetricsWriter
+from .reports import CurveWriter, MetricsWriter
 from .splits import check_fold, split_cases
 from .steps import GradientClipping, Interruption, check_loss, find_rotated_axes, handlers_of_rank
