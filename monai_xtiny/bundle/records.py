@@ -186,23 +186,37 @@ def read_held_out(bundle: Bundle) -> Evaluation | None:
     return found
 
 
-def class_results(evaluation: Evaluation, label_names: Sequence[str]) -> tuple[ClassResult, ...]:
-    """Dice and HD95 of each foreground class, with 95 % intervals over cases.
+def class_results(bundle: Bundle, evaluation: Evaluation) -> tuple[ClassResult, ...]:
+    """Dice and HD95 of each foreground class, with 95 % intervals.
+
+    An evaluation that was written with intervals, which may be over patients, keeps them; those of
+    others are over cases.
 
     Args:
+        bundle: that was evaluated.
         evaluation: of the cases held out.
-        label_names: of the classes, background first.
+
+    Raises:
+        ValueError: ``docs/evaluation.json`` holds a summary of another form.
     """
+    path = bundle.path(EVALUATION)
+    summary = read_json(path).get("summary") if path.is_file() else None
     results = []
-    for label, dice, hd95 in zip(
-        label_names[1:], zip(*evaluation.dice, strict=True), zip(*evaluation.hd95, strict=True),
-        strict=True,
-    ):  # fmt: skip
+    for index, label in enumerate(bundle.label_names[1:]):
+        dice = tuple(row[index] for row in evaluation.dice)
+        hd95 = tuple(row[index] for row in evaluation.hd95)
+        try:
+            measures = {} if summary is None else summary["classes"][index]["measures"]
+            means = [
+                _summarized(measures[name]) if name in measures else _mean_with_interval(values)
+                for name, values in (("dice", dice), ("hd95", hd95))
+            ]
+        except (LookupError, TypeError, ValueError) as error:
+            raise ValueError(
+                f"{str(path)!r} holds no summary ({error!r}): run evaluate again"
+            ) from error
         defined = tuple(value for value in dice if value is not None)
-        distances = [value for value in hd95 if value is not None]
-        results.append(
-            ClassResult(label, len(defined), _estimate(defined), _estimate(distances), defined)
-        )
+        results.append(ClassResult(label, len(defined), means[0], means[1], defined))
     return tuple(results)
 
 
@@ -300,11 +314,16 @@ def _number(value: Any) -> float | None:
     return number
 
 
-def _estimate(values: Sequence[float]) -> Estimate:
-    """A mean over cases, with its bootstrap interval."""
-    if not values:
+def _summarized(measure: Mapping[str, Any]) -> Estimate:
+    """A mean with its interval, as an evaluation keeps it."""
+    return Estimate(*(_number(measure.get(name)) for name in ("mean", "low", "high")))
+
+
+def _mean_with_interval(values: Sequence[float | None]) -> Estimate:
+    """A mean over the cases with a value, with its bootstrap interval."""
+    array = np.array([value for value in values if value is not None], dtype=np.float64)
+    if not len(array):
         return Estimate(None)
-    array = np.asarray(values, dtype=np.float64)
     if len(array) < 2:
         return Estimate(float(array.mean()))
     counts = draw_counts(np.random.default_rng(0), len(array), _NUM_DRAWS)

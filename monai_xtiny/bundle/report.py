@@ -81,7 +81,12 @@ def report_page(bundle: Bundle, *, name: str | None = None, private: bool = Fals
     shown = ranked_cases(case_dice) if np.isfinite(case_dice).any() else ()
     environment = page_environment()
     environment.filters.update(
-        signed=_signed, fixed=_fixed, count=_count, duration=_duration, breakable=_breakable
+        signed=_signed,
+        fixed=_fixed,
+        count=_count,
+        score=_score,
+        duration=_duration,
+        breakable=_breakable,
     )
     return environment.get_template(PAGE_TEMPLATE).render(
         name=name or bundle.name,
@@ -100,7 +105,7 @@ def report_page(bundle: Bundle, *, name: str | None = None, private: bool = Fals
         full=table.ladder[0],
         stages=drawn_stages(plan, rung.features_per_stage),
         ladder=[(row, _mean_band(row), float(_mean(table.compared(row)))) for row in table.ladder],
-        description=_described(rule, table),
+        description=_plain_description(rule, table),
         voters="" if rule is None else rule.voters(table),
         comparison="" if imported else comparison(table),
         budget=budget_sentence(selection),
@@ -112,7 +117,7 @@ def report_page(bundle: Bundle, *, name: str | None = None, private: bool = Fals
         num_epochs=trained_epochs(bundle),
         is_trained=bundle.path(SPLIT).is_file(),
         evaluation=evaluation,
-        results=() if evaluation is None else class_results(evaluation, bundle.label_names),
+        results=() if evaluation is None else class_results(bundle, evaluation),
         shown=[
             (rank, evaluation.cases[index], case_dice[index])
             for rank, index in zip(("best", "median", "worst"), shown, strict=False)
@@ -124,7 +129,7 @@ def report_page(bundle: Bundle, *, name: str | None = None, private: bool = Fals
     )
 
 
-def _described(rule: Rule | None, table: ScoreTable) -> str:
+def _plain_description(rule: Rule | None, table: ScoreTable) -> str:
     """How a rule chose, as the card says it, for a page that has no Markdown and no references."""
     if rule is None:
         return ""
@@ -167,6 +172,11 @@ def _count(value: int) -> str:
 def _fixed(value: float | None, digits: int) -> str:
     """A number for a table, which says so where there is none."""
     return f"{value:.{digits}f}" if value is not None and np.isfinite(value) else "n/a"
+
+
+def _score(value: float) -> str:
+    """A sensitivity with four digits, and no power of ten."""
+    return f"{value:,.0f}" if value >= 1000 else f"{value:.4g}"
 
 
 def _signed(value: float, digits: int) -> str:
