@@ -185,9 +185,10 @@ def _page_svg(text: str, name: str, caption: str) -> Markup:
     body = re.sub(r"<metadata>.*?</metadata>", "", body, flags=re.DOTALL)
     # Names that nothing refers to would be there twice, with two charts in one page.
     named = set(re.findall(r"[(\"]#([\w-]+)", body))
-    body = re.sub(r' id="([\w-]+)"', lambda found: found[0] if found[1] in named else "", body)
+    body = re.sub(r' id="([^"]+)"', lambda found: found[0] if found[1] in named else "", body)
     for mark in named:
         body = body.replace(f'"{mark}"', f'"{name}-{mark}"').replace(f"#{mark}", f"#{name}-{mark}")
+    body = body.replace("xlink:href", "href")
     for color, variable in _COLORS.items():
         body = body.replace(color, f"var({variable})")
     body = re.sub(r"font: ([\d.]+)px [^;\"]*", r"font-size: \1px; font-family: inherit", body)
