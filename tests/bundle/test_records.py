@@ -29,7 +29,7 @@ TIMING = {
 }  # fmt: skip
 DEPLOYED = {
     "device": "a CPU", "size": [256, 256], "max_difference": 1e-5, "dice": 0.9, "dice_int8": None,
-    "timings": [{**TIMING, "network": "full-width", "max_features": 512, "network_ms": 30.0}, TIMING],
+    "timings": [{**TIMING, "network": "full-width", "network_ms": 30.0}, TIMING],
 }  # fmt: skip
 
 

@@ -86,9 +86,12 @@ def train(folder: Path, losses: list[float], dice: dict[int, float], former: int
             evaluator.state.metrics["dice"] = dice[trainer.state.epoch]
             evaluator.run([0])
 
-    trainer.state.epoch, trainer.state.epoch_length = former, 2
-    trainer.state.iteration = 2 * former
-    trainer.run([0, 0], max_epochs=len(losses))
+    if former:
+        counts = {"iteration": 2 * former, "epoch_length": 2, "max_epochs": len(losses)}
+        trainer.load_state_dict(counts)
+        trainer.run([0, 0])
+    else:
+        trainer.run([0, 0], max_epochs=len(losses))
     return (folder / "learning_curve.csv").read_text().splitlines()
 
 
