@@ -6,19 +6,16 @@ import os
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING
 
 import numpy as np
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from matplotlib.ticker import LogLocator, NullFormatter, NullLocator, ScalarFormatter
 
+from monai_xtiny.bundle.records import ranked_cases
 from monai_xtiny.bundle.summary import compared_images
 from monai_xtiny.selection.rule import Race, Selection
 from monai_xtiny.system.files import atomic_write
-
-if TYPE_CHECKING:
-    pass
 
 
 @dataclass(frozen=True)
@@ -47,30 +44,10 @@ def plot_sensitivity(selection: Selection, path: str | os.PathLike[str]) -> Path
     figure = Figure(figsize=(7, 1.4 + 2.8 * count), layout="constrained")
     panels = figure.subplots(count, sharex=True, squeeze=False)[:, 0]
     if selection.race is not None:
-        _draw_race(panels[0], selection.race, selection.max_features)
-    sensitivities = {
-        rung.max_features: np.mean(table.compared(rung), axis=1) for rung in table.ladder
-    }
-    _draw_band(panels[-1], sensitivities, is_log=True)
-    panels[-1].set_yscale("log")
-    panels[-1].yaxis.set_major_locator(LogLocator(subs=(1, 2, 5)))
-    panels[-1].yaxis.set_major_formatter(ScalarFormatter())
-    panels[-1].yaxis.set_minor_formatter(NullFormatter())
-    images = compared_images(table)
-    where = f"\n(on {images})" if images else ""
-    panels[-1].set_ylabel(f"Jacobian sensitivity at initialization{where}")
+        draw_race(panels[0], selection.race, selection.max_features)
+    draw_sensitivity(panels[-1], selection)
     if is_aligned:
-        alignments = {
-            rung.max_features: np.mean(rung.alignment, axis=1)
-            for rung in table.ladder
-            if rung.alignment
-        }
-        _draw_band(panels[-2], alignments, is_log=False)
-        if selection.threshold is not None:
-            label = f"threshold {selection.threshold:g}"
-            panels[-2].axhline(selection.threshold, color="gray", linestyle=":", label=label)
-        panels[-2].set_ylabel("alignment (share of image features kept)")
-        panels[-2].set_ylim(bottom=0)
+        draw_alignment(panels[-2], selection)
     rung = selection.rung
     for axes in panels:
         axes.axvline(rung.max_features, color="tab:red", linestyle="--", linewidth=1)
@@ -101,7 +78,38 @@ def plot_sensitivity(selection: Selection, path: str | os.PathLike[str]) -> Path
     return _save_png(figure, path, dpi=120)
 
 
-def _draw_race(axes: Axes, race: Race, chosen: int) -> None:
+def draw_sensitivity(axes: Axes, selection: Selection) -> None:
+    """Sensitivity of each width on the images that all were scored on, with its band."""
+    table = selection.table
+    sensitivities = {
+        rung.max_features: np.mean(table.compared(rung), axis=1) for rung in table.ladder
+    }
+    _draw_band(axes, sensitivities, is_log=True)
+    axes.set_yscale("log")
+    axes.yaxis.set_major_locator(LogLocator(subs=(1, 2, 5)))
+    axes.yaxis.set_major_formatter(ScalarFormatter())
+    axes.yaxis.set_minor_formatter(NullFormatter())
+    images = compared_images(table)
+    where = f"\n(on {images})" if images else ""
+    axes.set_ylabel(f"Jacobian sensitivity at initialization{where}")
+
+
+def draw_alignment(axes: Axes, selection: Selection) -> None:
+    """Alignment of the widths that have it, with its band, and the rule's threshold."""
+    alignments = {
+        rung.max_features: np.mean(rung.alignment, axis=1)
+        for rung in selection.table.ladder
+        if rung.alignment
+    }
+    _draw_band(axes, alignments, is_log=False)
+    if selection.threshold is not None:
+        label = f"threshold {selection.threshold:g}"
+        axes.axhline(selection.threshold, color="gray", linestyle=":", label=label)
+    axes.set_ylabel("alignment (share of image features kept)")
+    axes.set_ylim(bottom=0)
+
+
+def draw_race(axes: Axes, race: Race, chosen: int) -> None:
     """Dice of each width that was trained, with the interval of its difference from the chosen."""
     level = next(row.dice for row in race.widths if row.max_features == chosen)
     widths = [row.max_features for row in race.widths]
@@ -149,10 +157,7 @@ def plot_overlay(
     Raises:
         ValueError: no case has a Dice.
     """
-    order = [i for i in np.argsort(case_dice)[::-1].tolist() if np.isfinite(case_dice[i])]
-    if not order:
-        raise ValueError("no case has a label: there is nothing to draw")
-    rows = [order[0], order[len(order) // 2], order[-1]]
+    rows = ranked_cases(case_dice)
     figure = Figure(figsize=(9, 9), layout="constrained")
     for panels, rank, index in zip(
         figure.subplots(3, 3), ("best", "median", "worst"), rows, strict=True

@@ -30,6 +30,11 @@ ONNX_STANDALONE = "models/model_standalone.onnx"
 CARD, SEARCH = "docs/README.md", "docs/search.json"
 CURVE, OVERLAY = "docs/sensitivity.png", "docs/overlay.png"
 EVALUATION, VERIFICATION = "docs/evaluation.json", "docs/verification.json"
+REPORT = "docs/report.html"
+# Images of cases for the report: of those that were scored, and of three that were evaluated.
+THUMBNAILS, PANELS = "docs/thumbnails.png", "docs/panels.png"
+# Of the last training, among its results.
+LEARNING_CURVE = "eval/learning_curve.csv"
 DEPLOYMENT, DATA_LICENSE = "docs/deploy.json", "docs/data_license.txt"
 LICENSE, LARGE_FILES = "LICENSE", "large_files.yml"
 # What a bundle consists of; results of training and inference lie in other folders.

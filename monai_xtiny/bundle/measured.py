@@ -11,8 +11,10 @@ import torch
 from monai_xtiny.bundle.card import MEASURED_PARTS, model_card, renewed_card
 from monai_xtiny.bundle.exclusive import exclusive
 from monai_xtiny.bundle.figures import Plane, plot_overlay
-from monai_xtiny.bundle.folder import CARD, EVALUATION, METADATA, OVERLAY, Bundle
+from monai_xtiny.bundle.folder import CARD, EVALUATION, METADATA, OVERLAY, PANELS, Bundle
+from monai_xtiny.bundle.records import curve_rows, read_learning_curve
 from monai_xtiny.bundle.results import Evaluation, evaluation_from_dict
+from monai_xtiny.bundle.sheets import write_panels
 from monai_xtiny.system.files import read_json, write_json, write_text
 
 # Left by training, in the bundle's folder of results.
@@ -24,7 +26,9 @@ _TRAINED = "the width was selected from unlabeled images"
 
 @exclusive
 def write_evaluation(bundle: Bundle, evaluation: Evaluation, planes: Sequence[Plane]) -> Path:
-    """Write an evaluation into its bundle: ``docs/evaluation.json``, ``overlay.png``, the card.
+    """Write an evaluation into its bundle: ``docs/evaluation.json``, its images, the card.
+
+    ``evaluation.json`` keeps the learning curve too, since results of training do not travel.
 
     Of the card only the parts about the weights and the performance change. Metadata of earlier
     versions, which called the network untrained, no longer do.
@@ -51,8 +55,10 @@ def write_evaluation(bundle: Bundle, evaluation: Evaluation, planes: Sequence[Pl
     )
     path = bundle.path(CARD)
     text = renewed_card(path.read_text(encoding="utf-8"), card, MEASURED_PARTS)
+    curve = curve_rows(read_learning_curve(bundle))
     plot_overlay(planes, evaluation.case_dice, bundle.path(OVERLAY))
-    content = {**asdict(evaluation), "num_epochs": num_epochs}
+    write_panels(planes, evaluation.case_dice, bundle.path(PANELS))
+    content = {**asdict(evaluation), "num_epochs": num_epochs, "learning_curve": curve}
     summary = evaluation.summary(bundle.label_names[1:])
     write_json(bundle.path(EVALUATION), {**content, "summary": summary})
     _renew_changelog(bundle)

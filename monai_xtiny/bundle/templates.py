@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import Any
 
 from jinja2 import Environment, FileSystemLoader, StrictUndefined
+from markupsafe import Markup
 
 from monai_xtiny import __version__
 from monai_xtiny.system.files import read_json
@@ -36,6 +37,34 @@ def template_environment() -> Environment:
         lstrip_blocks=True,
         keep_trailing_newline=True,
     )
+
+
+def page_environment() -> Environment:
+    """Jinja as pages want it: whatever a template prints is escaped, whoever named it.
+
+    Characters that no page can hold or that turn text around, such as a lone surrogate of a file
+    name or a right-to-left override, are printed as U+FFFD.
+    """
+    environment = template_environment()
+    # The default, and the choice by the suffix of a name, would leave .jinja unescaped.
+    environment.autoescape = True
+    environment.finalize = _as_printed
+    return environment
+
+
+def printable(text: str) -> str:
+    r"""Text in which each character that is none to print is U+FFFD.
+
+    >>> printable("a\nb\u202ec") == "a\ufffdb\ufffdc"
+    True
+    """
+    return "".join(mark if mark.isprintable() else "\ufffd" for mark in text)
+
+
+def _as_printed(value: object) -> object:
+    """What a page prints of a value; markup of our own as it is."""
+    is_text = isinstance(value, str) and not isinstance(value, Markup)
+    return printable(str(value)) if is_text else value
 
 
 def merged_template(workflow: str, kind: str, templates: Path) -> dict[str, Any]:

@@ -16,6 +16,7 @@ from monai_xtiny.bundle.figures import plot_sensitivity
 from monai_xtiny.bundle.folder import (
     LARGE_FILES,
     PARTS,
+    REPORT,
     SEARCH,
     Bundle,
     data_kind,
@@ -26,6 +27,7 @@ from monai_xtiny.bundle.imported import is_imported
 from monai_xtiny.bundle.large_files import write_large_files
 from monai_xtiny.bundle.metadata import bundle_metadata, is_raster
 from monai_xtiny.bundle.replace import replaced_whole, restore_interrupted
+from monai_xtiny.bundle.report import report_page
 from monai_xtiny.bundle.search_file import read_search, write_search
 from monai_xtiny.bundle.templates import merged_template, script_sources, templates_dir
 from monai_xtiny.bundle.torchscript import write_torchscript
@@ -181,6 +183,8 @@ def export_bundle(
         check_destination(target, overwrite=overwrite, unit_test=unit_test)  # now that it is ours
         _write_bundle(selection, folder, target.name, names)
         written = Bundle.open(folder)
+        page = report_page(written, name=target.name)
+        written.path(REPORT).write_text(page, encoding="utf-8")
         if torchscript:
             write_torchscript(written)
         write_large_files(written)

@@ -296,7 +296,7 @@ def _keep_aside(file: str, split_file: str | None) -> None:
     folders = (root / f"former_training_{number}" for number in count(1))
     former = next(folder for folder in folders if not folder.exists())
     is_bundle = (root / "configs" / "metadata.json").is_file()  # --ckpt_dir may lie anywhere
-    names = ("evaluation.json", "README.md") if is_bundle else ()
+    names = ("evaluation.json", "README.md", "report.html") if is_bundle else ()
     docs = [root / "docs" / name for name in names]
     for path in [Path(os.path.abspath(item)) for item in (file, split_file) if item] + docs:
         if path.is_file():
@@ -312,7 +312,8 @@ def _keep_aside(file: str, split_file: str | None) -> None:
 
 def _forget_performance(docs: Path) -> None:
     """Take what the card says of former weights out of it; what was measured is kept aside."""
-    (docs / "evaluation.json").unlink(missing_ok=True)
+    for name in ("evaluation.json", "report.html"):
+        (docs / name).unlink(missing_ok=True)
     card = docs / "README.md"
     if card.is_file():
         text = card.read_text(encoding="utf-8")

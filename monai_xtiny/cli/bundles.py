@@ -205,6 +205,7 @@ def evaluate(
 
     def run() -> None:
         from monai_xtiny.bundle.measured import write_evaluation
+        from monai_xtiny.bundle.report import write_report
         from monai_xtiny.bundled.summaries import summary_table
         from monai_xtiny.training.evaluate import evaluate_held_out
 
@@ -222,7 +223,9 @@ def evaluate(
                 fold=number,
             )
             is_told = number == 0 and not is_external
-            card = f"\n{write_evaluation(opened, found, planes)}" if is_told else ""
+            card = ""
+            if is_told:
+                card = f"\n{write_evaluation(opened, found, planes)}\n{write_report(opened)}"
             print(summary_table(found.summary(opened.label_names[1:])))
             kind = "external cases" if is_external else "cases held out"
             print(f"mean Dice {found.mean_dice:.4f} over {len(found.cases)} {kind}{card}")
@@ -268,6 +271,7 @@ def deploy(
     """
 
     def run() -> None:
+        from monai_xtiny.bundle.report import write_report
         from monai_xtiny.deploy.pipeline import deploy_bundle, deployment_table
 
         check_output(output)
@@ -290,6 +294,8 @@ def deploy(
             )
             for file in made.files:
                 print(file)
+            if output is None:
+                print(write_report(opened))
             print(f"logits differ from PyTorch's by {made.max_difference:.1e} at most")
             for name, dice in (("float32", made.dice), ("int8", made.dice_int8)):
                 if dice is not None:

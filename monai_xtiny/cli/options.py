@@ -15,6 +15,9 @@ from typing import Any
 from monai_xtiny.system.config_text import PlainPath, check_config_text
 from monai_xtiny.system.startup import import_monai
 
+# What every report holds, and no other page.
+_REPORT_MARK = '<meta name="generator" content="monai_xtiny">'
+
 
 @dataclass(frozen=True)
 class SearchOptions:
@@ -228,7 +231,7 @@ def check_output(output: str | None) -> None:
 
 
 def _is_result(path: Path) -> bool:
-    """Whether a file looks like one that a command has written: JSON, a bundle's zip, a curve."""
+    """Whether a file looks like one that a command has written: JSON, zip, curve or report."""
     with suppress(ValueError, OSError):
         if path.stat().st_size == 0:
             return True
@@ -240,6 +243,8 @@ def _is_result(path: Path) -> bool:
 
             with Image.open(path) as image:  # as matplotlib writes it, and no camera
                 return image.mode == "RGBA" and round(image.info.get("dpi", (0, 0))[0]) == 120
+        if path.suffix.lower() in (".html", ".htm"):
+            return _REPORT_MARK in path.read_text("utf-8")
         return not {"plan", "patch_size", "opset"}.isdisjoint(json.loads(path.read_text("utf-8")))
     return False
 

@@ -392,25 +392,62 @@ def export(
 
 
 @as_typed
-def report(search: str, output: str, debug: bool = False) -> Job:
-    """Print the ladder of a choice and draw its curve.
+def report(
+    bundle: str | None = None,
+    output: str | None = None,
+    images: str | None = None,
+    private: bool = False,
+    search: str | None = None,
+    debug: bool = False,
+) -> Job:
+    """Renew a bundle's report, docs/report.html: one page of all that the stages left in it.
+
+    With --output FILE.png the ladder of a choice is printed and its curve drawn instead.
 
     Args:
-        search: a bundle, its docs/search.json, or what 'select' wrote.
-        output: PNG file to write.
+        bundle: the bundle; for a curve alone a search.json too.
+        output: HTML file to write in place of docs/report.html, or PNG file of the curve.
+        images: what the search took its images from: small views of those that were scored are
+            kept in the bundle, docs/thumbnails.png, and shown.
+        private: leave out images and the names of cases.
+        search: in place of a bundle, its docs/search.json, or what 'select' wrote.
         debug: show tracebacks.
     """
 
     def run() -> None:
-        from monai_xtiny.bundle.figures import plot_sensitivity
-        from monai_xtiny.bundle.folder import Bundle
-        from monai_xtiny.bundle.search_file import read_search
-        from monai_xtiny.bundle.summary import ladder_table
-
+        source = search if bundle is None else bundle
+        if source is None or (bundle is not None and search is not None):
+            raise ValueError("report needs a bundle, or --search FILE alone: give one")
         check_output(output)
-        is_bundle = Path(search).is_dir()
-        selection = Bundle.open(search).selection if is_bundle else read_search(search)
-        print(ladder_table(selection))
-        print(plot_sensitivity(selection, output))
+        is_private = parse_flag("private", private)
+        if output is not None and output.lower().endswith(".png"):
+            if images is not None or is_private:
+                raise ValueError("--images and --private are for the page: leave --output out")
+            _draw_curve(source, output)
+            return
+        from monai_xtiny.bundle.report import write_report
+
+        if not Path(source).is_dir():
+            raise FileNotFoundError(
+                f"{source!r} is no bundle: give one, or --output FILE.png for a curve alone"
+            )
+        if images is not None:
+            from monai_xtiny.bundle.sheets import write_thumbnails
+
+            print(write_thumbnails(source, images))
+        print(write_report(source, output, private=is_private))
 
     return Job(run, debug)
+
+
+def _draw_curve(search: str, output: str) -> None:
+    """Print the ladder of a bundle or a search.json, and draw its curve."""
+    from monai_xtiny.bundle.figures import plot_sensitivity
+    from monai_xtiny.bundle.folder import Bundle
+    from monai_xtiny.bundle.search_file import read_search
+    from monai_xtiny.bundle.summary import ladder_table
+
+    is_bundle = Path(search).is_dir()
+    selection = Bundle.open(search).selection if is_bundle else read_search(search)
+    print(ladder_table(selection))
+    print(plot_sensitivity(selection, output))

@@ -12,11 +12,12 @@ from typing import Any
 import torch
 
 from monai_xtiny.bundle.card import model_card
-from monai_xtiny.bundle.folder import Bundle, data_kind
+from monai_xtiny.bundle.folder import REPORT, Bundle, data_kind
 from monai_xtiny.bundle.imported import IMPORTED, RAS_READER, imported_configs
 from monai_xtiny.bundle.large_files import write_large_files
 from monai_xtiny.bundle.metadata import bundle_metadata
 from monai_xtiny.bundle.replace import replaced_whole
+from monai_xtiny.bundle.report import report_page
 from monai_xtiny.bundle.search_file import write_search
 from monai_xtiny.bundle.templates import script_sources, templates_dir
 from monai_xtiny.bundle.writer import check_destination
@@ -79,7 +80,10 @@ def import_checkpoint(
         if lacking or problems.unexpected_keys:
             raise ValueError(f"{str(checkpoint)!r} lacks {lacking}: its network is another")
         torch.save(network.state_dict(), folder / "models" / "model.pt")
-        write_large_files(Bundle.open(folder))
+        written = Bundle.open(folder)
+        page = report_page(written, name=target.name)
+        written.path(REPORT).write_text(page, encoding="utf-8")
+        write_large_files(written)
     return target
 
 

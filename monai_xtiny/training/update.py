@@ -23,7 +23,9 @@ from monai_xtiny.bundle.folder import (
     ONNX_INT8,
     ONNX_STANDALONE,
     OVERLAY,
+    PANELS,
     PARTS,
+    REPORT,
     SEARCH,
     SPLIT,
     TORCHSCRIPT,
@@ -33,6 +35,7 @@ from monai_xtiny.bundle.folder import (
 )
 from monai_xtiny.bundle.large_files import read_large_files, write_large_files
 from monai_xtiny.bundle.replace import replaced_whole
+from monai_xtiny.bundle.report import report_page
 from monai_xtiny.bundle.weights import hold_same
 from monai_xtiny.bundle.writer import export_bundle
 from monai_xtiny.selection.choice import Selection
@@ -42,7 +45,9 @@ from monai_xtiny.system.files import write_json, write_text
 from monai_xtiny.training.compare import Verification, race_of
 
 # What was made with the former weights, besides other files in models/.
-_RESULTS = (SPLIT, EVALUATION, OVERLAY, DEPLOYMENT, ONNX, ONNX_INT8, ONNX_STANDALONE)
+_RESULTS = (
+    SPLIT, EVALUATION, OVERLAY, PANELS, DEPLOYMENT, ONNX, ONNX_INT8, ONNX_STANDALONE,
+)  # fmt: skip
 _CONFIGS = ("train", "inference", "evaluate", "multi_gpu_train", "metadata")
 
 
@@ -113,6 +118,7 @@ def update_bundle(bundle: Bundle, verification: Verification) -> Path | None:
             if is_moved and listed and all(new.path(entry["path"]).is_file() for entry in listed):
                 copy.path(LARGE_FILES).unlink()
             write_large_files(copy)
+            write_text(copy.path(REPORT), report_page(Bundle.open(folder), name=bundle.name))
     return None if kept is None else bundle.root / kept
 
 

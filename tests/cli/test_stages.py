@@ -314,6 +314,37 @@ def test_the_stages_one_by_one_give_what_search_gives(tmp_path, png_folder, sear
 
 
 @pytest.mark.search
+def test_report_renews_the_page_of_a_search(capsys, tmp_path, searched_copy, searched) -> None:
+    page = searched_copy / "docs" / "report.html"
+    former = page.read_bytes()
+    assert run_main("report", searched_copy) == 0 and page.read_bytes() == former
+    images = searched.parent / "images"
+    assert run_main("report", searched_copy, "--images", images) == 0
+    assert b"data:image/png" in page.read_bytes()
+    private = tmp_path / "private.html"
+    assert run_main("report", searched_copy, "--private", "--output", private) == 0
+    assert b"data:image" not in private.read_bytes() and b"case0" not in private.read_bytes()
+    assert run_main("report", searched_copy, "--output", private) == 0  # a page of ours
+    assert b"case0" in private.read_bytes()
+
+
+@pytest.mark.search
+def test_report_refuses_what_it_cannot_show(capsys, tmp_path, searched) -> None:
+    search, own = searched / "docs" / "search.json", tmp_path / "own.html"
+    own.write_text("<p>mine</p>")
+    for words, what in (
+        ((), "report needs a bundle, or --search FILE alone"),
+        ((searched, "--search", search), "report needs a bundle, or --search FILE alone"),
+        ((search,), "is no bundle: give one, or --output FILE.png"),
+        ((searched, "--output", own), "no earlier result"),
+        ((searched, "--private", "--output", tmp_path / "x.png"), "are for the page"),
+    ):
+        assert run_main("report", *words) == 2
+        assert what in capsys.readouterr().err
+    assert own.read_text() == "<p>mine</p>"
+
+
+@pytest.mark.search
 def test_search_and_select_keep_to_a_budget(capsys, tmp_path, png_folder, searched) -> None:
     scores, output = searched / "docs" / "search.json", tmp_path / "search.json"
     table = read_search(scores).table

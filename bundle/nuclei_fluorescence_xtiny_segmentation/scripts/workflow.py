@@ -16,7 +16,7 @@ from types import ModuleType
 # The files, each after those that it imports.
 FILES = (
     "files", "locks", "masks", "gate", "cases", "splits", "options", "checks", "folds",
-    "geometry", "labeling", "steps", "checkpoints", "measures", "summaries", "reports",
+    "geometry", "labeling", "steps", "checkpoints", "curves", "measures", "summaries", "reports",
 )  # fmt: skip
 
 
@@ -70,6 +70,7 @@ from .checks import (
     check_unused,
     warn_of_missing_classes,
 )
+from .curves import CurveWriter
 from .folds import (
     check_trained,
     check_weights,
