@@ -135,6 +135,7 @@ def export_bundle(
     overwrite: bool = False,
     unit_test: bool = False,
     torchscript: bool = False,
+    report: bool = True,
 ) -> Path:
     """Write the selected network as a MONAI bundle.
 
@@ -152,6 +153,7 @@ def export_bundle(
         unit_test: write a test in the Model Zoo's style too, ``test_NAME.py`` beside the folder.
         torchscript: write ``models/model.ts`` too. Training leaves it as it is:
             ``monai_xtiny.bundle.archive.package_bundle`` renews it.
+        report: write ``docs/report.html`` too, which bundles that nobody keeps need not have.
 
     Returns:
         The bundle's absolute path.
@@ -183,8 +185,9 @@ def export_bundle(
         check_destination(target, overwrite=overwrite, unit_test=unit_test)  # now that it is ours
         _write_bundle(selection, folder, target.name, names)
         written = Bundle.open(folder)
-        page = report_page(written, name=target.name)
-        written.path(REPORT).write_text(page, encoding="utf-8")
+        if report:
+            page = report_page(written, name=target.name)
+            written.path(REPORT).write_text(page, encoding="utf-8")
         if torchscript:
             write_torchscript(written)
         write_large_files(written)

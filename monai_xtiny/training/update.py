@@ -149,6 +149,7 @@ def _export_width(bundle: Bundle, selection: Selection, folder: Path) -> Bundle:
         folder / bundle.name,
         label_names=bundle.label_names,
         torchscript=bundle.path(TORCHSCRIPT).is_file(),
+        report=False,
     )
     return Bundle.open(exported)
 

@@ -400,7 +400,7 @@ def _recipe_digest(bundle: Bundle, keys: Mapping[str, Any], brief: _Brief) -> st
 def _write_width(bundle: Bundle, max_features: int, copy: Path) -> Bundle:
     """A bundle of another width, with the configs and the scripts of this one."""
     selection = replace(bundle.selection, max_features=max_features)
-    other = Bundle.open(export_bundle(selection, copy, overwrite=True))
+    other = Bundle.open(export_bundle(selection, copy, overwrite=True, report=False))
     own = {**bundle.config("train"), "network_def": other.config("train")["network_def"]}
     write_json(other.path(TRAIN), own)
     copyfile(bundle.path(EVALUATE), other.path(EVALUATE))

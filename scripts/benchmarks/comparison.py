@@ -225,7 +225,7 @@ def train_network(
     folder = options["work"] / unit.folder
     with quiet():
         if missing_file(folder) is not None:
-            export_bundle(read_search(search), folder, overwrite=True)
+            export_bundle(read_search(search), folder, overwrite=True, report=False)
         bundle = Bundle.open(folder)
         root = options["data"] / TASKS[unit.task].folder
         keys = training_keys(bundle, unit, options)

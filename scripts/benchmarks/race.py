@@ -131,7 +131,7 @@ def train_briefly(
     folder = search.parents[2] / f"{task}_{width}_{seed}_{updates}_segmentation"
     overrides = {name: value for name, value in TASKS[task].overrides.items() if name == "group"}
     with quiet():
-        bundle = Bundle.open(export_bundle(selection, folder, overwrite=True))
+        bundle = Bundle.open(export_bundle(selection, folder, overwrite=True, report=False))
         parser = ConfigParser(bundle.config("train"))
         keys = {"dataset_dir": str(root), "datalist": str(datalist), **overrides}
         parser.update({"bundle_root": str(bundle.root), **keys})
