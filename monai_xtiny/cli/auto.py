@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import shlex
 import time
 from collections.abc import Mapping
 from dataclasses import dataclass
@@ -96,6 +97,7 @@ def auto(
         _train(bundle, clock, count, labeled, chosen)
         _evaluate(bundle, labeled)
         _deploy(bundle, clock)
+        _tell_next(bundle)
 
     return Job(run, debug, resumes=True)
 
@@ -276,6 +278,15 @@ def _deploy(bundle: str, clock: Clock) -> None:
     deploy(bundle, benchmark=is_timed).work()
     if not is_timed:
         print("not timed for want of time: python -m monai_xtiny deploy BUNDLE does it")
+
+
+def _tell_next(bundle: str) -> None:
+    """Where to look, and what to do with what was made."""
+    from monai_xtiny.bundle.folder import REPORT
+
+    path = shlex.quote(bundle)
+    print(f"the report: {Path(bundle, REPORT)}")
+    print(f"label images: python -m monai_xtiny segment {path} IMAGES --output LABELS")
 
 
 def _is_bundle(bundle: str) -> bool:

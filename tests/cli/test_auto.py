@@ -63,6 +63,8 @@ def test_auto_goes_on_where_it_was_stopped_and_skips_what_is_done(
     third = capsys.readouterr().out
     assert "training: done already" in third and "mean Dice" in third
     assert (bundle / "models" / "model.onnx").is_file()
+    assert f"the report: {bundle}/docs/report.html" in third
+    assert "Dice" in (bundle / "docs" / "report.html").read_text()
     assert not list(bundle.parent.glob(".x_*"))
     assert json.loads((bundle / "eval" / "auto.json").read_text())["epochs"] == 2
 
