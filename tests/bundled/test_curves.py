@@ -3,7 +3,6 @@ from __future__ import annotations
 from pathlib import Path
 
 import pytest
-import torch
 from ignite.engine import Engine, Events
 
 from monai_xtiny.bundled.curves import CurveWriter
@@ -12,7 +11,7 @@ from monai_xtiny.bundled.curves import CurveWriter
 def train(folder: Path, losses: list[float], dice: dict[int, float], former: int = 0) -> list[str]:
     """Epochs of two steps with a loss each, and validations after some; the table's lines."""
     evaluator = Engine(lambda engine, batch: None)
-    trainer = Engine(lambda engine, batch: [{"loss": torch.tensor(losses[engine.state.epoch - 1])}])
+    trainer = Engine(lambda engine, batch: [{"loss": losses[engine.state.epoch - 1]}])
     CurveWriter(str(folder), "dice", former).attach(trainer, evaluator)
 
     @trainer.on(Events.EPOCH_STARTED)

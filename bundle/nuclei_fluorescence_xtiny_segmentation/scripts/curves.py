@@ -9,7 +9,6 @@ import os
 from typing import Any, cast
 
 import ignite.distributed as idist
-import torch
 from ignite.engine import Engine, Events
 
 from .files import written_whole
@@ -32,7 +31,7 @@ class CurveWriter:
     def __init__(self, folder: str, metric: str, former_epoch: int = 0) -> None:
         self.file, self.metric = os.path.join(folder, "learning_curve.csv"), metric
         self.rows = self._read(former_epoch) if former_epoch else []
-        self.losses: list[torch.Tensor] = []
+        self.losses: list[float] = []
         self.validated = ""
 
     def attach(self, trainer: Engine, evaluator: Engine) -> None:
@@ -42,9 +41,9 @@ class CurveWriter:
         evaluator.add_event_handler(Events.EPOCH_COMPLETED, self._validate)
 
     def _add_loss(self, trainer: Engine) -> None:
-        """Keep the loss of a step, where it was computed: reading it would wait for the device."""
+        """Keep the loss of a step, which decollating has made a number."""
         output = cast(Any, trainer.state.output)
-        self.losses.append(output[0]["loss"].detach())
+        self.losses.append(float(output[0]["loss"]))
 
     def _validate(self, evaluator: Engine) -> None:
         """Keep the value of a validation; a metric of no foreground is undefined."""
@@ -53,7 +52,7 @@ class CurveWriter:
 
     def _write(self, trainer: Engine) -> None:
         """Write the row of an epoch after the others."""
-        loss = float(torch.stack(self.losses).float().mean())
+        loss = math.fsum(self.losses) / len(self.losses)
         self.rows.append([str(trainer.state.epoch), repr(loss), self.validated])
         self.losses, self.validated = [], ""
         if idist.get_rank() > 0:
