@@ -116,8 +116,7 @@ class UNeXt(LightNetwork):
 class ShiftedMLP(nn.Module):
     """UNeXt's tokenized block: layer norm of tokens plus what two shifted MLPs make of them.
 
-    With shifts along the width and then the height, one depthwise convolution between them
-    (equations 1 to 4 of the publication).
+    With shifts along the width and then the height, one depthwise convolution between them.
 
     Args:
         channels: of the tokens.
