@@ -17,6 +17,7 @@ from monai_xtiny.deploy.onnx_model import (
     input_format,
     quantize_onnx,
     remove_stale,
+    weights_facts,
     write_onnx,
 )
 from monai_xtiny.deploy.segmenter import load_segmenter
@@ -97,7 +98,8 @@ def test_write_onnx_gives_the_same_bytes_and_leaves_network_and_generator(export
     )
     kinds = [type(module) for module in network.modules()]
     digest = weights_digest(network.state_dict())
-    write_onnx(network, input_format(Bundle.open(exported)), path)
+    bundle = Bundle.open(exported)
+    write_onnx(network, input_format(bundle), path, source=weights_facts(bundle))
     assert path.read_bytes() == before
     assert torch.equal(torch.get_rng_state(), state)
     assert [type(module) for module in network.modules()] == kinds
