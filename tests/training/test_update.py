@@ -140,8 +140,8 @@ def test_update_bundle_that_keeps_the_width_keeps_what_was_trained(bundle) -> No
     found = contents(bundle)
     assert json.loads(found["docs/search.json"])["race"]["searched"] == 8
     assert "then kept width 8" in found["docs/README.md"].decode()
-    written = {f"docs/{name}" for name in
-               ("search.json", "README.md", "sensitivity.png", "verification.json")}  # fmt: skip
+    names = ("search.json", "README.md", "report.html", "sensitivity.png", "verification.json")
+    written = {f"docs/{name}" for name in names}
     assert {name: value for name, value in found.items() if name not in written} == {
         name: value for name, value in before.items() if name not in written
     }
@@ -218,10 +218,10 @@ def test_update_bundle_takes_measurements_off_the_card(bundle) -> None:
     untrained = (bundle / "docs" / "README.md").read_text()
     train(bundle)
     write_evaluation(Bundle.open(bundle), evaluation, [_plane()])
-    assert "0.9870" in (bundle / "docs" / "README.md").read_text()
+    assert "| 0.987" in (bundle / "docs" / "README.md").read_text()
     update_bundle(bundle, MOVED)
     card = (bundle / "docs" / "README.md").read_text()
-    assert "0.9870" not in card and "Not measured yet" in card
+    assert "0.987" not in card and "Not measured yet" in card
     assert "at its initialization until it is trained" in card
     assert not (bundle / "docs" / "overlay.png").exists()
     headings = [line for line in untrained.splitlines() if line.startswith("#")]
