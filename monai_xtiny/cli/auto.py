@@ -65,7 +65,7 @@ def auto(
     def run() -> None:
         if int(os.environ.get("WORLD_SIZE", "1")) > 1:
             raise ValueError("auto runs in one process: start it without torchrun")
-        clock = Clock(parse_minutes(max_minutes))
+        clock = TimePlan(parse_minutes(max_minutes))
         labeled = find_labels(data)
         count = None if epochs is None else parse_int("epochs", epochs)
         if count == 0:
@@ -103,7 +103,7 @@ def auto(
 
 
 @dataclass(frozen=True)
-class Clock:
+class TimePlan:
     """How the time is shared out among the steps.
 
     Args:
@@ -131,7 +131,7 @@ class Clock:
     def plan(self, *, is_labeled: bool) -> str:
         """The steps and their minutes.
 
-        >>> Clock(20).plan(is_labeled=True)
+        >>> TimePlan(20).plan(is_labeled=True)
         'steps: search 2, race 4, training 11, evaluation and deployment 3 min at most'
         """
         if not is_labeled:
@@ -167,7 +167,7 @@ def _search_alone(options: SearchOptions) -> None:
     )
 
 
-def _search(options: SearchOptions, clock: Clock, labeled: Mapping[str, str]) -> None:
+def _search(options: SearchOptions, clock: TimePlan, labeled: Mapping[str, str]) -> None:
     """Search and race, unless a bundle is there and its race has ended."""
     from monai_xtiny.training.race_folder import RaceFolder
 
@@ -182,7 +182,7 @@ def _search(options: SearchOptions, clock: Clock, labeled: Mapping[str, str]) ->
 
 def _train(
     bundle: str,
-    clock: Clock,
+    clock: TimePlan,
     epochs: int | None,
     labeled: Mapping[str, str],
     chosen: Mapping[str, str],
@@ -223,7 +223,7 @@ def _train(
 
 
 def _decide(
-    bundle: Bundle, clock: Clock, epochs: int | None, options: Mapping[str, Any]
+    bundle: Bundle, clock: TimePlan, epochs: int | None, options: Mapping[str, Any]
 ) -> dict[str, int]:
     """Epochs of the training, and the distance of its validations; written into the bundle."""
     from monai_xtiny.system.files import write_json
@@ -259,7 +259,7 @@ def _evaluate(bundle: str, labeled: Mapping[str, str]) -> None:
     evaluate(bundle, data=labeled.get("data") or str(Path(labeled["datalist"]).parent)).work()
 
 
-def _deploy(bundle: str, clock: Clock) -> None:
+def _deploy(bundle: str, clock: TimePlan) -> None:
     """Export to ONNX, and time that where time is left, unless it is done or cannot be."""
     from monai_xtiny.bundle.folder import DEPLOYMENT, ONNX
     from monai_xtiny.deploy.latency import check_latency

@@ -74,7 +74,7 @@ def test_read_words_expands_the_home_folder_in_both_spellings(monkeypatch, words
 
 @pytest.mark.parametrize("name", ["keys", "pop", "clear", "items", "__class__", "serch", "help"])
 def test_only_commands_are_commands(capsys, name) -> None:
-    assert f"no command {name!r}: give one of search, plan" in refused(capsys, name)
+    assert f"no command {name!r}: give one of auto, search, plan" in refused(capsys, name)
 
 
 @pytest.mark.parametrize("words", [[], ["--help"], ["-h"], ["search", "--help"], ["search", "-h"]])

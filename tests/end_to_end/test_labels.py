@@ -10,7 +10,7 @@ import pytest
 from PIL import Image
 
 from monai_xtiny.bundle.folder import Bundle
-from monai_xtiny.bundled.labeling import _GEOMETRY
+from monai_xtiny.bundled.geometry import _GEOMETRY
 from monai_xtiny.system.config_text import PlainPath
 from tests.conftest import texture
 from tests.data.odd_files import write_png_of_16_bits
