@@ -70,7 +70,7 @@ def write_site(
     """
     bundle = Bundle.open(bundle_dir)
     parts = _read_parts()
-    folder = _check_folder(Path(output), bundle)
+    folder = _check_site_folder(Path(output), bundle)
     if is_imported(bundle.selection):
         raise ValueError(
             f"{str(bundle.root)!r} was imported from nnU-Net, whose processing of images the page "
@@ -107,7 +107,7 @@ def _read_parts() -> dict[str, bytes]:
     return {name: (ASSETS / name).read_bytes() for name in _BUILT}
 
 
-def _check_folder(folder: Path, bundle: Bundle) -> Path:
+def _check_site_folder(folder: Path, bundle: Bundle) -> Path:
     """The folder to write to, which holds nothing but an earlier page."""
     if Path(os.path.realpath(folder)).is_relative_to(bundle.root):
         raise ValueError(f"{str(folder)!r} lies in the bundle: give another folder")
