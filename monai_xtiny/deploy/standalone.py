@@ -191,7 +191,7 @@ def write_standalone(
     described = {item.key: item.value for item in network.metadata_props}
     joined = _surround(network, form, dtype, layout)
     del joined.metadata_props[:]
-    for key, value in {**described, **_metadata(form, dtype, layout)}.items():
+    for key, value in {**described, **_standalone_metadata(form, dtype, layout)}.items():
         joined.metadata_props.add(key=key, value=value)
     onnx.checker.check_model(joined, full_check=True)
     target = Path(path)
@@ -270,7 +270,7 @@ def _surround(network: Any, form: InputFormat, dtype: str, layout: str) -> Any:
     )
 
 
-def _metadata(form: InputFormat, dtype: str, layout: str) -> dict[str, str]:
+def _standalone_metadata(form: InputFormat, dtype: str, layout: str) -> dict[str, str]:
     """What a reader of the file has to know, beside what the network's own file says."""
     sides = "height, width"
     shape = (
