@@ -157,10 +157,10 @@ def test_run_search_takes_fewer_images_for_widths_that_are_not_aligned(
     chosen, expected = (select_width(item, "alignment") for item in (table, full))
     assert replace(chosen, table=full) == expected
     assert table_from_dict(json.loads(json.dumps(table_to_dict(table)))) == table
+    once = {"align": True, "progress": False}
+    whole = run_search(sample_2d, plan_2d, **once)
     for number in (3, 8, None):
-        assert run_search(sample_2d, plan_2d, num_wide_images=number, **options).ladder == (
-            full.ladder
-        )
+        assert run_search(sample_2d, plan_2d, num_wide_images=number, **once).ladder == whole.ladder
 
 
 @pytest.mark.parametrize(

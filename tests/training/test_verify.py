@@ -474,7 +474,7 @@ def test_widths_of_a_race_see_the_same_crops(bundle, labeled, tmp_path) -> None:
 def test_search_with_labels_searches_and_races(capsys, labeled, tmp_path) -> None:
     bundle = tmp_path / "x_segmentation"
     words = ["search", "--images", str(labeled), "--bundle", str(bundle), "--num_images", "2"]
-    main([*words, "--with_labels", "--max_minutes", "0.01"])
+    main([*words, "--method", "paper", "--with_labels", "--max_minutes", "0.01"])
     out = capsys.readouterr().out
     assert f"the labels of {labeled} are read now: the choice rests on them" in out
     content = json.loads((bundle / "docs" / "search.json").read_text())
