@@ -95,6 +95,7 @@ def report_page(bundle: Bundle, *, name: str | None = None, private: bool = Fals
         colors=[to_hex(colormaps["tab10"](index % 10)) for index in range(plan.out_channels)],
         kind=bundle.kind,
         unit="pixels" if bundle.kind == "images" else "mm",
+        elements="pixels" if bundle.kind == "images" else "voxels",
         is_imported=imported,
         is_private=private,
         version=__version__,
