@@ -12,6 +12,7 @@ from importlib import import_module
 from pathlib import Path
 
 import pytest
+import yaml
 from monai.bundle.config_item import ComponentLocator
 
 import monai_xtiny
@@ -114,3 +115,11 @@ def test_wheel_carries_the_configs_and_works_from_any_folder(tmp_path, png_folde
     assert (tmp_path / "x_segmentation" / "configs" / "train.json").is_file()
     assert (tmp_path / "test_x_segmentation.py").is_file()
     assert done.stdout.splitlines()[-1] == str(site / "monai_xtiny" / "configs")
+
+
+def test_citation_names_this_version_and_the_publication() -> None:
+    content = yaml.safe_load((ROOT / "CITATION.cff").read_text(encoding="utf-8"))
+    assert content["version"] == monai_xtiny.__version__
+    (paper,) = content["references"]
+    assert paper["identifiers"][0]["value"] == "arXiv:2605.09639"
+    assert paper["title"] in (ROOT / "configs/templates/README.md.jinja").read_text("utf-8")
