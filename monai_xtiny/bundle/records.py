@@ -13,12 +13,7 @@ import numpy as np
 
 from monai_xtiny.bundle.folder import DEPLOYMENT, EVALUATION, LEARNING_CURVE, Bundle
 from monai_xtiny.bundle.results import Evaluation, evaluation_from_dict
-from monai_xtiny.selection.bootstrap import draw_counts, inflate_deviations
 from monai_xtiny.system.files import read_json
-
-_NUM_DRAWS = 4000
-# Of the resampled means: the two ends of a 95 % interval.
-_TAILS = (0.025, 0.975)
 
 
 @dataclass(frozen=True)
@@ -69,15 +64,14 @@ class ClassResult:
     Args:
         label: name of the class.
         num_cases: held out that have it.
-        dice: over those.
-        hd95: over those whose prediction has it too, mm (pixels without a physical size).
+        measures: means by the names of :data:`monai_xtiny.bundled.summaries.COLUMNS`, as far as
+            they were measured.
         case_dice: of each case that has it, in their order.
     """
 
     label: str
     num_cases: int
-    dice: Estimate
-    hd95: Estimate
+    measures: Mapping[str, Estimate]
     case_dice: tuple[float, ...]
 
 
@@ -186,37 +180,22 @@ def read_held_out(bundle: Bundle) -> Evaluation | None:
     return found
 
 
-def class_results(bundle: Bundle, evaluation: Evaluation) -> tuple[ClassResult, ...]:
-    """Dice and HD95 of each foreground class, with 95 % intervals.
-
-    An evaluation that was written with intervals, which may be over patients, keeps them; those of
-    others are over cases.
+def class_results(evaluation: Evaluation, label_names: Sequence[str]) -> tuple[ClassResult, ...]:
+    """What an evaluation says of each foreground class, with 95 % intervals.
 
     Args:
-        bundle: that was evaluated.
         evaluation: of the cases held out.
-
-    Raises:
-        ValueError: ``docs/evaluation.json`` holds a summary of another form.
+        label_names: of the foreground classes.
     """
-    path = bundle.path(EVALUATION)
-    summary = read_json(path).get("summary") if path.is_file() else None
     results = []
-    for index, label in enumerate(bundle.label_names[1:]):
-        dice = tuple(row[index] for row in evaluation.dice)
-        hd95 = tuple(row[index] for row in evaluation.hd95)
-        try:
-            measures = {} if summary is None else summary["classes"][index]["measures"]
-            means = [
-                _summarized(measures[name]) if name in measures else _mean_with_interval(values)
-                for name, values in (("dice", dice), ("hd95", hd95))
-            ]
-        except (LookupError, TypeError, ValueError) as error:
-            raise ValueError(
-                f"{str(path)!r} holds no summary ({error!r}): run evaluate again"
-            ) from error
+    for index, found in enumerate(evaluation.summary(label_names)["classes"]):
+        dice = (row[index] for row in evaluation.dice)
         defined = tuple(value for value in dice if value is not None)
-        results.append(ClassResult(label, len(defined), means[0], means[1], defined))
+        measures = {
+            name: Estimate(item["mean"], item["low"], item["high"])
+            for name, item in found["measures"].items()
+        }
+        results.append(ClassResult(found["name"], len(defined), measures, defined))
     return tuple(results)
 
 
@@ -312,21 +291,3 @@ def _number(value: Any) -> float | None:
     if not isfinite(number):
         raise ValueError(f"{number} is not finite")
     return number
-
-
-def _summarized(measure: Mapping[str, Any]) -> Estimate:
-    """A mean with its interval, as an evaluation keeps it."""
-    return Estimate(*(_number(measure.get(name)) for name in ("mean", "low", "high")))
-
-
-def _mean_with_interval(values: Sequence[float | None]) -> Estimate:
-    """A mean over the cases with a value, with its bootstrap interval."""
-    array = np.array([value for value in values if value is not None], dtype=np.float64)
-    if not len(array):
-        return Estimate(None)
-    if len(array) < 2:
-        return Estimate(float(array.mean()))
-    counts = draw_counts(np.random.default_rng(0), len(array), _NUM_DRAWS)
-    means = counts @ inflate_deviations(array, 0) / len(array)
-    low, high = np.quantile(means, _TAILS)
-    return Estimate(float(array.mean()), float(low), float(high))

@@ -118,7 +118,7 @@ def report_page(bundle: Bundle, *, name: str | None = None, private: bool = Fals
         num_epochs=trained_epochs(bundle),
         is_trained=bundle.path(SPLIT).is_file(),
         evaluation=evaluation,
-        results=() if evaluation is None else class_results(bundle, evaluation),
+        results=() if evaluation is None else class_results(evaluation, bundle.label_names[1:]),
         shown=[
             (rank, evaluation.cases[index], case_dice[index])
             for rank, index in zip(("best", "median", "worst"), shown, strict=False)

@@ -67,37 +67,36 @@ def test_read_learning_curve_refuses_a_damaged_table(bundle, bad) -> None:
         read_learning_curve(bundle)
 
 
-def test_class_results_have_the_interval_of_a_mean_over_cases(bundle) -> None:
+def test_class_results_have_the_interval_of_a_mean_over_cases() -> None:
     values = np.random.default_rng(1).normal(0.8, 0.05, 200)
     rows = tuple((value,) for value in values.tolist())
-    bundle.path("docs/evaluation.json").unlink()
     evaluation = Evaluation(tuple(map(str, range(200))), rows, ((None,),) * 200)
-    (result,) = class_results(bundle, evaluation)
+    (result,) = class_results(evaluation, ["cell"])
     spread = 1.96 * values.std(ddof=1) / np.sqrt(200)
-    assert result.dice.mean == pytest.approx(values.mean())
-    assert result.dice.low == pytest.approx(values.mean() - spread, abs=spread / 10)
-    assert result.dice.high == pytest.approx(values.mean() + spread, abs=spread / 10)
-    assert result.hd95 == Estimate(None) and result.num_cases == 200
+    dice = result.measures["dice"]
+    assert dice.mean == pytest.approx(values.mean())
+    assert dice.low == pytest.approx(values.mean() - spread, abs=spread / 10)
+    assert dice.high == pytest.approx(values.mean() + spread, abs=spread / 10)
+    assert result.measures["hd95"] == Estimate(None)
+    assert (result.label, result.num_cases, "nsd" in result.measures) == ("cell", 200, False)
 
 
-def test_class_results_keep_the_intervals_of_an_evaluation_that_has_them(bundle) -> None:
+def test_class_results_are_those_that_an_evaluation_was_written_with(bundle) -> None:
     evaluation = read_held_out(bundle)
     assert evaluation is not None
+    (result,) = class_results(evaluation, bundle.label_names[1:])
     content = json.loads(bundle.path("docs/evaluation.json").read_text())
-    measures = {"dice": {"mean": 0.9, "low": 0.7, "high": 0.95, "num_cases": 48}}
-    content["summary"] = {"classes": [{"measures": measures}]}
-    written(bundle, "docs/evaluation.json", json.dumps(content))
-    (result,) = class_results(bundle, evaluation)
-    assert result.dice == Estimate(0.9, 0.7, 0.95) and result.hd95.low is not None
-    written(bundle, "docs/evaluation.json", json.dumps({**content, "summary": {"classes": []}}))
-    with pytest.raises(ValueError, match="holds no summary"):
-        class_results(bundle, evaluation)
+    (written_with,) = content["summary"]["classes"]
+    for name in ("dice", "nsd", "hd95", "relative_volume_error"):
+        found = result.measures[name]
+        expected = written_with["measures"][name]
+        assert (found.mean, found.low) == (expected["mean"], expected["low"])
 
 
-def test_class_results_of_one_case_have_no_interval(bundle) -> None:
-    bundle.path("docs/evaluation.json").unlink()
-    (result,) = class_results(bundle, Evaluation(("a", "b"), ((0.5,), (None,)), ((1.0,), (2.0,))))
-    assert result.dice == Estimate(0.5) and result.case_dice == (0.5,)
+def test_class_results_of_one_case_have_no_interval() -> None:
+    evaluation = Evaluation(("a", "b"), ((0.5,), (None,)), ((1.0,), (2.0,)))
+    (result,) = class_results(evaluation, ["cell"])
+    assert result.measures["dice"] == Estimate(0.5) and result.case_dice == (0.5,)
 
 
 @pytest.mark.parametrize(
