@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
+from functools import cache
 from pathlib import Path
 from typing import Any
 
@@ -39,6 +40,7 @@ def template_environment() -> Environment:
     )
 
 
+@cache  # to compile a page takes as long as to draw its figures
 def page_environment() -> Environment:
     """Jinja as pages want it: whatever a template prints is escaped, whoever named it.
 
@@ -58,6 +60,8 @@ def printable(text: str) -> str:
     >>> printable("a\nb\u202ec") == "a\ufffdb\ufffdc"
     True
     """
+    if text.isprintable():
+        return text
     return "".join(mark if mark.isprintable() else "\ufffd" for mark in text)
 
 
