@@ -10,7 +10,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from monai_xtiny.cli.bundles import deploy, evaluate, parse_minutes
+from monai_xtiny.cli.bundles import deploy, evaluate, opened_to_run, parse_minutes
 from monai_xtiny.cli.job import Job, as_typed
 from monai_xtiny.cli.options import SearchOptions, parse_int
 from monai_xtiny.cli.stages import find_labels, search, search_and_race
@@ -203,23 +203,30 @@ def _train(
         _skip("training", f"{opened.path(WEIGHTS)}, {done} epochs")
         return
     _announce("training")
-    checked = check_bundle(opened, data=labeled.get("data"), datalist=labeled.get("datalist"))
-    if checked.problems:
-        raise ValueError(
-            f"{len(checked.problems)} problems with {checked.num_cases} labeled cases, which "
-            f"check lists: {checked.problems[0]}"
+    # A bundle is a program, and this one may have been there before.
+    with opened_to_run(bundle, trust=False, quiet=True) as opened:
+        checked = check_bundle(
+            opened,
+            data=labeled.get("data"),
+            datalist=labeled.get("datalist"),
+            group=chosen.get("group"),
         )
-    options = {**data_options(labeled.get("data"), labeled.get("datalist")), **chosen}
-    if wanted is None:
-        wanted = _decide(opened, clock, epochs, options)
-    start, before = time.monotonic(), done or 0
+        if checked.problems:
+            raise ValueError(
+                f"{len(checked.problems)} problems with {checked.num_cases} labeled cases, which "
+                f"check lists: {checked.problems[0]}"
+            )
+        options = {**data_options(labeled.get("data"), labeled.get("datalist")), **chosen}
+        if wanted is None:
+            wanted = _decide(opened, clock, epochs, options)
+        num_epochs, start, before = wanted["epochs"], time.monotonic(), done or 0
 
-    def tell(epoch: int, dice: float) -> None:
-        rest = (time.monotonic() - start) / max(epoch - before, 1) * (wanted["epochs"] - epoch)
-        left = f"{rest / 60:.0f} min" if rest >= 90 else f"{rest:.0f} s"
-        print(f"epoch {epoch} of {wanted['epochs']}: Dice {dice:.4f}, {left} left", flush=True)
+        def tell(epoch: int, dice: float) -> None:
+            rest = (time.monotonic() - start) / max(epoch - before, 1) * (num_epochs - epoch)
+            left = f"{rest / 60:.0f} min" if rest >= 90 else f"{rest:.0f} s"
+            print(f"epoch {epoch} of {num_epochs}: Dice {dice:.4f}, {left} left", flush=True)
 
-    run_training(opened, {**options, **wanted}, tell)
+        run_training(opened, {**options, **wanted}, tell)
 
 
 def _decide(

@@ -44,7 +44,7 @@ def check(
         from monai_xtiny.training.check import check_bundle
 
         number = parse_int("fold", fold)
-        with _opened_to_run(bundle, trust) as opened:
+        with opened_to_run(bundle, trust) as opened:
             found = check_bundle(opened, data=data, datalist=datalist, group=group, fold=number)
             print(found.summary)
             for problem in found.problems:
@@ -105,7 +105,7 @@ def verify(
     def run() -> None:
         from monai_xtiny.bundled.locks import hold_lock
 
-        with _opened_to_run(bundle, trust) as opened:
+        with opened_to_run(bundle, trust) as opened:
             is_update = parse_flag("update", update)
             if is_update:  # not only once all is trained
                 hold_lock(opened.root)
@@ -212,7 +212,7 @@ def evaluate(
         number = parse_int("fold", fold)
         tolerance = nsd_tolerance and parse_number("nsd_tolerance", nsd_tolerance, "mm or pixels")
         is_external = parse_flag("external", external)
-        with _opened_to_run(bundle, trust) as opened:
+        with opened_to_run(bundle, trust) as opened:
             found, planes = evaluate_held_out(
                 opened,
                 data=data,
@@ -275,7 +275,7 @@ def deploy(
         from monai_xtiny.deploy.pipeline import deploy_bundle, deployment_table
 
         check_output(output)
-        with _opened_to_run(bundle, trust) as opened:
+        with opened_to_run(bundle, trust) as opened:
             made = deploy_bundle(
                 opened,
                 images=images,
@@ -335,7 +335,7 @@ def web(
     def run() -> None:
         from monai_xtiny.deploy.web import write_site
 
-        with _opened_to_run(bundle, trust) as opened:
+        with opened_to_run(bundle, trust) as opened:
             page = write_site(
                 opened,
                 output,
@@ -375,14 +375,14 @@ def package(
         if not is_run:
             print(package_bundle(bundle, output))
             return
-        with _opened_to_run(bundle, trust, quiet=True) as opened:  # the zip is all it prints
+        with opened_to_run(bundle, trust, quiet=True) as opened:  # the zip is all it prints
             print(package_bundle(opened, output, torchscript=True))
 
     return Job(run, debug)
 
 
 @contextmanager
-def _opened_to_run(bundle: str, trust: bool, *, quiet: bool = False) -> Iterator[Bundle]:
+def opened_to_run(bundle: str, trust: bool, *, quiet: bool = False) -> Iterator[Bundle]:
     """Open a bundle whose configs are run, and say at the end that they were, unless ``quiet``.
 
     A bundle is a program: its code is compared before any of it runs.

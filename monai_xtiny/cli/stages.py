@@ -8,7 +8,7 @@ from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
-from monai_xtiny.cli.bundles import parse_minutes, race_bundle
+from monai_xtiny.cli.bundles import opened_to_run, parse_minutes, race_bundle
 from monai_xtiny.cli.job import Job, as_typed
 from monai_xtiny.cli.options import (
     SearchOptions,
@@ -132,7 +132,6 @@ def search_and_race(
         labeled: where the labels are, and ``group``, as the race takes them.
     """
     import_monai()
-    from monai_xtiny.bundle.folder import Bundle
     from monai_xtiny.bundled.locks import write_lock
     from monai_xtiny.training.race_folder import RaceFolder
 
@@ -148,8 +147,8 @@ def search_and_race(
         kept.begin()
         workflow.run()
         workflow.finalize()
-    with write_lock(kept.bundle_root):
-        bundle = Bundle.open(kept.bundle_root)
+    root = kept.bundle_root
+    with write_lock(root), opened_to_run(str(root), trust=False, quiet=True) as bundle:
         if bundle.selection.race is None:
             labels = f"the labels of {options.images} are read now: the choice rests on them"
             print(labels, flush=True)

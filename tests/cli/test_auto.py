@@ -6,6 +6,7 @@ import shutil
 
 import pytest
 
+from monai_xtiny.bundle.writer import export_bundle
 from monai_xtiny.cli import auto as module
 from monai_xtiny.training import train, verify
 from monai_xtiny.training.pace import Pace
@@ -100,6 +101,19 @@ def test_auto_ends_after_the_search_without_labels(capsys, labeled, tmp_path) ->
         out = capsys.readouterr().out
         assert expected in out and "has no labels: label some images" in out
     assert not (bundle / "eval").exists()
+
+
+def test_auto_runs_no_code_of_a_bundle_that_somebody_else_wrote(
+    capsys, selection, labeled, tmp_path
+) -> None:
+    bundle = export_bundle(selection, tmp_path / "x_segmentation")
+    train_json = bundle / "configs" / "train.json"
+    config = json.loads(train_json.read_text())
+    config["initialize"].insert(0, f"$open({str(tmp_path / 'pwned')!r}, 'w')")
+    train_json.write_text(json.dumps(config))
+    line = refused(capsys, "auto", "--data", labeled, "--bundle", bundle, "--epochs", 1)
+    assert "would run code that this version of monai_xtiny does not write" in line
+    assert not (tmp_path / "pwned").exists()
 
 
 @pytest.mark.parametrize(
