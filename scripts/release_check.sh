@@ -72,7 +72,7 @@ for python in "$@"; do
     OMP_NUM_THREADS=1 "$environment/bin/python" -m pytest -q -n 2 -p no:cacheprovider \
         -m "not slow and not search"
     # Without Node, and from elsewhere.
-    (cd "$output" && PATH=/usr/bin:/bin "$environment/bin/monai-xtiny" web \
+    (cd "$output" && PATH=$environment/bin "$environment/bin/monai-xtiny" web \
         "$tests/bundle/nuclei_fluorescence_xtiny_segmentation" --single_file \
         --output "$output/page$version" | tail -n 1)
     cd "$root"
