@@ -149,7 +149,8 @@ def pixels(dtype: str, *shape: int) -> np.ndarray:
         ("a.png", lambda p: write_png_of_16_bits(p, pixels("u2", 5, 6, 3)), "colors have 16 bits"),
         ("a.tif", lambda p: write_tiff(p, pixels("u2", 5, 6, 3)), "colors have more than 8 bits"),
         ("a.tif", lambda p: write_tiff(p, pixels("u1", 5, 6, 4)), "4 samples, of which 3 would be"),
-        ("a.tif", lambda p: write_tiff(p, pixels("u1", 5, 6, 2)), "2 samples, of which 1 would be"),
+        # Pillow 12 cannot even open it.
+        ("a.tif", lambda p: write_tiff(p, pixels("u1", 5, 6, 2)), "(?:2 samples, |cannot be read)"),
         ("a.tif", lambda p: write_tiff(p, pixels("i1", 5, 6)), "signed numbers of 8 bits"),
         ("a.tif", lambda p: write_tiff(p, pixels("u4", 5, 6)), "unsigned numbers of 32 bits"),
         ("a.tif", lambda p: write_tiff(p, pixels("c8", 5, 6)), "cannot be read"),
