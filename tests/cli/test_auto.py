@@ -6,12 +6,12 @@ import shutil
 
 import pytest
 
-from monai_xtiny.bundle.writer import export_bundle
 from monai_xtiny.cli import auto as module
 from monai_xtiny.training import train, verify
 from monai_xtiny.training.pace import Pace
 from monai_xtiny.training.train import Training
 from tests.cli.typed import refused, run_main
+from tests.exports import exported
 from tests.training.test_verify import FakeTrainings, labeled
 
 __all__ = ["labeled"]
@@ -115,7 +115,7 @@ def test_auto_ends_after_the_search_without_labels(capsys, labeled, tmp_path) ->
 def test_auto_runs_no_code_of_a_bundle_that_somebody_else_wrote(
     capsys, selection, labeled, tmp_path
 ) -> None:
-    bundle = export_bundle(selection, tmp_path / "x_segmentation")
+    bundle = exported(selection, tmp_path / "x_segmentation")
     train_json = bundle / "configs" / "train.json"
     config = json.loads(train_json.read_text())
     config["initialize"].insert(0, f"$open({str(tmp_path / 'pwned')!r}, 'w')")
