@@ -104,8 +104,7 @@ def refused_files(folder: Path, *, is_volume: bool) -> list[dict[str, str]]:
 
 
 def search_slices(folder: Path, data: Path) -> Path:
-    """A bundle that labels hippocampi slice by slice; its weights are drawn, as labels are compared
-    and not judged."""
+    """A bundle of slices of hippocampi; its weights are drawn: labels are compared, not judged."""
     images, bundle = folder / "searched", folder / SLICES
     images.mkdir(parents=True)
     for file in sorted((data / "Dataset004_Hippocampus/imagesTr").glob("*.nii.gz"))[:6]:
@@ -143,7 +142,9 @@ def prepare_slices(data: Path, output: Path) -> dict[str, Any]:
     }
 
 
-def label_files(bundle: Bundle, files: list[Path], images: Path, labels: Path) -> list[dict[str, Any]]:
+def label_files(
+    bundle: Bundle, files: list[Path], images: Path, labels: Path
+) -> list[dict[str, Any]]:
     """Label files with the bundle's own ``inference.json``."""
     options = {"dataset_dir": PlainPath(str(images)), "output_dir": str(labels), "num_workers": 0}
     bundle.workflow(("inference",), options).run()

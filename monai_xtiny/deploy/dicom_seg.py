@@ -93,8 +93,8 @@ def write_dicom_seg(
         ValueError: the series lacks what a segmentation must say of it.
     """
     check_highdicom()
-    from highdicom.seg import Segmentation, SegmentationTypeValues
     from highdicom.coding_schemes import CodingSchemeIdentificationItem
+    from highdicom.seg import Segmentation, SegmentationTypeValues
     from highdicom.uid import UID
 
     from monai_xtiny import __version__
@@ -126,9 +126,9 @@ def write_dicom_seg(
 
 
 def dicom_text(text: str) -> str:
-    """Text as DICOM's LO takes it: a line of at most 64 characters without a backslash.
+    r"""Text as DICOM's LO takes it: a line of at most 64 characters without a backslash.
 
-    >>> dicom_text("left\\\\right")
+    >>> dicom_text("left\\right")
     'left/right'
     """
     plain = "".join(character if character.isprintable() else " " for character in text)

@@ -128,8 +128,8 @@ def segment_images(
     )
     if dicom_seg and not any(case.kind == "dicom" for case in found.cases):
         raise ValueError(
-            f"there is no DICOM series in {str(images)!r}, and --dicom_seg is for them alone: leave "
-            "it out"
+            f"there is no DICOM series in {str(images)!r}, and --dicom_seg is for them alone: "
+            "leave it out"
         )
     opened = open_engine(
         bundle, engine, mirror_axes=axes, device=device, before_run=before_run, say=say
