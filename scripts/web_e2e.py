@@ -104,11 +104,13 @@ def refused_files(folder: Path, *, is_volume: bool) -> list[dict[str, str]]:
 
 
 def search_slices(folder: Path, data: Path) -> Path:
-    """A bundle of slices of hippocampi; its weights are drawn: labels are compared, not judged."""
+    """A bundle of slices across the first axis; its weights are drawn: nobody judges the labels."""
     images, bundle = folder / "searched", folder / SLICES
     images.mkdir(parents=True)
     for file in sorted((data / "Dataset004_Hippocampus/imagesTr").glob("*.nii.gz"))[:6]:
-        shutil.copy(file, images)
+        stored: Any = nibabel.load(file)
+        thick = nibabel.Nifti1Image(np.asarray(stored.dataobj, np.float32), np.diag([3.0, 1, 1, 1]))
+        nibabel.save(thick, images / file.name)
     typed = ["search", "--images", str(images), "--bundle", str(bundle), "--spatial_dims", "2"]
     classes = "background,anterior,posterior"
     run_command([*typed, "--method", "paper", "--num_images", "2", "--label_names", classes])
