@@ -21,9 +21,9 @@ from tests.processes import run_module
 
 _CHANGES = ("os.rename", "os.remove", "os.mkdir", "os.rmdir", "os.link", "os.symlink")
 _WRITING = os.O_WRONLY | os.O_RDWR | os.O_CREAT | os.O_TRUNC
-# Grows line by line, and is read without a half one at its end; the bundle of a training of a race
-# is made anew.
-_REMADE = re.compile(r"[.]jsonl$|[.]race/trainings/[^/]+_segmentation/")
+# Journals and curves grow at their end, and are read without a half record there; the bundle of a
+# training of a race is made anew.
+_REMADE = re.compile(r"[.]jsonl$|/events[.]out[.]|[.]race/trainings/[^/]+_segmentation/")
 # Temporary folders, by their random names.
 _TEMPORARY = re.compile(r"[.](part|tmp)[.][^/.]+")
 
