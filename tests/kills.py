@@ -78,12 +78,13 @@ class Watch:
         self.root, self.states = root, states
         self.former: dict[str, tuple[int, object]] = {}
         self.is_busy = False
+        self.pid = 0
 
     def __call__(self, event: str, arguments: tuple[object, ...]) -> None:
         is_write = event in _CHANGES or event == "ctypes.dlsym"
         if event == "open":
             is_write = isinstance(arguments[2], int) and bool(arguments[2] & _WRITING)
-        if is_write and not self.is_busy:
+        if is_write and not self.is_busy and os.getpid() == self.pid:  # no worker that was forked
             self.is_busy = True  # the copying is no work
             self.look()
             self.is_busy = False
@@ -134,6 +135,7 @@ def _do(work: Callable[[], object], watch: Watch | None) -> None:
     """Do the work while it is watched."""
     if watch is not None:
         watch.look()
+        watch.pid = os.getpid()
         sys.addaudithook(watch)
     work()
     if watch is not None:
