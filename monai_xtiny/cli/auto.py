@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import glob
 import os
 import shlex
 import time
@@ -66,6 +67,8 @@ def auto(
         if int(os.environ.get("WORLD_SIZE", "1")) > 1:
             raise ValueError("auto runs in one process: start it without torchrun")
         clock = TimePlan(parse_minutes(max_minutes))
+        if not (os.path.exists(data) or glob.has_magic(data)):
+            raise FileNotFoundError(f"no such file or folder: {data!r}: check --data")
         labeled = find_labels(data)
         count = None if epochs is None else parse_int("epochs", epochs)
         if count == 0:

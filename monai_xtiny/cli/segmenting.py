@@ -16,6 +16,7 @@ def segment(
     output: str,
     probabilities: bool = False,
     overlay: bool = False,
+    dicom_seg: bool = False,
     tta: bool = False,
     engine: str = "auto",
     device: str | None = None,
@@ -35,6 +36,7 @@ def segment(
         output: folder of the results: one label file per image, in the same folders.
         probabilities: write those of the classes: float32 NIfTI, or a PNG of 16 bits per class.
         overlay: draw each case in color, with a legend.
+        dicom_seg: write CASE.seg.dcm too, a DICOM Segmentation, of each DICOM series.
         tta: average over flips along the axes that training mirrored: better, and 4 times as long
             in 2D.
         engine: onnx (models/model.onnx, which deploy writes: starts at once) or torch; default:
@@ -56,6 +58,7 @@ def segment(
             output,
             probabilities=parse_flag("probabilities", probabilities),
             overlay=parse_flag("overlay", overlay),
+            dicom_seg=parse_flag("dicom_seg", dicom_seg),
             tta=parse_flag("tta", tta),
             engine=engine,
             device=device,

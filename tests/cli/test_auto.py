@@ -150,6 +150,8 @@ def test_auto_refuses_an_empty_folder_and_torchrun(capsys, monkeypatch, tmp_path
     assert "no images in" in refused(
         capsys, "auto", "--data", tmp_path / "empty", "--bundle", bundle
     )
+    line = refused(capsys, "auto", "--data", tmp_path / "none", "--bundle", bundle)
+    assert line.endswith("none': check --data")
     monkeypatch.setenv("WORLD_SIZE", "2")
     assert "auto runs in one process" in refused(
         capsys, "auto", "--data", tmp_path / "empty", "--bundle", bundle
