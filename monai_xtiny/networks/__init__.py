@@ -31,6 +31,7 @@ _HOMES = {
     "PackedNetwork": "packed",
     "CHANNELS_LAST": "packed",
     "decoder_features": "features",
+    "pooled_features": "features",
     "evaluated": "modes",
 }
 __getattr__ = lazy_names(__name__, _HOMES)

@@ -2,6 +2,10 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
+from contextlib import contextmanager
+from typing import Any
+
 import torch
 from monai.networks.nets import DynUNet
 from torch import nn
@@ -32,3 +36,43 @@ def decoder_features(network: nn.Module, images: torch.Tensor) -> torch.Tensor:
         )
     with evaluated(network), torch.no_grad():
         return network.skip_layers(images.as_subclass(torch.Tensor))
+
+
+@contextmanager
+def pooled_features(network: nn.Module) -> Iterator[list[torch.Tensor]]:
+    """Collect what the encoder of a network finds in the images that it sees meanwhile.
+
+    Of all stages, from the first to the bottleneck: instance normalization leaves little in the
+    mean of the deepest alone.
+
+    Args:
+        network: of :func:`monai_xtiny.build_network`.
+
+    Yields:
+        A list that grows by one tensor (B, F) with each forward pass: for each image of the batch,
+        the features of all stages, averaged over space.
+
+    Raises:
+        TypeError: it is another network.
+    """
+    if not isinstance(network, DynUNet):
+        raise TypeError(
+            f"the network is {type(network).__name__}, whose encoder is unknown: give one of "
+            "build_network"
+        )
+    stages = [network.input_block, *network.downsamples, network.bottleneck]
+    pooled: list[torch.Tensor] = []
+    parts: list[torch.Tensor] = []
+
+    def pool(stage: nn.Module, _inputs: Any, found: torch.Tensor) -> None:
+        parts.append(found.as_subclass(torch.Tensor).float().flatten(2).mean(dim=2))
+        if stage is network.bottleneck:
+            pooled.append(torch.cat(parts, dim=1))
+            parts.clear()
+
+    handles = [stage.register_forward_hook(pool) for stage in stages]
+    try:
+        yield pooled
+    finally:
+        for handle in handles:
+            handle.remove()
