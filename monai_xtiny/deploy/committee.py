@@ -6,7 +6,8 @@ Axis order is C, *spatial = (x, y[, z]) or (width, height), on the grid of the n
 from __future__ import annotations
 
 import copy
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Sequence
+from contextlib import ExitStack
 from dataclasses import dataclass
 from itertools import combinations
 from typing import Any
@@ -82,10 +83,10 @@ class Committee:
     def description(self) -> str:
         """In words."""
         if self.kind == FOLDS:
-            return f"the mean of {len(self._networks)} folds"
+            return f"the mean softmax of {len(self._networks)} folds"
         if self.kind == FLIPS:
-            return f"the mean of {len(self._flips)} flips"
-        return "one network, which was trained without flips: its softmax alone"
+            return f"the mean softmax of {len(self._flips)} flips"
+        return "the softmax of one network"
 
     def __call__(self, files: Sequence[str]) -> Verdict:
         """Judge a case.
@@ -99,20 +100,17 @@ class Committee:
         item: Any = self._preprocess({"image": list(files)})
         batch: Any = list_data_collate([item])
         image = batch["image"].to(self._device)
-        features: list[torch.Tensor] = []
-        probabilities = mean_probabilities(self._logits(image, features))
+        with torch.inference_mode(), ExitStack() as stack:
+            pooled = [stack.enter_context(pooled_features(network)) for network in self._networks]
+            probabilities = mean_probabilities(
+                self._inferer(image, _flipping(network, axes))[0].as_subclass(torch.Tensor)
+                for network in self._networks
+                for axes in self._flips
+            )
+        features = torch.cat([torch.cat(rows).mean(dim=0) for rows in pooled])
         plain = image[0].as_subclass(torch.Tensor).cpu()
         spacing = tuple(float(length) for length in item["image"].pixdim)[: image.ndim - 2]
-        return Verdict(plain, spacing, probabilities.cpu(), torch.cat(features))
-
-    def _logits(self, image: torch.Tensor, features: list[torch.Tensor]) -> Iterator[torch.Tensor]:
-        """Logits (K, *spatial) of each member; each network adds its features (F,) to a list."""
-        for network in self._networks:
-            with torch.inference_mode(), pooled_features(network) as pooled:
-                for axes in self._flips:
-                    logits = self._inferer(image, _flipping(network, axes))
-                    yield logits[0].as_subclass(torch.Tensor)
-            features.append(torch.cat(pooled).mean(dim=0).cpu())
+        return Verdict(plain, spacing, probabilities.cpu(), features.cpu())
 
 
 def trained_files(bundle: Bundle) -> list[str]:

@@ -79,7 +79,7 @@ class Ranking:
     @property
     def table(self) -> str:
         """Those to label next, a line each."""
-        wide = max((len(item.case.name) for item in self.next), default=0)
+        wide = max(len("case"), *(len(item.case.name) for item in self.next))
         lines = [f"rank  {'case':{wide}}  score  uncertainty"]
         lines += [
             f"{item.rank:4}  {item.case.name:{wide}}  {item.score:5.3f}  {item.uncertainty:11.3f}"
@@ -121,6 +121,7 @@ def rank_images(
     Raises:
         FileExistsError: the folder holds something else.
         FileNotFoundError: there are no images, or no such folder of labels.
+        PermissionError: the folder cannot be written to.
         ValueError: all images have labels, masks lie among them, or the bundle was not trained.
     """
     if num < 1:
@@ -143,6 +144,7 @@ def rank_images(
             f"{str(bundle.root)!r} was never trained, so that its uncertainty means nothing: train "
             "it, or give --untrained to rank all the same"
         )
+    _check_writable(folder)
     before_run(bundle)
     committee = Committee(bundle, device=device)
     say(f"uncertainty of {committee.description}")
@@ -157,6 +159,13 @@ def rank_images(
     if not ranking.cases:
         return ranking
     return _write(ranking, folder, bundle, committee)
+
+
+def _check_writable(folder: Path) -> None:
+    """Refuse a folder that cannot be made or written, before any work."""
+    there = next(place for place in (folder, *folder.parents) if place.exists())
+    if not os.access(there, os.W_OK | os.X_OK):
+        raise PermissionError(f"{str(there)!r} cannot be written to: give another --output")
 
 
 def _judge(

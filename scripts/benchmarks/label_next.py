@@ -1,13 +1,15 @@
 """What label-next is worth: a network of few labeled cases ranks the rest, whose labels are known.
 
-usage: python scripts/benchmarks/label_next.py --data ROOT/DATASET --search search.json --work DIR
-           [--labeled 15] [--folds 2] [--epochs 12] [--every 2] [--seed 0]
+usage: python scripts/benchmarks/label_next.py --data ROOT/DATASET --work DIR
+           (--search search.json [--labeled 15] [--folds 2] [--epochs 12] | --bundle BUNDLE)
+           [--every 2] [--seed 0]
 
 A random draw of cases is trained on, each fold by the emitted train.json; of the others, each
 --every'th is ranked by committees of the folds, of the flips of fold 0, and of fold 0 alone. The
 tables show, for several scores of an image, their rank correlation with 1 - Dice and the Dice of
 the ten cases ranked first; and what becomes of near-duplicates that are planted among the cases.
-Trained folds in DIR are not trained again.
+Trained folds in DIR are not trained again. With --bundle, a trained bundle ranks the cases that its
+training held out.
 """
 
 from __future__ import annotations
@@ -30,7 +32,7 @@ from monai_xtiny.bundle.folder import Bundle
 from monai_xtiny.bundle.search_file import read_search
 from monai_xtiny.bundle.writer import export_bundle
 from monai_xtiny.bundled.folds import fold_file
-from monai_xtiny.deploy.committee import Committee
+from monai_xtiny.deploy.committee import Committee, trained_files
 from monai_xtiny.deploy.targets import Target, find_targets
 from monai_xtiny.scores.diversity import rank_diverse
 from monai_xtiny.scores.uncertainty import image_uncertainty, voxel_entropy
@@ -73,7 +75,9 @@ def main() -> None:
     """The command line."""
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--data", type=Path, required=True, help="nnU-Net data set root")
-    parser.add_argument("--search", type=Path, required=True, help="whose plan and width to train")
+    source = parser.add_mutually_exclusive_group(required=True)
+    source.add_argument("--search", type=Path, help="search.json whose plan and width to train")
+    source.add_argument("--bundle", type=Path, help="a trained one")
     parser.add_argument("--work", type=Path, required=True)
     parser.add_argument("--labeled", type=int, default=15, help="cases that have labels")
     parser.add_argument("--folds", type=int, default=2)
@@ -82,25 +86,32 @@ def main() -> None:
     parser.add_argument("--seed", type=int, default=0, help="of all draws")
     arguments = parser.parse_args()
     torch.set_num_threads(1)
-    with quiet():
-        trained, labeled = train_folds(arguments)
+    arguments.work.mkdir(parents=True, exist_ok=True)
+    if arguments.bundle:
+        trained = Bundle.open(arguments.bundle)
+        held_out = trained.config("datalist")["validation"]
+        names = {Path(entry["label"]).name.split(".")[0] for entry in held_out}
+    else:
+        with quiet():
+            trained, names = train_folds(arguments)
     found = find_targets(arguments.data, reads=trained.kind, in_channels=trained.plan.in_channels)
-    cases = [case for case in found.cases if case.name not in labeled][:: arguments.every]
+    cases = [case for case in found.cases if case.name in names][:: arguments.every]
     for kind, bundle in committees_of(trained, arguments.work).items():
         with quiet():
             committee = Committee(bundle)
             judged = [judge(committee, case, arguments.data) for case in cases]
-        known = [item for item in judged if item is not None]
+        pairs = [pair for pair in zip(cases, judged, strict=True) if pair[1] is not None]
+        same_grid, known = [case for case, _ in pairs], [item for _, item in pairs]
         print(f"\n{kind}: {len(known)} cases ({len(cases) - len(known)} on another grid)\n")
         print(score_table(known, arguments.seed))
-        if kind == "flips":
+        if kind == "flips" and cases[0].kind == "raster":
             with quiet():
-                copies = judge_copies(committee, cases, known, arguments.work / "copies")
+                copies = judge_copies(committee, same_grid, known, arguments.work / "copies")
             print("\n" + copies_table(known, copies))
 
 
 def train_folds(arguments: argparse.Namespace) -> tuple[Bundle, set[str]]:
-    """The bundle with its trained folds, and the names of the cases that have labels."""
+    """The bundle with its trained folds, and the names of the cases that they have not seen."""
     names = sorted(path.name for path in (arguments.data / "labelsTr").iterdir())
     drawn = random.Random(arguments.seed).sample(names, arguments.labeled)
     images = sorted(path.name for path in (arguments.data / "imagesTr").iterdir())
@@ -111,7 +122,6 @@ def train_folds(arguments: argparse.Namespace) -> tuple[Bundle, set[str]]:
         entries.append({"image": files, "label": f"labelsTr/{name}"})
     root = arguments.work / f"{arguments.data.name}_segmentation"
     if not root.exists():
-        arguments.work.mkdir(parents=True, exist_ok=True)
         export_bundle(read_search(arguments.search), root)
     datalist = arguments.work / f"{arguments.data.name}.json"
     datalist.write_text(json.dumps({"training": entries}))
@@ -122,13 +132,14 @@ def train_folds(arguments: argparse.Namespace) -> tuple[Bundle, set[str]]:
                 bundle, data=arguments.data, datalist=datalist, epochs=arguments.epochs, fold=fold,
                 overrides={"num_workers": 0},
             )  # fmt: skip
-    return bundle, {name.split(".")[0] for name in drawn}
+    return bundle, {name.split(".")[0] for name in names if name not in drawn}
 
 
 def committees_of(trained: Bundle, work: Path) -> dict[str, Bundle]:
     """Bundles whose committees are the folds, the flips of fold 0, and fold 0 alone."""
-    bundles = {"folds": trained}
-    for kind in ("flips", "alone"):
+    bundles = {"folds": trained} if len(trained_files(trained)) > 1 else {}
+    mirrors = bool(trained.config("train")["mirror_prob"])
+    for kind in ("flips", "alone") if mirrors else ("alone",):
         root = work / kind / trained.name
         shutil.rmtree(root.parent, ignore_errors=True)
         shutil.copytree(trained.root, root)
