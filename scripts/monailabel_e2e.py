@@ -324,7 +324,8 @@ def check_label_next(server: Server, bundle: Bundle, output: Path) -> dict[str, 
     )
     expect(done.returncode == 0, f"{bundle.name}: label-next fails:\n{done.stderr[-4000:]}")
     ranked = json.loads((folder / "label_next.json").read_text(encoding="utf-8"))["cases"]
-    order = [case["case"] for case in ranked]
+    scores = {stem(Path(case["files"][0])): case["score"] for case in ranked}
+    order = list(scores)
     expect(set(order) == set(server.images()), f"{bundle.name}: label-next ranks {order}")
     # A study that was named is named again only after the others.
     named = [
@@ -332,7 +333,7 @@ def check_label_next(server: Server, bundle: Bundle, output: Path) -> dict[str, 
     ]
     expect(named == order, f"{bundle.name}: the server names {named}, label-next {order}")
     print(f"{bundle.name}: the server names its {len(order)} studies in the order of label-next")
-    return {case["case"]: case["score"] for case in ranked}
+    return scores
 
 
 def label_studies(server: Server, truth: Path, count: int) -> None:

@@ -42,8 +42,8 @@ def without_labeled(
     Args:
         cases: that were found.
         bundle: that they are to be ranked by.
-        labeled: a folder of labels, ``CASE.nii.gz`` or ``CASE.png``, in the same folders as the
-            images.
+        labeled: a folder of labels, called as the case or as its first file, in the same folders
+            as the images.
 
     Raises:
         FileNotFoundError: there is no such folder.
@@ -56,7 +56,7 @@ def without_labeled(
     kept = []
     for case in cases:
         reason = _beside(case, beside)
-        if reason is None and given is not None and case.name in given:
+        if reason is None and given is not None and _names_of(case) & given:
             reason = os.fspath(labeled or "")
         if reason is None and _is_listed(case, listed):
             reason = f"{bundle.name}/{SPLIT}"
@@ -77,6 +77,12 @@ def _beside(case: Target, known: dict[str, set[str]]) -> str | None:
         files = os.listdir(labels) if os.path.isdir(labels) else []
         known[labels] = {file_stem(name) for name in files if file_kind(name)}
     return labels if PurePosixPath(case.name).name in known[labels] else None
+
+
+def _names_of(case: Target) -> set[str]:
+    """What the label of a case may be called: as nnU-Net has it, or as MONAI Label, CASE_0000."""
+    stem = file_stem(os.path.basename(case.files[0]))
+    return {case.name, PurePosixPath(case.name).with_name(stem).as_posix()}
 
 
 def _names_in(labeled: str | os.PathLike[str]) -> set[str]:

@@ -79,7 +79,7 @@ class Ranking:
     @property
     def table(self) -> str:
         """Those to label next, a line each."""
-        wide = max(len("case"), *(len(item.case.name) for item in self.next))
+        wide = max(map(len, ("case", *(item.case.name for item in self.next))))
         lines = [f"rank  {'case':{wide}}  score  uncertainty"]
         lines += [
             f"{item.rank:4}  {item.case.name:{wide}}  {item.score:5.3f}  {item.uncertainty:11.3f}"

@@ -55,11 +55,11 @@ def test_cases_with_a_label_in_labels_tr_are_left_out(bundle, tmp_path, monkeypa
 
 
 def test_cases_with_a_label_in_a_given_folder_are_left_out(bundle, tmp_path) -> None:
-    images = make_files(tmp_path / "images", "a.png", "p1/a.png", "p1/b.png")
-    labels = make_files(tmp_path / "done", "p1/a.nii.gz", "p1/notes.txt", "c.png")
+    images = make_files(tmp_path / "images", "a.png", "p1/a.png", "p1/b.png", "p2/d_0000.png")
+    labels = make_files(tmp_path / "done", "p1/a.nii.gz", "p1/notes.txt", "c.png", "p2/d_0000.png")
     found = split(bundle, images, labels)
     assert names_of(found) == ["a", "p1/b"]
-    assert found.left_out == {str(labels): ("p1/a",)}
+    assert found.left_out == {str(labels): ("p1/a", "p2/d")}
     with pytest.raises(FileNotFoundError, match="no such folder of labels: '.*nowhere'"):
         split(bundle, images, tmp_path / "nowhere")
 
