@@ -19,7 +19,7 @@ from torch import nn
 from monai_xtiny.bundle.folder import WEIGHTS, Bundle
 from monai_xtiny.bundled.folds import fold_file, is_initialization, load_tensors, load_weights
 from monai_xtiny.deploy.engines import mirror_axes
-from monai_xtiny.networks import pooled_features
+from monai_xtiny.networks.features import pooled_features
 from monai_xtiny.scores.uncertainty import mean_probabilities
 from monai_xtiny.system.devices import select_device
 
@@ -35,7 +35,7 @@ class Verdict:
         image: normalized, (C, *spatial), on the CPU as what follows.
         spacing: of its voxels, mm; 1 for 2D images.
         probabilities: of the classes, mean of the members, (K, *spatial).
-        features: of the image, of all stages of the encoder, (F,).
+        features: of the image, as the encoder has them, (F,).
     """
 
     image: torch.Tensor

@@ -2,7 +2,7 @@
 
 usage: python scripts/benchmarks/label_next.py --data ROOT/DATASET --work DIR
            (--search search.json [--labeled 15] [--folds 2] [--epochs 12] | --bundle BUNDLE)
-           [--every 2] [--seed 0]
+           [--every 2] [--committees folds,flips,alone] [--seed 0]
 
 A random draw of cases is trained on, each fold by the emitted train.json; of the others, each
 --every'th is ranked by committees of the folds, of the flips of fold 0, and of fold 0 alone. The
@@ -83,6 +83,7 @@ def main() -> None:
     parser.add_argument("--folds", type=int, default=2)
     parser.add_argument("--epochs", type=int, default=12)
     parser.add_argument("--every", type=int, default=2, help="ranks each so many'th case")
+    parser.add_argument("--committees", default="folds,flips,alone")
     parser.add_argument("--seed", type=int, default=0, help="of all draws")
     arguments = parser.parse_args()
     torch.set_num_threads(1)
@@ -96,7 +97,10 @@ def main() -> None:
             trained, names = train_folds(arguments)
     found = find_targets(arguments.data, reads=trained.kind, in_channels=trained.plan.in_channels)
     cases = [case for case in found.cases if case.name in names][:: arguments.every]
+    wanted = arguments.committees.split(",")
     for kind, bundle in committees_of(trained, arguments.work).items():
+        if kind not in wanted:
+            continue
         with quiet():
             committee = Committee(bundle)
             judged = [judge(committee, case, arguments.data) for case in cases]

@@ -57,7 +57,7 @@ def test_a_committee_of_one_is_its_softmax(pictures, tmp_path) -> None:
     assert committee.kind == "softmax"
     np.testing.assert_allclose(verdict.probabilities, probabilities_of(pictures, image), atol=1e-5)
     assert verdict.image.shape == (1, 48, 32) and verdict.spacing == (1, 1)
-    assert verdict.features.shape == (16,)
+    assert verdict.features.shape == (8,)
 
 
 def test_a_committee_of_flips_is_the_mean_of_their_softmaxes(pictures, tmp_path) -> None:
@@ -91,7 +91,7 @@ def test_a_committee_of_folds_is_the_mean_of_their_softmaxes(pictures, tmp_path)
         shutil.copy(tmp_path / "kept.pt", pictures.path("models/model.pt"))
         expected += probabilities_of(pictures, image) / 3
     np.testing.assert_allclose(verdict.probabilities, expected, atol=1e-5)
-    assert verdict.features.shape == (48,)
+    assert verdict.features.shape == (24,)
 
 
 def test_trained_files_are_those_of_folds_that_were_trained(pictures) -> None:
