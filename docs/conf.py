@@ -15,8 +15,9 @@ from sphinx.util import logging
 HERE = Path(__file__).resolve().parent
 sys.path[:0] = [str(HERE), str(HERE.parent)]
 
-import monai_xtiny  # noqa: E402
 from from_code import api_page, commands_page  # noqa: E402
+
+import monai_xtiny  # noqa: E402
 
 project = "monai_xtiny"
 copyright = "the authors of monai_xtiny"
@@ -36,6 +37,7 @@ napoleon_numpy_docstring = False
 html_theme = "furo"
 html_title = f"monai_xtiny {release}"
 html_copy_source = html_show_sourcelink = False
+html_static_path, html_css_files = ["_static"], ["book.css"]
 html_math_renderer = "mathml"
 
 # Marks in pages, and what is written in their places.
