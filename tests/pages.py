@@ -6,6 +6,7 @@ import json
 import re
 import shlex
 import shutil
+from collections.abc import Iterable
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -76,6 +77,21 @@ def blocks_of(page: str) -> list[Block]:
     return found
 
 
+def first_of_their_kind(blocks: Iterable[Block]) -> list[list[str]]:
+    """Of each block the lines that are to be run: none that another has, whatever its bundle."""
+    seen: set[str] = set()
+    found = []
+    for block in blocks:
+        kept = []
+        for line in block.commands:
+            plain = re.sub(r"\b(OUT/\w+_segmentation|B|BUNDLE)(?=[\s/]|$)", "BUNDLE", line)
+            if line.startswith("cd ") or plain not in seen:
+                kept.append(line)
+            seen.add(plain)
+        found.append(kept)
+    return found
+
+
 class Shell:
     """Runs commands of a page, in forked processes, in a folder where its placeholders are.
 
@@ -140,8 +156,9 @@ def prepare(kind: str, source: Path, folder: Path) -> None:
     shutil.move(folder / "OUT" / "B_segmentation", folder / "B")
     shell.cwd = folder / "B"
     shell.run("python -m monai.bundle run --config_file configs/train.json --dataset_dir DATA")
-    shell.cwd = folder
-    shell.run("python -m monai_xtiny deploy B")
+    if is_2d:
+        shell.cwd = folder
+        shell.run("python -m monai_xtiny deploy B")
 
 
 def _crop_data(source: Path, target: Path, edge: int, classes: tuple[str, ...]) -> None:

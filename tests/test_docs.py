@@ -24,7 +24,7 @@ from monai_xtiny.cli.arguments import read_words
 from monai_xtiny.cli.commands import COMMANDS, GROUPS
 from monai_xtiny.data.cases import find_cases
 from monai_xtiny.data.headers import read_headers
-from tests.pages import FENCE, ROOT, RUN_BY, Block, Shell, blocks_of, prepare
+from tests.pages import FENCE, ROOT, RUN_BY, Block, Shell, blocks_of, first_of_their_kind, prepare
 from tests.processes import run_module
 from tests.shared import made_once
 
@@ -43,7 +43,9 @@ VOLUMES = ("docs/howto/msd.md", "docs/howto/dicom.md")
 BLOCKS = {page: blocks_of(page) for page in PAGES}
 SHELL = [block for blocks in BLOCKS.values() for block in blocks if block.kind == "bash"]
 RUN = {page: [b for b in blocks if not b.mark] for page, blocks in BLOCKS.items()}
-RUN_PAGES = [page for page, blocks in RUN.items() if any(b.kind == "bash" for b in blocks)]
+RUN_SHELL = [block for blocks in RUN.values() for block in blocks if block.kind == "bash"]
+LINES = list(zip(RUN_SHELL, first_of_their_kind(RUN_SHELL), strict=True))
+RUN_PAGES = list(dict.fromkeys(block.page for block in RUN_SHELL))
 COMMANDS_BY_NAME = {
     **COMMANDS,
     **{f"{group} {name}": one for group, many in GROUPS.items() for name, one in many.items()},
@@ -222,11 +224,10 @@ def shell(page, real_data, tmp_path) -> Shell:
 @pytest.mark.slow
 @pytest.mark.parametrize("page", RUN_PAGES)
 def test_commands_of_a_page_run(shell, page) -> None:
-    for block in RUN[page]:
-        if block.kind == "bash":
-            shell.cwd = shell.folder
-            for line in block.commands:
-                shell.run(line)
+    for block, lines in LINES:
+        shell.cwd = shell.folder
+        for line in lines if block.page == page else ():
+            shell.run(line)
 
 
 def run_code(folder: Path, block: Block, *arguments: object) -> None:
