@@ -26,6 +26,7 @@ version = release = monai_xtiny.__version__
 extensions = ["myst_parser", "sphinx.ext.autodoc", "sphinx.ext.napoleon"]
 myst_heading_anchors = 3
 suppress_warnings = ["myst.header"]  # tables of a benchmark may begin with a section
+myst_fence_as_directive = ["math"]  # which other readers of Markdown know too
 smartquotes = False  # it would make one dash of the two of an option
 autodoc_member_order = "bysource"
 autodoc_typehints = "description"

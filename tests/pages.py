@@ -23,7 +23,7 @@ NOT_RUN, RUN_BY = "*Not run by the tests: ", "*Run by "
 PAGE_NOT_RUN = "*The commands of this page are not run by the tests: "
 # Words that stand for what the reader has; the runs below have folders of these names.
 PLACES = re.compile(r"^(DATA|IMAGES|LABELS|MASKS|DICOM|OUT|BUNDLE|B)(?=/|$)")
-BUNDLE_IN_OUT = re.compile(r"^OUT/\w+_segmentation$")
+BUNDLE_TO_BE = re.compile(r"^(OUT/\w+_segmentation|BUNDLE)$")
 # What makes a bundle, so that none may be there.
 MAKING = ("search", "export", "configs/search.json")
 # What is added to commands that would take minutes.
@@ -112,7 +112,7 @@ class Shell:
         assert words[:2] == ["python", "-m"], f"nothing runs {line!r}: mark it in its page"
         module, *rest = words[2:]
         name = rest[0] if module == "monai_xtiny" else rest[rest.index("--config_file") + 1]
-        for word in filter(BUNDLE_IN_OUT.match, rest):
+        for word in filter(BUNDLE_TO_BE.match, rest):
             if name in MAKING:
                 shutil.rmtree(self.folder / word, ignore_errors=True)
             else:
@@ -156,9 +156,6 @@ def prepare(kind: str, source: Path, folder: Path) -> None:
     shutil.move(folder / "OUT" / "B_segmentation", folder / "B")
     shell.cwd = folder / "B"
     shell.run("python -m monai.bundle run --config_file configs/train.json --dataset_dir DATA")
-    if is_2d:
-        shell.cwd = folder
-        shell.run("python -m monai_xtiny deploy B")
 
 
 def _crop_data(source: Path, target: Path, edge: int, classes: tuple[str, ...]) -> None:

@@ -37,7 +37,7 @@ PAGES = [
     "CONTRIBUTING.md",
     *sorted(str(path.relative_to(ROOT)) for path in (ROOT / "docs").rglob("*.md")),
 ]
-KINDS = ("bash", "python", "javascript", "cpp", "text", "json", "{toctree}")
+KINDS = ("bash", "python", "javascript", "cpp", "text", "json", "math", "{toctree}")
 NODE_MODULES = ROOT / "scripts/web/node_modules"
 VOLUMES = ("docs/howto/msd.md", "docs/howto/dicom.md")
 BLOCKS = {page: blocks_of(page) for page in PAGES}
@@ -45,7 +45,9 @@ SHELL = [block for blocks in BLOCKS.values() for block in blocks if block.kind =
 RUN = {page: [b for b in blocks if not b.mark] for page, blocks in BLOCKS.items()}
 RUN_SHELL = [block for blocks in RUN.values() for block in blocks if block.kind == "bash"]
 LINES = list(zip(RUN_SHELL, first_of_their_kind(RUN_SHELL), strict=True))
-RUN_PAGES = list(dict.fromkeys(block.page for block in RUN_SHELL))
+# These two take an ONNX file, which takes long to write: one test runs them.
+ONNX_PAGES = ("docs/howto/deployment.md", "docs/segment.md")
+RUN_PAGES = [page for page in dict.fromkeys(b.page for b in RUN_SHELL) if page not in ONNX_PAGES]
 COMMANDS_BY_NAME = {
     **COMMANDS,
     **{f"{group} {name}": one for group, many in GROUPS.items() for name, one in many.items()},
@@ -224,6 +226,11 @@ def shell(page, real_data, tmp_path) -> Shell:
 @pytest.mark.slow
 @pytest.mark.parametrize("page", RUN_PAGES)
 def test_commands_of_a_page_run(shell, page) -> None:
+    run_page(shell, page)
+
+
+def run_page(shell: Shell, page: str) -> None:
+    """Run the commands of a page, each block from where the reader begins."""
     for block, lines in LINES:
         shell.cwd = shell.folder
         for line in lines if block.page == page else ():
@@ -278,11 +285,12 @@ def test_python_of_the_page_on_python_runs(shell, page) -> None:
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("page", ["docs/howto/deployment.md"])
+@pytest.mark.parametrize("page", [ONNX_PAGES[0]])
 def test_programs_label_an_image_as_segment_does(shell, page) -> None:
     folder, image = shell.folder, sorted((shell.folder / "IMAGES").iterdir())[0]
-    shell.run("python -m monai_xtiny deploy B --standalone")
-    shell.run("python -m monai_xtiny segment B IMAGES --output LABELS --engine onnx")
+    for each in ONNX_PAGES:
+        run_page(shell, each)
+    shell.run("python -m monai_xtiny segment B IMAGES --output LABELS --engine onnx")  # no --tta
     expected = np.asarray(Image.open(folder / "LABELS" / image.name.replace("_0000", "")))
     model = folder / "B" / "models" / "model_standalone.onnx"
     alone, windows = programs(page)
