@@ -44,7 +44,12 @@ BLOCKS = {page: blocks_of(page) for page in PAGES}
 SHELL = [block for blocks in BLOCKS.values() for block in blocks if block.kind == "bash"]
 RUN = {page: [b for b in blocks if not b.mark] for page, blocks in BLOCKS.items()}
 RUN_SHELL = [block for blocks in RUN.values() for block in blocks if block.kind == "bash"]
-LINES = list(zip(RUN_SHELL, first_of_their_kind(RUN_SHELL), strict=True))
+LINES = [
+    pair
+    for of_volumes in (True, False)
+    for blocks in [[block for block in RUN_SHELL if (block.page in VOLUMES) is of_volumes]]
+    for pair in zip(blocks, first_of_their_kind(blocks), strict=True)
+]
 # These two take an ONNX file, which takes long to write: one test runs them.
 ONNX_PAGES = ("docs/howto/deployment.md", "docs/segment.md")
 RUN_PAGES = [page for page in dict.fromkeys(b.page for b in RUN_SHELL) if page not in ONNX_PAGES]
