@@ -117,7 +117,7 @@ def golden() -> dict:
 
 @pytest.fixture(scope="session")
 def real_data() -> Path:
-    """Folder with the data sets of the README; a test without them says so."""
+    """Folder with the data sets of docs/evidence.md; a test without them says so."""
     root = os.environ.get("XTINY_DATA")
     if not root or not Path(root).is_dir():
         pytest.skip("XTINY_DATA does not name the folder of the real data sets")

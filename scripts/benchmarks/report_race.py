@@ -107,7 +107,7 @@ def main() -> None:
     folder = parser.parse_args().output
     warnings.filterwarnings("ignore", "Mean of empty slice")
     tasks = read_tasks(folder)
-    lines = ["## Tasks", "", *tasks_table(tasks)]
+    lines = ["# Tables: a race on labels", "", "## Tasks", "", *tasks_table(tasks)]
     fits = {name: fit([task for other, task in tasks.items() if other != name]) for name in tasks}
     for title, part in (
         ("All tasks", list(tasks)),
