@@ -158,7 +158,7 @@ def rank_images(
     )
     if not ranking.cases:
         return ranking
-    return _write(ranking, folder, bundle, committee)
+    return _write_ranking(ranking, folder, bundle, committee)
 
 
 def _check_writable(folder: Path) -> None:
@@ -198,7 +198,7 @@ def _in_order(judged: Sequence[tuple[Target, float, np.ndarray]]) -> tuple[Ranke
     )
 
 
-def _write(ranking: Ranking, folder: Path, bundle: Bundle, committee: Committee) -> Ranking:
+def _write_ranking(ranking: Ranking, folder: Path, bundle: Bundle, committee: Committee) -> Ranking:
     """Write the list and the sheet, each whole and both at once."""
     from monai_xtiny.deploy.contact_sheet import draw_contact_sheet, view_case  # matplotlib
 
@@ -209,14 +209,14 @@ def _write(ranking: Ranking, folder: Path, bundle: Bundle, committee: Committee)
         title = f"{item.rank}   {item.case.name}   {item.score:.3f}"
         views.append(view_case(verdict, title, bundle.plan.slice_axis))
     folder.mkdir(parents=True, exist_ok=True)
-    content = _content(ranking, bundle, committee)
+    content = _ranking_content(ranking, bundle, committee)
     with atomic_write(folder / SHEET) as sheet:
         draw_contact_sheet(views, bundle.label_names, sheet)
         write_json(folder / LIST, content)
     return replace(ranking, files=(folder / LIST, folder / SHEET))
 
 
-def _content(ranking: Ranking, bundle: Bundle, committee: Committee) -> dict[str, Any]:
+def _ranking_content(ranking: Ranking, bundle: Bundle, committee: Committee) -> dict[str, Any]:
     """What the list holds."""
     return {
         "format_version": _FORMAT_VERSION,
