@@ -117,7 +117,7 @@ def golden() -> dict:
 
 @pytest.fixture(scope="session")
 def real_data() -> Path:
-    """Folder with the data sets of the README; a test without them says so."""
+    """Folder with the data sets of docs/evidence.md; a test without them says so."""
     root = os.environ.get("XTINY_DATA")
     if not root or not Path(root).is_dir():
         pytest.skip("XTINY_DATA does not name the folder of the real data sets")
@@ -231,6 +231,7 @@ def write_dicom_series(
         item = FileDataset("", {}, file_meta=meta, preamble=b"\0" * 128)
         item.SOPClassUID, item.SOPInstanceUID = CTImageStorage, f"{series}.{index}"
         item.SeriesInstanceUID, item.Modality = series, "CT"
+        item.StudyInstanceUID, item.FrameOfReferenceUID = "1.2.840.1", f"{series}.9999"
         item.InstanceNumber = index + 1
         item.ImagePositionPatient = [0, 0, 3 * index]
         item.ImageOrientationPatient = [1, 0, 0, 0, 1, 0]

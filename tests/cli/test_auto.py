@@ -75,6 +75,15 @@ def test_auto_goes_on_where_it_was_stopped_and_skips_what_is_done(
         "search:", "training:", "evaluation:", "deployment:",
     ]  # fmt: skip
 
+    # Another number of epochs is a wish, and a case more is not covered by what is done.
+    assert run_main(*command[:-1], 3) == 0
+    longer = capsys.readouterr().out
+    assert "epoch 3 of 3: Dice" in longer and "evaluation: done already" not in longer
+    for folder, name in (("imagesTr", "{}_0000.png"), ("labelsTr", "{}.png")):
+        shutil.copy(labeled / folder / name.format("c0"), labeled / folder / name.format("new"))
+    line = refused(capsys, *command[:-1], 3)
+    assert "was trained on other cases: 1 of" in line and "(new.png): give another --bundle" in line
+
 
 @pytest.mark.slow
 def test_auto_takes_as_many_epochs_as_fit_the_time(capsys, monkeypatch, labeled, tmp_path) -> None:
@@ -141,6 +150,8 @@ def test_auto_refuses_an_empty_folder_and_torchrun(capsys, monkeypatch, tmp_path
     assert "no images in" in refused(
         capsys, "auto", "--data", tmp_path / "empty", "--bundle", bundle
     )
+    line = refused(capsys, "auto", "--data", tmp_path / "none", "--bundle", bundle)
+    assert line.endswith("none': check --data")
     monkeypatch.setenv("WORLD_SIZE", "2")
     assert "auto runs in one process" in refused(
         capsys, "auto", "--data", tmp_path / "empty", "--bundle", bundle
