@@ -47,7 +47,10 @@ mkdir -p "$output/dist"
 [ -n "$reuse" ] && [ -x "$output/build/bin/python" ] || "$1" -m venv --clear "$output/build"
 pip "$output/build" install build
 # From the source distribution, so that a wheel can be made of that alone.
-"$output/build/bin/python" -m build --outdir "$output/dist" . >"$output/build.log"
+"$output/build/bin/python" -m build --outdir "$output/dist" . >"$output/build.log" 2>&1 || {
+    tail -n 20 "$output/build.log" >&2
+    exit 1
+}
 wheel=$(echo "$output"/dist/*.whl) sdist=$(echo "$output"/dist/*.tar.gz)
 "$output/build/bin/python" scripts/release_contents.py "$wheel" "$sdist"
 
@@ -72,9 +75,10 @@ for python in "$@"; do
     OMP_NUM_THREADS=1 "$environment/bin/python" -m pytest -q -n 2 -p no:cacheprovider \
         -m "not slow and not search"
     # Without Node, and from elsewhere.
-    (cd "$output" && PATH=$environment/bin "$environment/bin/monai-xtiny" web \
-        "$tests/bundle/nuclei_fluorescence_xtiny_segmentation" --single_file \
-        --output "$output/page$version" | tail -n 1)
+    cd "$output"
+    rm -rf "page$version"
+    PATH=$environment/bin monai-xtiny web --single_file --output "page$version" \
+        "$tests/bundle/nuclei_fluorescence_xtiny_segmentation"
     cd "$root"
 done
 echo "done: $wheel"
