@@ -60,7 +60,9 @@ async function check(browser, file, view, screenshots) {
     for (const node of violation.nodes) problems.push(`${violation.id}: ${node.target} ${node.html}`);
   if (screenshots) {
     mkdirSync(screenshots, { recursive: true });
-    const stem = path.join(screenshots, `${path.basename(file, ".html")}_${view.name}`);
+    // Reports of several bundles have one name, in folders of their own.
+    const place = path.relative("", file).replace(/\.html$/, "").replace(/[\\/.]+/g, "_");
+    const stem = path.join(screenshots, `${place}_${view.name}`);
     await page.screenshot({ path: `${stem}.png`, fullPage: true });
     if (view.media === "print") await page.pdf({ path: `${stem}.pdf`, format: "A4" });
   }

@@ -13,9 +13,11 @@ from typing import Any
 
 import nibabel
 import numpy as np
+import torch
 from PIL import Image
 
-from monai_xtiny.bundle.folder import Bundle
+from monai_xtiny.bundle.folder import WEIGHTS, Bundle
+from monai_xtiny.cli.commands import main as run_command
 from monai_xtiny.deploy.onnx_model import export_onnx
 from monai_xtiny.deploy.standalone import write_standalone
 from monai_xtiny.deploy.web import write_site
@@ -23,6 +25,7 @@ from monai_xtiny.system.config_text import PlainPath
 
 ROOT = Path(__file__).resolve().parent.parent
 MRI, NUCLEI = "hippocampus_mri_xtiny_segmentation", "nuclei_fluorescence_xtiny_segmentation"
+SLICES = "hippocampus_slices_segmentation"
 RUNTIME = ROOT / "scripts/web/node_modules/onnxruntime-web/dist"
 
 
@@ -100,6 +103,60 @@ def refused_files(folder: Path, *, is_volume: bool) -> list[dict[str, str]]:
     return [{"file": str(file), "says": says} for file, says in found.items()]
 
 
+def search_slices(folder: Path, data: Path) -> Path:
+    """A bundle of slices across the first axis; its weights are drawn: nobody judges the labels."""
+    images, bundle = folder / "searched", folder / SLICES
+    images.mkdir(parents=True)
+    for file in sorted((data / "Dataset004_Hippocampus/imagesTr").glob("*.nii.gz"))[:6]:
+        stored: Any = nibabel.load(file)
+        thick = nibabel.Nifti1Image(np.asarray(stored.dataobj, np.float32), np.diag([3.0, 1, 1, 1]))
+        nibabel.save(thick, images / file.name)
+    typed = ["search", "--images", str(images), "--bundle", str(bundle), "--spatial_dims", "2"]
+    classes = "background,anterior,posterior"
+    run_command([*typed, "--method", "paper", "--num_images", "2", "--label_names", classes])
+    weights = bundle / WEIGHTS
+    drawn = torch.Generator().manual_seed(0)
+    state = torch.load(weights, weights_only=True)
+    for value in state.values():
+        if value.ndim == 1:  # of normalization, which are 0 and 1 at the start
+            value += torch.randn(value.shape, generator=drawn) / 2
+    torch.save(state, weights)
+    return bundle
+
+
+def prepare_slices(data: Path, output: Path) -> dict[str, Any]:
+    """A page of slices of volumes, and labels of volumes that are turned and resampled."""
+    folder = output / SLICES
+    images, labels = folder / "images", folder / "labels"
+    images.mkdir(parents=True)
+    files = draw_volumes(images, data)[:3]
+    bundle = Bundle.open(search_slices(folder, data))
+    pairs = label_files(bundle, files, images, labels)
+    write_site(bundle, folder / "site")
+    return {
+        "name": SLICES,
+        **pairs[0],
+        "others": pairs[1:],
+        "labels": bundle.label_names,
+        "voxel_ml": 0.001,
+        "site": f"{SLICES}/site",
+        "brief": True,
+    }
+
+
+def label_files(
+    bundle: Bundle, files: list[Path], images: Path, labels: Path
+) -> list[dict[str, Any]]:
+    """Label files with the bundle's own ``inference.json``."""
+    options = {"dataset_dir": PlainPath(str(images)), "output_dir": str(labels), "num_workers": 0}
+    bundle.workflow(("inference",), options).run()
+    ending = ".png" if bundle.kind == "images" else ".nii.gz"
+    return [
+        {"images": [str(file)], "label": str(labels / f"{file.name.split('.')[0]}{ending}")}
+        for file in files
+    ]
+
+
 def prepare(name: str, data: Path, output: Path) -> dict[str, Any]:
     """Pages of a bundle, its images, and their labels by inference.json."""
     is_volume = name == MRI
@@ -108,8 +165,7 @@ def prepare(name: str, data: Path, output: Path) -> dict[str, Any]:
     images.mkdir(parents=True)
     files = (draw_volumes if is_volume else draw_images)(images, data)
     bundle = Bundle.open(shutil.copytree(ROOT / "bundle" / name, folder / name))
-    options = {"dataset_dir": PlainPath(str(images)), "output_dir": str(labels), "num_workers": 0}
-    bundle.workflow(("inference",), options).run()
+    pairs = label_files(bundle, files, images, labels)
     model = export_onnx(bundle)
     write_site(bundle, folder / "site")
     single = write_site(bundle, folder / "single", single_file=True)
@@ -120,11 +176,6 @@ def prepare(name: str, data: Path, output: Path) -> dict[str, Any]:
         for file in ("ort.wasm.bundle.min.mjs", "ort-wasm-simd-threaded.wasm"):
             shutil.copy(RUNTIME / file, alone)
         write_standalone(model, alone / "model_standalone.onnx")
-    ending = ".nii.gz" if is_volume else ".png"
-    pairs = [
-        {"images": [str(file)], "label": str(labels / f"{file.name.split('.')[0]}{ending}")}
-        for file in files
-    ]
     return {
         "name": name,
         **pairs[0],
@@ -139,9 +190,10 @@ def prepare(name: str, data: Path, output: Path) -> dict[str, Any]:
 
 
 def main(data: str, output: str) -> None:
-    """Prepare both bundles."""
+    """Prepare the shipped bundles, and one of slices."""
     folder = Path(output).resolve()
     cases = [prepare(name, Path(data), folder) for name in (MRI, NUCLEI)]
+    cases.append(prepare_slices(Path(data), folder))
     (folder / "cases.json").write_text(json.dumps(cases, indent=4))
 
 

@@ -1,5 +1,6 @@
 #!/usr/bin/env bash
-# Pages of the shipped bundles in headless Chromium: labels as Python's, no request to elsewhere.
+# Pages of the shipped bundles in headless Chromium: labels as Python's, no request to elsewhere;
+# likewise of a bundle of slices. Then their reports, wide, narrow and in print.
 # usage: bash scripts/web_e2e.sh [DATA] [OUTPUT]
 #   DATA holds Dataset004_Hippocampus and Dataset076_DSB2018Fluo in nnU-Net's layout (default:
 #   $XTINY_DATA); screenshots are left in OUTPUT/screens
@@ -47,4 +48,7 @@ if ! python scripts/web_e2e.py "$data" "$output" >"$output/prepare.log" 2>&1; th
     exit 1
 fi
 node scripts/web/e2e.mjs "$output"
+CHROMIUM=$(command -v chromium || command -v google-chrome) \
+    NODE_PATH=scripts/web/node_modules node scripts/report_check.mjs bundle/*/docs/report.html \
+    --screenshots "$output/screens"
 echo "screenshots: $output/screens; done in $((SECONDS - started)) s"

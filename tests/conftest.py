@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+import gc
 import json
 import os
 import shutil
@@ -13,6 +14,10 @@ import numpy as np
 import pytest
 import torch
 from PIL import Image
+
+from monai_xtiny.system.startup import import_monai
+
+import_monai()  # in less time than whatever imports it next would take
 
 from monai_xtiny.bundle import torchscript
 from monai_xtiny.bundle.writer import export_bundle
@@ -38,6 +43,11 @@ def pytest_collection_modifyitems(
     if num_workers > 1:
         items[:] = share_out(items, num_workers)
     return result
+
+
+def pytest_collection_finish() -> None:
+    """What is alive now stays: no test looks for garbage in it."""
+    gc.freeze()
 
 
 @pytest.hookimpl(wrapper=True)
@@ -221,6 +231,7 @@ def write_dicom_series(
         item = FileDataset("", {}, file_meta=meta, preamble=b"\0" * 128)
         item.SOPClassUID, item.SOPInstanceUID = CTImageStorage, f"{series}.{index}"
         item.SeriesInstanceUID, item.Modality = series, "CT"
+        item.StudyInstanceUID, item.FrameOfReferenceUID = "1.2.840.1", f"{series}.9999"
         item.InstanceNumber = index + 1
         item.ImagePositionPatient = [0, 0, 3 * index]
         item.ImageOrientationPatient = [1, 0, 0, 0, 1, 0]

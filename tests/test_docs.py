@@ -145,6 +145,7 @@ def test_options_that_are_mentioned_exist() -> None:
     known = source_text()
     # Of docker, torchrun, pip, git, Slurm, nnU-Net and MONAI Label.
     others = {"shm-size", "nproc_per_node", "rdzv_endpoint", "disable_tta", "extra-index-url"}
+    others |= {"find-links", "no-index"}
     others |= {"c", "name", "noNAME"}
     for page in PAGES:
         text = FENCE.sub("", (ROOT / page).read_text(encoding="utf-8"))

@@ -37,16 +37,18 @@ class ResultFiles:
         probabilities: a float32 NIfTI of all classes, (x, y, z, K), or for PNG one of 16 bits per
             class but the background, 65535 for 1; none unless asked for.
         overlay: PNG in color, or ``None``.
+        dicom_seg: DICOM Segmentation, or ``None``.
     """
 
     labels: Path
     probabilities: tuple[Path, ...] = ()
     overlay: Path | None = None
+    dicom_seg: Path | None = None
 
     @property
     def all(self) -> tuple[Path, ...]:
         """The labels last: where they are, the others are too."""
-        extra = () if self.overlay is None else (self.overlay,)
+        extra = [path for path in (self.overlay, self.dicom_seg) if path is not None]
         return (*self.probabilities, *extra, self.labels)
 
     def are_newer_than(self, files: Sequence[str]) -> bool:
@@ -59,9 +61,15 @@ class ResultFiles:
 
 
 def result_files(
-    case: Target, output: Path, num_classes: int, *, probabilities: bool, overlay: bool
+    case: Target,
+    output: Path,
+    num_classes: int,
+    *,
+    probabilities: bool,
+    overlay: bool,
+    dicom_seg: bool = False,
 ) -> ResultFiles:
-    """Where the results of a case go."""
+    """Where the results of a case go; a DICOM Segmentation is of a DICOM series alone."""
     place = output / case.name
     spread: tuple[Path, ...] = ()
     if probabilities and case.kind == "raster":
@@ -75,6 +83,7 @@ def result_files(
         place.with_name(place.name + case.ending),
         spread,
         place.with_name(f"{place.name}_overlay.png") if overlay else None,
+        place.with_name(f"{place.name}.seg.dcm") if dicom_seg and case.kind == "dicom" else None,
     )
 
 

@@ -11,13 +11,14 @@ from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import nibabel
 from tqdm import tqdm
 
 from monai_xtiny.bundle.folder import INFERENCE, WEIGHTS, Bundle
 from monai_xtiny.data.dicom import series_image
-from monai_xtiny.deploy.engines import Engine, mirror_axes, open_engine
+from monai_xtiny.deploy.engines import Clock, Engine, mirror_axes, open_engine
 from monai_xtiny.deploy.results import (
     ResultFiles,
     draw_labels,
@@ -29,6 +30,9 @@ from monai_xtiny.deploy.results import (
 from monai_xtiny.deploy.targets import Target, find_targets
 from monai_xtiny.system.errors import innermost, plain_words
 from monai_xtiny.system.files import digest_file, read_json, write_json
+
+if TYPE_CHECKING:
+    from monai_xtiny.deploy.dicom_seg import Labeler
 
 try:
     import fcntl
@@ -75,6 +79,7 @@ def segment_images(
     *,
     probabilities: bool = False,
     overlay: bool = False,
+    dicom_seg: bool = False,
     tta: bool = False,
     engine: str = "auto",
     device: str | None = None,
@@ -94,6 +99,7 @@ def segment_images(
         output: folder of the results, which keeps the structure of folders.
         probabilities: write those of the classes too.
         overlay: draw each case.
+        dicom_seg: write a DICOM Segmentation of each DICOM series, too.
         tta: average the logits over flips, along the axes that training mirrored.
         engine: ``onnx``, ``torch`` or ``auto``, as :func:`open_engine` takes it.
         device: to compute on; default: that of the engine.
@@ -109,14 +115,22 @@ def segment_images(
         BlockingIOError: another process writes to the folder.
         FileExistsError: the folder holds something else, or results of other weights or settings.
         FileNotFoundError: there are no images, or no ONNX file that was asked for.
-        ValueError: masks lie among the images, the bundle was not trained, or cannot mirror.
+        ImportError: ``dicom_seg`` was asked for, and highdicom is not installed.
+        ValueError: masks lie among the images, the bundle was not trained, or cannot mirror; or
+            ``dicom_seg`` was asked for, and there is no DICOM series.
     """
     axes = mirror_axes(bundle) if tta else ()
+    labeler = _labeler(bundle) if dicom_seg else None
     folder = Path(os.path.realpath(output))
-    _check_folder(folder, bundle)
+    check_result_folder(folder, bundle)
     found = find_targets(
         images, reads=bundle.kind, in_channels=bundle.plan.in_channels, without=folder
     )
+    if dicom_seg and not any(case.kind == "dicom" for case in found.cases):
+        raise ValueError(
+            f"there is no DICOM series in {str(images)!r}, and --dicom_seg is for them alone: "
+            "leave it out"
+        )
     opened = open_engine(
         bundle, engine, mirror_axes=axes, device=device, before_run=before_run, say=say
     )
@@ -137,32 +151,48 @@ def segment_images(
                 len(bundle.label_names),
                 probabilities=probabilities,
                 overlay=overlay,
+                dicom_seg=dicom_seg,
             )
-            _add_case(done, case, files, opened, bundle)
+            _add_case(done, case, files, opened, bundle, labeler)
     return done
 
 
+def _labeler(bundle: Bundle) -> Labeler:
+    """What a DICOM Segmentation says of a bundle; highdicom takes long to import."""
+    from monai_xtiny.deploy.dicom_seg import Labeler, check_highdicom
+
+    check_highdicom()
+    return Labeler.of(bundle)
+
+
 def _add_case(
-    done: Segmented, case: Target, files: ResultFiles, engine: Engine, bundle: Bundle
+    done: Segmented,
+    case: Target,
+    files: ResultFiles,
+    engine: Engine,
+    bundle: Bundle,
+    labeler: Labeler | None,
 ) -> None:
     """Segment a case unless it is done, and note what became of it."""
     if files.are_newer_than(case.files):
         done.num_kept += 1
         return
     try:
-        _segment_case(case, files, engine, bundle)
+        _segment_case(case, files, engine, bundle, labeler)
     except Exception as error:
         if _cannot_write(error, files):
             raise
-        done.problems.append(_line(case, error))
+        done.problems.append(describe_problem(case, error))
     else:
         done.num_done += 1
 
 
-def _segment_case(case: Target, files: ResultFiles, engine: Engine, bundle: Bundle) -> None:
+def _segment_case(
+    case: Target, files: ResultFiles, engine: Engine, bundle: Bundle, labeler: Labeler | None
+) -> None:
     """Write the results of a case, the labels last."""
     files.labels.parent.mkdir(parents=True, exist_ok=True)
-    with _readable(case, engine) as sources:
+    with readable_files(case, engine.clock) as sources:
         scored = engine(sources)
         num_classes = len(bundle.label_names)
         if files.probabilities:
@@ -177,18 +207,22 @@ def _segment_case(case: Target, files: ResultFiles, engine: Engine, bundle: Bund
                 from monai_xtiny.deploy.overlays import draw_overlay  # matplotlib takes long
 
                 draw_overlay(sources[0], labels, bundle.label_names, case.name, files.overlay)
+            if files.dicom_seg is not None and labeler is not None:
+                from monai_xtiny.deploy.dicom_seg import write_dicom_seg
+
+                write_dicom_seg(labels, case.files[0], labeler, files.dicom_seg)
             write_labels(labels, sources[0], files.labels)
 
 
 @contextmanager
-def _readable(case: Target, engine: Engine) -> Iterator[tuple[str, ...]]:
+def readable_files(case: Target, clock: Clock | None = None) -> Iterator[tuple[str, ...]]:
     """The files of a case; of a DICOM series, as a NIfTI file that is gone in the end."""
     if case.kind != "dicom":
         yield case.files
         return
     with tempfile.TemporaryDirectory() as hidden:
         volume = Path(hidden) / _SERIES
-        with engine.clock.spent_on("read"):
+        with (clock or Clock()).spent_on("read"):
             nibabel.save(series_image(case.files[0]), volume)
         yield (str(volume),)
 
@@ -202,7 +236,7 @@ def _cannot_write(error: Exception, files: ResultFiles) -> bool:
     return path in (folder, *folder.parents) or path in files.all
 
 
-def _line(case: Target, error: Exception) -> str:
+def describe_problem(case: Target, error: Exception) -> str:
     """What is wrong with a case, in a line that names its file."""
     cause: BaseException = innermost(error)
     while cause.__cause__ is not None:
@@ -216,18 +250,30 @@ def _line(case: Target, error: Exception) -> str:
     return text if os.path.basename(file) in text else f"{file!r}: {text}"
 
 
-def _check_folder(folder: Path, bundle: Bundle) -> None:
-    """Refuse a folder that holds anything else than results, before any work."""
+def check_result_folder(
+    folder: Path, bundle: Bundle, record: str = RECORD, command: str = "segment"
+) -> None:
+    """Refuse a folder that holds anything else than results, before any work.
+
+    Args:
+        folder: of the results, a path free of links; it need not exist.
+        bundle: that makes them.
+        record: file that is among results.
+        command: that writes them.
+
+    Raises:
+        FileExistsError: it is a file, lies in the bundle, or holds something else.
+    """
     if folder.exists() and not folder.is_dir():
         raise FileExistsError(f"{str(folder)!r} is a file: give another --output")
     if bundle.root in (folder, *folder.parents):
         raise FileExistsError(f"{str(folder)!r} lies in the bundle: give another --output")
-    if folder.is_dir() and not (folder / RECORD).is_file():
+    if folder.is_dir() and not (folder / record).is_file():
         kept = next((item.name for item in folder.iterdir() if item.name[0] != "."), None)
         if kept is not None:
             raise FileExistsError(
-                f"{str(folder)!r} holds {kept!r}, which segment has not written: give a new folder "
-                "as --output"
+                f"{str(folder)!r} holds {kept!r}, which {command} has not written: give a new "
+                "folder as --output"
             )
 
 

@@ -157,10 +157,12 @@ def verify_bundle(
             for line in read_lines(journal)
             if line.get("digest") == digest
         }
+        for width, number in done:
+            _remove_training(_training_folder(folder, width, number))  # a kill may have left it
 
         def train(width: int, number: int) -> Training:
             if (width, number) not in done:
-                copy = folder / f"width{width}_seed{number}_segmentation"
+                copy = _training_folder(folder, width, number)
                 done[width, number] = train_bundle(
                     _write_width(bundle, width, copy),
                     data=data,
@@ -170,8 +172,8 @@ def verify_bundle(
                     seed=number,
                     overrides={**brief.options, **overrides},
                 )
-                rmtree(copy)
                 append_line(journal, {"digest": digest, **asdict(done[width, number])})
+                _remove_training(copy)
             if progress is not None:
                 progress(done[width, number])
             return done[width, number]
@@ -407,6 +409,20 @@ def _write_width(bundle: Bundle, max_features: int, copy: Path) -> Bundle:
     if bundle.path("scripts").is_dir():
         copytree(bundle.path("scripts"), other.path("scripts"), dirs_exist_ok=True)
     return other
+
+
+def _training_folder(folder: Path, max_features: int, seed: int) -> Path:
+    """Where a width is trained."""
+    return folder / f"width{max_features}_seed{seed}_segmentation"
+
+
+def _remove_training(copy: Path) -> None:
+    """Remove a training's folder, if it is there; a kill leaves no half bundle in its place."""
+    hidden = copy.with_name(f".{copy.name}.removed")
+    rmtree(hidden, ignore_errors=True)
+    if copy.is_dir():
+        copy.rename(hidden)
+        rmtree(hidden)
 
 
 @contextmanager

@@ -205,7 +205,7 @@ async function checkPage(context, item, url, isServed) {
   if (isServed) await checkAccess(page, `${item.name}, empty`);
   const found = await label(page, item);
   await checkAmounts(page, item, found);
-  if (isServed) {
+  if (isServed && !item.brief) {
     await screens(page, item.name);
     await checkKeyboard(page);
     if (item.voxel_ml !== null) await checkCrosshair(page);
@@ -214,6 +214,8 @@ async function checkPage(context, item, url, isServed) {
     await drop(page, item.images[0]);
     await state(page, "done");
     await measureTime(page, item);
+  }
+  if (isServed) {
     for (const [index, other] of item.others.entries()) {
       await label(page, { ...item, ...other, name: `${item.name}, other ${index}` });
     }
@@ -289,6 +291,7 @@ try {
   for (const item of cases) {
     console.log(`== ${item.name}`);
     await checkPage(context, item, `${origin}/any%20path/${item.site}/`, true);
+    if (item.brief) continue; // the same page, and another network
     await checkPage(context, item, pathToFileURL(join(root, item.single_file)).href, false);
     if (item.standalone) await checkStandalone(context, item, origin);
   }

@@ -2,6 +2,8 @@ from __future__ import annotations
 
 import json
 import os
+import sys
+from importlib.util import find_spec
 from pathlib import Path
 
 import nibabel
@@ -13,6 +15,7 @@ from monai_xtiny.bundle.folder import Bundle
 from monai_xtiny.deploy.segment import RECORD, Segmented, segment_images
 from tests.conftest import write_dicom_series, write_png
 from tests.deploy.deployed import exported_bundle
+from tests.exports import exported
 
 pytest.importorskip("onnx")
 pytest.importorskip("onnxruntime")
@@ -126,7 +129,6 @@ def test_segment_writes_a_series_back_where_it_lay(tmp_path) -> None:
     # Two channels are no series: a bundle of one channel is needed, at its initialization.
     from dataclasses import replace
 
-    from monai_xtiny.bundle.writer import export_bundle
     from monai_xtiny.scores.table import ScoreTable
     from monai_xtiny.selection.choice import Selection
     from tests.deploy.deployed import PLANS, write_bundle
@@ -136,19 +138,43 @@ def test_segment_writes_a_series_back_where_it_lay(tmp_path) -> None:
     table = ScoreTable(
         plan, (rung,), (5,), ("a", "b"), {"load": 1.0, "score": 1.0, "total": 2.0}, {}
     )
-    bundle = export_bundle(
-        Selection("paper", 4, {4: 1.0}, None, table), tmp_path / "y_segmentation"
-    )
+    bundle = exported(Selection("paper", 4, {4: 1.0}, None, table), tmp_path / "y_segmentation")
     write_dicom_series(tmp_path / "patient" / "ct")
     output = tmp_path / "out"
+    has_highdicom = find_spec("highdicom") is not None
     found = segment_images(
-        Bundle.open(bundle), tmp_path / "patient", output, untrained=True, say=lambda _: None
+        Bundle.open(bundle),
+        tmp_path / "patient",
+        output,
+        dicom_seg=has_highdicom,
+        untrained=True,
+        say=lambda _: None,
     )
     assert not found.problems
     label = nibabel.load(output / "ct.nii.gz")
     expected = np.diag([-0.5, -0.75, 3.0, 1.0])  # LPS to RAS
     np.testing.assert_allclose(label.affine, expected, atol=1e-6)
     assert label.shape == (16, 12, 5)
+    if has_highdicom:
+        from highdicom.seg import segread
+
+        made = segread(output / "ct.seg.dcm")
+        names = [made.get_segment_description(number).segment_label for number in (1, 2)]
+        assert names == list(Bundle.open(bundle).label_names[1:])
+        assert made.get_segment_description(1).algorithm_identification.name == "y_segmentation"
+
+
+def test_segment_refuses_dicom_seg_without_a_series_or_highdicom(
+    pictures, images, tmp_path, monkeypatch
+) -> None:
+    with monkeypatch.context() as patch:
+        patch.setitem(sys.modules, "highdicom", None)
+        with pytest.raises(ImportError, match=r"pip install monai-xtiny\[dicom\]"):
+            segment_images(pictures, images, tmp_path / "out", dicom_seg=True)
+    pytest.importorskip("highdicom")
+    with pytest.raises(ValueError, match="there is no DICOM series in .*: leave it out"):
+        segment_images(pictures, images, tmp_path / "out", dicom_seg=True)
+    assert not (tmp_path / "out").exists()
 
 
 def test_segment_waits_for_no_other_process(pictures, images, tmp_path) -> None:

@@ -18,7 +18,7 @@ from monai_xtiny.bundle import measured, writer
 from monai_xtiny.bundle import replace as swap
 from monai_xtiny.bundle.archive import package_bundle
 from monai_xtiny.bundle.figures import Plane
-from monai_xtiny.bundle.folder import LEARNING_CURVE, REPORT, Bundle
+from monai_xtiny.bundle.folder import EVALUATION, LEARNING_CURVE, REPORT, Bundle
 from monai_xtiny.bundle.measured import write_evaluation
 from monai_xtiny.bundle.results import Evaluation
 from monai_xtiny.bundle.writer import export_bundle
@@ -26,13 +26,19 @@ from monai_xtiny.bundled.checkpoints import BestWeights
 from monai_xtiny.bundled.reports import METRIC_OF
 from monai_xtiny.bundled.splits import Split, write_split
 from monai_xtiny.cli.commands import main
+from monai_xtiny.deploy import latency
 from monai_xtiny.selection.choice import Selection
 from monai_xtiny.system.files import atomic_write
+from monai_xtiny.training import verify
 from monai_xtiny.training.update import update_bundle
 from tests.end_to_end.test_trainings import train as train_really
 from tests.end_to_end.test_trainings import write_data
+from tests.exports import exported
 from tests.kills import kill_everywhere
 from tests.training.test_update import MOVED, contents, train
+from tests.training.test_verify import FakeTrainings, labeled
+
+__all__ = ["labeled"]
 
 pytestmark = pytest.mark.search
 
@@ -142,7 +148,7 @@ def test_update_that_is_killed_leaves_the_one_or_the_other(bundle, swapping) -> 
 
 @pytest.mark.slow
 def test_evaluate_that_is_killed_leaves_each_result_whole(tmp_path, selection) -> None:
-    bundle = Bundle.open(export_bundle(selection, tmp_path / "root" / "x_segmentation"))
+    bundle = Bundle.open(exported(selection, tmp_path / "root" / "x_segmentation"))
     data = write_data(tmp_path / "data")
     train_really(bundle, data)
     work = lambda: main(["evaluate", str(bundle.root), "--data", str(data)])  # noqa: E731
@@ -213,7 +219,7 @@ def test_deploy_that_is_killed_leaves_the_former_files_or_the_new_ones(tmp_path,
 @pytest.mark.slow
 def test_training_that_is_killed_at_any_write_goes_on(tmp_path, selection) -> None:
     root = tmp_path / "root"
-    bundle = Bundle.open(export_bundle(selection, root / "x_segmentation"))
+    bundle = Bundle.open(exported(selection, root / "x_segmentation"))
     data = write_data(tmp_path / "data")
     files = [bundle.path(name) for name in ("models/model.pt", "configs/datalist.json")]
     train_really(bundle, data)
@@ -235,6 +241,38 @@ def test_training_that_is_killed_at_any_write_goes_on(tmp_path, selection) -> No
     work = lambda: train_really(bundle, data, epochs=2, **again)  # noqa: E731
     assert kill_everywhere(root, work, check, tidy=False, every=12) > 3
     assert bundle.path("former_training_1/models/model.pt").read_bytes() == first[0]
+
+
+@pytest.mark.slow
+def test_auto_that_is_killed_at_any_write_goes_on_to_the_same_bundle(
+    labeled, tmp_path, monkeypatch
+) -> None:
+    root = tmp_path / "root"
+    root.mkdir()
+    bundle = root / "x_segmentation"
+    levels = {f"w{2**power}": 0.8 for power in range(10)}
+    monkeypatch.setattr(verify, "train_bundle", FakeTrainings(**levels))
+
+    def check_latency(limit: float | None) -> None:  # deployment has its own test
+        if limit is not None:
+            raise ImportError("onnx cannot be imported")
+
+    monkeypatch.setattr(latency, "check_latency", check_latency)
+    ends = []
+
+    def check() -> None:
+        if bundle.exists():
+            Bundle.open(bundle)
+        if (bundle / EVALUATION).is_file():
+            found = contents(bundle)
+            choice = json.loads(found["docs/search.json"])["selected"]
+            measured = json.loads(found[EVALUATION])
+            configs = sorted(item for item in found.items() if item[0].startswith("configs/"))
+            ends.append((choice, measured, configs, found["models/model.pt"]))
+
+    words = ["auto", "--data", str(labeled), "--bundle", str(bundle), "--epochs", "1"]
+    assert kill_everywhere(root, lambda: main(words), check, every=15) > 30
+    assert len(ends) > 4 and all(end == ends[0] for end in ends)
 
 
 def test_training_that_is_killed_while_it_writes_leaves_each_file_whole(tmp_path) -> None:

@@ -123,14 +123,14 @@ export function turnBack(label, shape, first, axes, size) {
  * axes lean ever so little (the rounded affine of a turned volume), around the same center.
  * @param {number[]} size of the array
  * @param {number[][]} columns of its affine, mm, one per axis
- * @param {number[]} to the spacing wanted, mm
+ * @param {number[]} to the spacing wanted, mm; -1 along an axis leaves it, as that of slices
  * @returns {{size: number[], factors: number[], shifts: number[]} | null} voxels of the array are
  *   at index * factor + shift; null where nothing changes
  */
 export function plannedGrid(size, columns, to) {
   const from = columns.map((column) => Math.hypot(...column));
   const factors = from.map((edge, axis) =>
-    Math.abs(edge - to[axis]) <= AFFINE_TOLERANCE ? 1 : to[axis] / edge,
+    to[axis] <= 0 || Math.abs(edge - to[axis]) <= AFFINE_TOLERANCE ? 1 : to[axis] / edge,
   );
   const resized = size.map((edge, axis) => roundHalfEven((edge - 1) / factors[axis] + 1));
   const isSame =

@@ -169,6 +169,9 @@ async function showVolume(answer) {
       backColor: [0, 0, 0, 1],
       crosshairWidth: 0.4,
       multiplanarLayout: MULTIPLANAR_TYPE.GRID,
+      // The patient's right and front on the left, as radiologists look, and as segment draws.
+      isRadiologicalConvention: true,
+      sagittalNoseLeft: true,
       dragAndDropEnabled: false,
       loadingText: "",
     });
@@ -230,8 +233,9 @@ function download() {
   setTimeout(() => URL.revokeObjectURL(link.href), 10_000);
 }
 
+// Along (x, y, z) of RAS: the patient's right is on the left.
 const STEPS = {
-  ArrowLeft: [-1, 0, 0], ArrowRight: [1, 0, 0], ArrowDown: [0, -1, 0], ArrowUp: [0, 1, 0],
+  ArrowLeft: [1, 0, 0], ArrowRight: [-1, 0, 0], ArrowDown: [0, -1, 0], ArrowUp: [0, 1, 0],
   PageDown: [0, 0, -1], PageUp: [0, 0, 1],
 }; // prettier-ignore
 
