@@ -12,7 +12,7 @@ from typing import Any
 
 from monai_xtiny.system.lazy import lazy_names
 
-__version__ = "0.1.0"
+__version__ = "0.2.0"
 
 _HOMES = {
     "select_device": "system.devices",

@@ -290,7 +290,7 @@ def check_infer(server: Server, bundle: Bundle, output: Path, step: str) -> dict
     return labels
 
 
-def check_active_learning(server: Server, bundle: Bundle) -> None:
+def check_active_learning(server: Server, bundle: Bundle) -> dict[str, float]:
     """Strategies name a study; scoring gives each unlabeled study a finite score."""
     images = server.images()
     for strategy in ("random", "first"):
@@ -311,6 +311,29 @@ def check_active_learning(server: Server, bundle: Bundle) -> None:
     expect(set(scores) == set(images), f"{bundle.name}: only {sorted(scores)} have a score")
     expect(all(map(math.isfinite, scores.values())), f"{bundle.name}: scores {scores}")
     print(f"{bundle.name}: {len(scores)} studies scored, the next one named")
+    return scores
+
+
+def check_label_next(server: Server, bundle: Bundle, output: Path) -> dict[str, float]:
+    """The server's strategy names the studies in the order of label-next; returns their scores."""
+    folder = output / "next" / bundle.name
+    command = [sys.executable, "-m", "monai_xtiny", "label-next", str(bundle.path)]
+    command += [str(server.studies), "--output", str(folder), "--untrained"]
+    done = subprocess.run(
+        [*command, "--server", server.url], capture_output=True, text=True, check=False
+    )
+    expect(done.returncode == 0, f"{bundle.name}: label-next fails:\n{done.stderr[-4000:]}")
+    ranked = json.loads((folder / "label_next.json").read_text(encoding="utf-8"))["cases"]
+    scores = {stem(Path(case["files"][0])): case["score"] for case in ranked}
+    order = list(scores)
+    expect(set(order) == set(server.images()), f"{bundle.name}: label-next ranks {order}")
+    # A study that was named is named again only after the others.
+    named = [
+        server.request("POST", "/activelearning/epistemic", body={}).json()["id"] for _ in order
+    ]
+    expect(named == order, f"{bundle.name}: the server names {named}, label-next {order}")
+    print(f"{bundle.name}: the server names its {len(order)} studies in the order of label-next")
+    return scores
 
 
 def label_studies(server: Server, truth: Path, count: int) -> None:
@@ -345,7 +368,14 @@ def check_server(server: Server, bundles: list[Bundle], output: Path) -> None:
     for bundle in bundles:
         check_info(bundle, info)
         former[bundle.name] = check_infer(server, bundle, output, "untrained")
-        check_active_learning(server, bundle)
+        # Before the server's own scoring, which must leave the scores alone, and after it.
+        is_before, is_after = server.studies.name == "rgb", bundle.name.startswith("volumes")
+        ranked = check_label_next(server, bundle, output) if is_before else {}
+        scores = check_active_learning(server, bundle)
+        same = all(abs(scores[image] - score) < 1e-5 for image, score in ranked.items())
+        expect(same, f"{bundle.name}: the server's own scoring changed {ranked} to {scores}")
+        if is_after:
+            check_label_next(server, bundle, output)
     for count in (1, 3):
         label_studies(server, output / "truth" / server.studies.name, count)
         for bundle in bundles:

@@ -99,6 +99,9 @@ rm -rf "$output/app" "$output/studies" "$output/truth" "$output/reference" "$out
 mkdir -p "$output/app"
 "$server_python" -m monailabel.main apps --download --name monaibundle \
     --output "$output/app" >"$output/app.log" 2>&1 || { cat "$output/app.log" >&2; exit 1; }
+# The bundle app has no strategy that reads scores; docs/label_next.md adds it in the same way.
+sed -i -e 's/^from monailabel.tasks.activelearning.first import First$/from monailabel.tasks.activelearning.epistemic import Epistemic\n&/' \
+    -e 's/^ *"first": First(),$/&\n            "epistemic": Epistemic(),/' "$output/app/monaibundle/main.py"
 python scripts/monailabel_e2e.py data --output "$output"
 
 search() { # NAME STUDIES LABEL_NAMES OPTIONS...

@@ -1,5 +1,5 @@
 #!/usr/bin/env bash
-# The README's runs on real data: search, one epoch of training, inference, evaluation, for 3D MRI, gray and
+# The runs on real data of docs/evidence.md: search, one epoch of training, inference, evaluation, for 3D MRI, gray and
 # RGB microscopy.
 # usage: bash scripts/real_data.sh [DATA] [OUTPUT]
 #   DATA holds Dataset004_Hippocampus, Dataset076_DSB2018Fluo and Dataset077_DSB2018Stain in nnU-Net's

@@ -39,6 +39,8 @@ if [ ! -d scripts/web/node_modules ] && ! npm view onnxruntime-web version >/dev
 fi
 bash scripts/web/build.sh
 export OMP_NUM_THREADS=1 PYTHONWARNINGS=ignore
+# The JavaScript of docs/howto/deployment.md, which needs what the build has installed.
+XTINY_DATA=$data python -m pytest -q tests/test_docs.py -k programs_label_an_image
 rm -rf "$output"
 mkdir -p "$output"
 if ! python scripts/web_e2e.py "$data" "$output" >"$output/prepare.log" 2>&1; then

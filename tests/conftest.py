@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+import gc
 import json
 import os
 import shutil
@@ -13,6 +14,10 @@ import numpy as np
 import pytest
 import torch
 from PIL import Image
+
+from monai_xtiny.system.startup import import_monai
+
+import_monai()  # in less time than whatever imports it next would take
 
 from monai_xtiny.bundle import torchscript
 from monai_xtiny.bundle.writer import export_bundle
@@ -38,6 +43,11 @@ def pytest_collection_modifyitems(
     if num_workers > 1:
         items[:] = share_out(items, num_workers)
     return result
+
+
+def pytest_collection_finish() -> None:
+    """What is alive now stays: no test looks for garbage in it."""
+    gc.freeze()
 
 
 @pytest.hookimpl(wrapper=True)
@@ -107,7 +117,7 @@ def golden() -> dict:
 
 @pytest.fixture(scope="session")
 def real_data() -> Path:
-    """Folder with the data sets of the README; a test without them says so."""
+    """Folder with the data sets of docs/evidence.md; a test without them says so."""
     root = os.environ.get("XTINY_DATA")
     if not root or not Path(root).is_dir():
         pytest.skip("XTINY_DATA does not name the folder of the real data sets")

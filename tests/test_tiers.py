@@ -10,7 +10,9 @@ from pathlib import Path
 
 import pytest
 
+from monai_xtiny.bundle.writer import export_bundle
 from tests import shared
+from tests.exports import exported
 from tests.processes import run_module, run_ranks, start_module
 from tests.tiers import is_fast, share_out, weight
 
@@ -74,6 +76,18 @@ def test_made_once_says_that_a_folder_could_not_be_made(tmp_path, monkeypatch) -
         shared.made_once("a", lambda folder: 1 / 0)
     with pytest.raises(AssertionError, match="a could not be made"):
         shared.made_once("a", lambda folder: None)
+
+
+def test_exported_is_what_the_exporter_writes(tmp_path, selection) -> None:
+    name = "x_segmentation"
+    expected = export_bundle(selection, tmp_path / "written" / name, report=False)
+    for place in ("first", "copy"):
+        found = exported(selection, tmp_path / place / name)
+        files = {path.relative_to(found) for path in found.rglob("*")}
+        assert files == {path.relative_to(expected) for path in expected.rglob("*")}
+        for file in filter(lambda file: (found / file).is_file(), files):
+            assert (found / file).read_bytes() == (expected / file).read_bytes(), file
+            (found / file).write_bytes(b"changed")  # which no other copy notices
 
 
 @pytest.mark.search

@@ -129,8 +129,9 @@ class Bundle:
     def network(self) -> torch.nn.Module:
         """The network of ``configs/inference.json`` with the bundle's weights, for inference.
 
-        It maps preprocessed images (B, in_channels, *spatial) to logits (B, out_channels,
-        *spatial), whose spatial sizes are multiples of ``plan.divisor`` and twice it at least.
+        It maps preprocessed images ``(B, in_channels, *spatial)`` to logits
+        ``(B, out_channels, *spatial)``, whose spatial sizes are multiples of ``plan.divisor`` and
+        twice it at least.
 
         Raises:
             ValueError: the weights are missing, or not those of ``network_def``.

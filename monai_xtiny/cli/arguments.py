@@ -15,7 +15,7 @@ from monai_xtiny.cli.options import parse_flag, parse_int
 # Options that are files or folders, in which the shell expands ~ only where no = stands before it.
 _PATHS = {
     "images", "bundle", "data", "datalist", "plans", "output", "work", "config_file", "scores",
-    "search", "checkpoint",
+    "search", "checkpoint", "labeled",
 }  # fmt: skip
 
 
@@ -58,11 +58,16 @@ def read_words(words: Sequence[str], command: Callable[..., Any]) -> list[str]:
         if alone and name not in values:
             values[name] = alone.pop(0)
     if alone:
-        raise ValueError(f"{command.__name__} takes no {alone[0]!r}: --help shows its options")
+        raise ValueError(f"{_typed(command)} takes no {alone[0]!r}: --help shows its options")
     for name, parameter in parameters.items():
         if name not in values and parameter.default is Parameter.empty:
-            raise ValueError(f"{command.__name__} needs --{name}: --help shows what it is")
+            raise ValueError(f"{_typed(command)} needs --{name}: --help shows what it is")
     return [f"--{name}={_as_read(name, v, _kind(parameters[name]))}" for name, v in values.items()]
+
+
+def _typed(command: Callable[..., Any]) -> str:
+    """The name of a command as it is typed."""
+    return command.__name__.replace("_", "-")
 
 
 def _is_option(word: str) -> bool:
@@ -87,7 +92,7 @@ def _find_parameter(word: str, typed: str, command: Callable[..., Any]) -> tuple
     if len(short) == 1:
         return short[0], True
     raise ValueError(
-        f"{command.__name__} has no option {word.partition('=')[0]!r}: it has "
+        f"{_typed(command)} has no option {word.partition('=')[0]!r}: it has "
         + ", ".join(f"--{name}" for name in short or parameters)
     )
 

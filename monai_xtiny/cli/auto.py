@@ -193,7 +193,7 @@ def _train(
     """Train as many epochs as fit the time, unless that is done."""
     from monai_xtiny.bundle.folder import WEIGHTS, Bundle
     from monai_xtiny.bundle.measured import trained_epochs
-    from monai_xtiny.system.files import read_json
+    from monai_xtiny.system.files import read_json, write_json
     from monai_xtiny.training.check import check_bundle
     from monai_xtiny.training.labeled import data_options
     from monai_xtiny.training.train import run_training
@@ -202,7 +202,11 @@ def _train(
     decided = opened.path(PACE_FILE)
     done = trained_epochs(opened) if opened.path(WEIGHTS).is_file() else None
     wanted = read_json(decided) if decided.is_file() else None
+    if wanted is not None and epochs is not None and epochs != wanted["epochs"]:
+        wanted = {"epochs": epochs, "val_interval": min(wanted["val_interval"], epochs)}
+        write_json(decided, wanted)
     if done is not None and (wanted is None or done >= wanted["epochs"]):
+        _refuse_other_cases(bundle, labeled, chosen)
         _skip("training", f"{opened.path(WEIGHTS)}, {done} epochs")
         return
     _announce("training")
@@ -230,6 +234,33 @@ def _train(
             print(f"epoch {epoch} of {num_epochs}: Dice {dice:.4f}, {left} left", flush=True)
 
         run_training(opened, {**options, **wanted}, tell)
+
+
+def _refuse_other_cases(bundle: str, labeled: Mapping[str, str], chosen: Mapping[str, str]) -> None:
+    """Refuse data with cases that the weights have neither seen nor been held out from.
+
+    Weights without a split of their own, from elsewhere, tell nothing.
+    """
+    from monai_xtiny.bundled.cases import name_some
+    from monai_xtiny.bundled.splits import read_names
+    from monai_xtiny.training.labeled import data_options
+
+    with opened_to_run(bundle, trust=False, quiet=True) as opened:
+        options = {**data_options(labeled.get("data"), labeled.get("datalist")), **chosen}
+        parser = opened.workflow(("train",), options).parser
+        known = read_names(parser.get_parsed_content("split_file"))
+        found = parser.get_parsed_content("split").label_names()
+    if known is None:
+        return
+    known_names = {name for part in known for name in part}
+    found_names = {name for part in found for name in part}
+    if others := sorted(found_names - known_names):
+        source = labeled.get("data") or labeled["datalist"]
+        raise ValueError(
+            f"{bundle} was trained on other cases: {len(others)} of {source} are new "
+            f"({name_some(others)}): give another --bundle, or train this one on all of them with "
+            "its configs/train.json"
+        )
 
 
 def _decide(

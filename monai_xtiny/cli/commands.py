@@ -13,14 +13,14 @@ from monai_xtiny.cli.auto import auto
 from monai_xtiny.cli.bundles import check, deploy, evaluate, package, verify, web
 from monai_xtiny.cli.job import Job
 from monai_xtiny.cli.nnunet import COMMANDS_OF_NNUNET
-from monai_xtiny.cli.segmenting import segment
+from monai_xtiny.cli.segmenting import label_next, segment
 from monai_xtiny.cli.stages import export, plan, report, score, search, select
 
 COMMANDS = {
-    command.__name__: command
+    command.__name__.replace("_", "-"): command
     for command in (
         auto, search, plan, score, select, export, report, check, evaluate, package, verify, deploy,
-        segment, web,
+        segment, label_next, web,
     )
 }  # fmt: skip
 # Commands of two words, by the first.

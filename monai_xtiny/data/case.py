@@ -52,7 +52,7 @@ class Sample:
 
     Args:
         names: of the cases, in the order of the images.
-        images: plain tensors of one shape, (C, *patch_size).
+        images: plain tensors of one shape, ``(C, *patch_size)``.
         seconds: wall time that loading took.
     """
 

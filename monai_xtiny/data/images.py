@@ -127,7 +127,7 @@ class CheckImaged(MapTransform):
     Place it after ``LoadImaged``, where intensities are still those of the file.
 
     Args:
-        keys: keys of the images, tensors of shape (C, *spatial).
+        keys: keys of the images, tensors of shape ``(C, *spatial)``.
         spatial_dims: required number of spatial dimensions; ``None`` takes any.
         in_channels: required number of channels; ``None`` takes any.
         allow_missing_keys: pass over a missing key.
@@ -167,7 +167,7 @@ class MiddleSliced(MapTransform):
     middle one where there is none.
 
     Args:
-        keys: keys of the images, tensors of shape (C, x, y, z), which become (C, *spatial).
+        keys: keys of the images, tensors of shape ``(C, x, y, z)``, which become ``(C, *spatial)``.
         axis: across which the slices lie, 0 to 2.
         patch_size: voxels along the two other axes, of the patch in the middle that is looked at.
         allow_missing_keys: pass over a missing key.

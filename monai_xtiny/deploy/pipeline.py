@@ -124,7 +124,7 @@ def deploy_bundle(
             and on the full-width one at its initialization.
         device: to time them on, ``cpu`` or a ``cuda`` one: there with one thread, without int8, and
             with ONNX Runtime where onnxruntime-gpu is installed.
-        size: of the image to time, (*spatial) (default: the patch size).
+        size: of the image to time, ``(*spatial)`` (default: the patch size).
         output: JSON file to write in place of ``docs/deploy.json``.
         progress: is told what is being done.
 

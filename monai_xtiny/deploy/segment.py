@@ -18,7 +18,7 @@ from tqdm import tqdm
 
 from monai_xtiny.bundle.folder import INFERENCE, WEIGHTS, Bundle
 from monai_xtiny.data.dicom import series_image
-from monai_xtiny.deploy.engines import Engine, mirror_axes, open_engine
+from monai_xtiny.deploy.engines import Clock, Engine, mirror_axes, open_engine
 from monai_xtiny.deploy.results import (
     ResultFiles,
     draw_labels,
@@ -122,7 +122,7 @@ def segment_images(
     axes = mirror_axes(bundle) if tta else ()
     labeler = _labeler(bundle) if dicom_seg else None
     folder = Path(os.path.realpath(output))
-    _check_folder(folder, bundle)
+    check_result_folder(folder, bundle)
     found = find_targets(
         images, reads=bundle.kind, in_channels=bundle.plan.in_channels, without=folder
     )
@@ -182,7 +182,7 @@ def _add_case(
     except Exception as error:
         if _cannot_write(error, files):
             raise
-        done.problems.append(_line(case, error))
+        done.problems.append(describe_problem(case, error))
     else:
         done.num_done += 1
 
@@ -192,7 +192,7 @@ def _segment_case(
 ) -> None:
     """Write the results of a case, the labels last."""
     files.labels.parent.mkdir(parents=True, exist_ok=True)
-    with _readable(case, engine) as sources:
+    with readable_files(case, engine.clock) as sources:
         scored = engine(sources)
         num_classes = len(bundle.label_names)
         if files.probabilities:
@@ -215,14 +215,14 @@ def _segment_case(
 
 
 @contextmanager
-def _readable(case: Target, engine: Engine) -> Iterator[tuple[str, ...]]:
+def readable_files(case: Target, clock: Clock | None = None) -> Iterator[tuple[str, ...]]:
     """The files of a case; of a DICOM series, as a NIfTI file that is gone in the end."""
     if case.kind != "dicom":
         yield case.files
         return
     with tempfile.TemporaryDirectory() as hidden:
         volume = Path(hidden) / _SERIES
-        with engine.clock.spent_on("read"):
+        with (clock or Clock()).spent_on("read"):
             nibabel.save(series_image(case.files[0]), volume)
         yield (str(volume),)
 
@@ -236,7 +236,7 @@ def _cannot_write(error: Exception, files: ResultFiles) -> bool:
     return path in (folder, *folder.parents) or path in files.all
 
 
-def _line(case: Target, error: Exception) -> str:
+def describe_problem(case: Target, error: Exception) -> str:
     """What is wrong with a case, in a line that names its file."""
     cause: BaseException = innermost(error)
     while cause.__cause__ is not None:
@@ -250,18 +250,30 @@ def _line(case: Target, error: Exception) -> str:
     return text if os.path.basename(file) in text else f"{file!r}: {text}"
 
 
-def _check_folder(folder: Path, bundle: Bundle) -> None:
-    """Refuse a folder that holds anything else than results, before any work."""
+def check_result_folder(
+    folder: Path, bundle: Bundle, record: str = RECORD, command: str = "segment"
+) -> None:
+    """Refuse a folder that holds anything else than results, before any work.
+
+    Args:
+        folder: of the results, a path free of links; it need not exist.
+        bundle: that makes them.
+        record: file that is among results.
+        command: that writes them.
+
+    Raises:
+        FileExistsError: it is a file, lies in the bundle, or holds something else.
+    """
     if folder.exists() and not folder.is_dir():
         raise FileExistsError(f"{str(folder)!r} is a file: give another --output")
     if bundle.root in (folder, *folder.parents):
         raise FileExistsError(f"{str(folder)!r} lies in the bundle: give another --output")
-    if folder.is_dir() and not (folder / RECORD).is_file():
+    if folder.is_dir() and not (folder / record).is_file():
         kept = next((item.name for item in folder.iterdir() if item.name[0] != "."), None)
         if kept is not None:
             raise FileExistsError(
-                f"{str(folder)!r} holds {kept!r}, which segment has not written: give a new folder "
-                "as --output"
+                f"{str(folder)!r} holds {kept!r}, which {command} has not written: give a new "
+                "folder as --output"
             )
 
 

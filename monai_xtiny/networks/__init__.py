@@ -4,8 +4,8 @@ This package alone knows what the networks are made of; whoever uses it takes th
 all are of one family, MONAI's DynUNet, and the names are what a family must have: to be built from
 a plan and a cap (`build_network`), to be stated in a bundle's config (`network_definition`,
 `network_from_config`), to be counted without being built (`network_cost`, `num_activations`), to
-show what its head sees (`decoder_features`), to be told in nnU-Net's words
-(`pair_tensor_names`), and to be packed for CPUs (`PackedNetwork`). A second
+show what its head sees (`decoder_features`) and its encoder finds (`pooled_features`), to be told
+in nnU-Net's words (`pair_tensor_names`), and to be packed for CPUs (`PackedNetwork`). A second
 family is a file beside `dynunet.py`, a field of the plan that names it, and a branch in these
 functions; the ladder and everything outside stay as they are.
 """
@@ -31,6 +31,7 @@ _HOMES = {
     "PackedNetwork": "packed",
     "CHANNELS_LAST": "packed",
     "decoder_features": "features",
+    "pooled_features": "features",
     "evaluated": "modes",
 }
 __getattr__ = lazy_names(__name__, _HOMES)

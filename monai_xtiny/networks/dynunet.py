@@ -75,8 +75,8 @@ def build_network(
         device: where the network is put.
 
     Returns:
-        The network, in training mode as PyTorch makes it; in (B, in_channels, *patch_size), out
-        (B, out_channels, *patch_size) logits.
+        The network, in training mode as PyTorch makes it; in ``(B, in_channels, *patch_size)``,
+        out ``(B, out_channels, *patch_size)`` logits.
 
     Raises:
         ValueError: the cap is not positive, or the network has more than a billion parameters.

@@ -127,7 +127,8 @@ class _NormalizeInPlace(torch.autograd.Function):
 
     .. math:: y = \phi(z), \quad z = \frac{x - \mu}{\sigma}, \quad
         g = \phi'(z) \frac{\partial L}{\partial y}, \quad
-        \frac{\partial L}{\partial x} = \frac{1}{\sigma} \Big(g - \bar{g} - z \, \overline{g z}\Big)
+        \frac{\partial L}{\partial x} = \frac{1}{\sigma}
+        \left(g - \bar{g} - z \, \overline{g z}\right)
 
     with means over the voxels; ``z`` comes back from ``y``, since LeakyReLU can be inverted (Rota
     Bulo et al. 2018, In-Place Activated BatchNorm, arXiv:1712.02616). Voxels are added up along

@@ -91,7 +91,7 @@ def explained_variance(
     r"""Share of the targets' variance that a ridge regression on features explains.
 
     .. math:: R^2 = 1 - \frac{\|Y - X W\|_F^2}{\|Y\|_F^2}, \quad
-        W = \Big(X^T X + \lambda \frac{\mathrm{tr}\, X^T X}{P} I\Big)^{-1} X^T Y
+        W = \left(X^T X + \lambda \frac{\mathrm{tr}\, X^T X}{P} I\right)^{-1} X^T Y
 
     The ridge is Tikhonov's, scaled by the mean variance of the features, so that the share does not
     change with their scale.

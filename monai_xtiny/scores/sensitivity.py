@@ -11,7 +11,7 @@ from monai_xtiny.networks.modes import evaluated
 def jacobian_sensitivity(network: nn.Module, images: torch.Tensor) -> torch.Tensor:
     r"""Sensitivity of a network's summed logits to each image of a batch.
 
-    .. math:: s(x) = \Big\| \frac{\partial}{\partial x} \sum_{k, v} f(x)_{k, v} \Big\|_2
+    .. math:: s(x) = \left\| \frac{\partial}{\partial x} \sum_{k, v} f(x)_{k, v} \right\|_2
 
     with the sum over channels ``k`` and voxels ``v`` of the logits, before any softmax (Kimbowa et
     al. 2026, arXiv:2605.09639). The network is evaluated in evaluation mode, so that the images of
@@ -20,9 +20,9 @@ def jacobian_sensitivity(network: nn.Module, images: torch.Tensor) -> torch.Tens
     the parameters, their gradients and ``requires_grad`` are as they were.
 
     Args:
-        network: maps (B, C, *spatial) to logits (B, K, *spatial).
-        images: floating-point batch of shape (B, C, *spatial), on the network's device; a
-            ``MetaTensor`` works too. It is not changed.
+        network: maps ``(B, C, *spatial)`` to logits ``(B, K, *spatial)``.
+        images: floating-point batch of shape ``(B, C, *spatial)``, on the network's device;
+            a ``MetaTensor`` works too. It is not changed.
 
     Returns:
         One value per image, shape (B,), in the dtype of ``images``; a plain tensor.

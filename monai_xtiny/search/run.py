@@ -45,7 +45,7 @@ def run_search(
     their cost, and every rank returns the whole table.
 
     Args:
-        sample: preprocessed images, each of shape (in_channels, *patch_size).
+        sample: preprocessed images, each of shape ``(in_channels, *patch_size)``.
         plan: of the full network.
         seeds: of the initializations that every width is scored with.
         refine: asked after each round of scoring how many initializations of a width should be

@@ -21,24 +21,34 @@ ALIGNMENT_COST = 1 / 2
 BUDGET_IMAGES = 16
 
 
-def first_seeds(width: int) -> int:
+def first_seeds(width: int, *, share: float = 1) -> int:
     """Initializations of a width in the first round: few for wide ones, many for narrow ones.
+
+    Args:
+        width: width cap.
+        share: of the usual numbers, for a rule that states no confidence by them.
 
     >>> [first_seeds(width) for width in (40, 32, 16, 8, 1)]
     [4, 4, 8, 16, 16]
+    >>> [first_seeds(width, share=0.5) for width in (40, 32, 16, 8, 4, 1)]
+    [2, 2, 4, 8, 16, 16]
     """
-    return min(MAX_FIRST_SEEDS, max(MIN_FIRST_SEEDS, FIRST_FEATURES // width))
+    fewest, features = int(share * MIN_FIRST_SEEDS), int(share * FIRST_FEATURES)
+    return min(MAX_FIRST_SEEDS, max(fewest, features // width))
 
 
-def first_round(table: ScoreTable, unit_cost: Callable[[int], float]) -> dict[int, int]:
+def first_round(
+    table: ScoreTable, unit_cost: Callable[[int], float], *, share: float = 1
+) -> dict[int, int]:
     """Initializations of the aligned widths, halved until the budget allows them.
 
     Args:
         table: of the scores so far.
         unit_cost: of one initialization of a width on one image, in any unit.
+        share: of the usual numbers.
     """
-    counts = {rung.max_features: first_seeds(rung.max_features) for rung in table.ladder
-              if rung.alignment}  # fmt: skip
+    counts = {rung.max_features: first_seeds(rung.max_features, share=share)
+              for rung in table.ladder if rung.alignment}  # fmt: skip
     budget = _budget(table, unit_cost)
     while _cost(table, counts, unit_cost) > budget and max(counts.values()) > 2:
         counts = {width: max(2, count // 2) for width, count in counts.items()}

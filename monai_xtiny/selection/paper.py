@@ -20,7 +20,7 @@ def select_paper(widths: Sequence[int], sensitivities: Sequence[float]) -> int:
     :math:`d_i = |\tilde S(c_{i+1}) - \tilde S(c_i)|`, the split is where the variation grows most:
 
     .. math:: k^* = \arg\max_{2 \le k \le n-3}
-        \Big[ \mathrm{mean}(d_{k-1} .. d_{n-2}) - \mathrm{mean}(d_0 .. d_{k-1}) \Big]
+        \left[ \mathrm{mean}(d_{k-1} .. d_{n-2}) - \mathrm{mean}(d_0 .. d_{k-1}) \right]
 
     (the first on a tie; :math:`d_{k-1}` is in both means), and the width is :math:`c_{k^*-1}`.
     Kimbowa et al. 2026, arXiv:2605.09639.

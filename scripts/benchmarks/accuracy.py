@@ -109,6 +109,8 @@ def write_report(arguments: argparse.Namespace, roots: list[Path]) -> None:
     lines = read_lines(arguments.work / "trainings.jsonl")
     arguments.output.mkdir(parents=True, exist_ok=True)
     parts = [
+        "# Tables: accuracy against width",
+        "",
         f"Latency: {time.strftime('%Y-%m-%d')}, {os.cpu_count()} cores, {platform.machine()}, "
         f"{arguments.threads} threads, torch {torch.__version__.split('+')[0]}, eager, float32, "
         "one patch, median of 15 forward passes.",

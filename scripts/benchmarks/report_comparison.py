@@ -79,7 +79,8 @@ def report(lines: Sequence[Line], latencies: Sequence[Line]) -> list[str]:
     for line in lines:
         groups[Setting.of(line)][line["network"]].append(line)
     main_settings = main_of(list(groups), groups)
-    parts = ["## In short", "", *verdicts(main_settings, groups)]
+    parts = ["# Tables: the paper's comparison", "", "## In short", ""]
+    parts += verdicts(main_settings, groups)
     if len(groups) > len(main_settings):
         parts += ["", "## Other numbers of updates, other learning rates", ""]
         parts += settings_table(main_settings, groups)

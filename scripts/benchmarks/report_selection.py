@@ -102,7 +102,7 @@ def main() -> None:
     tasks = [task for task in truths if task in runs and len(truths[task].dice) >= MIN_TRAINED]
     synthetic = [task for task in tasks if task not in REAL]
     rules, fitted = make_rules(truths, runs, synthetic)
-    lines = truth_tables(truths)
+    lines = ["# Tables: rules that choose a width", "", *truth_tables(truths)]
     for name, part in (("Synthetic tasks", synthetic), ("Real data", [*filter(real, tasks)])):
         if part:
             lines += ["", f"## Rules: {name.lower()}", "", *compare(rules, truths, runs, part)]

@@ -14,13 +14,14 @@ from monai_xtiny.bundled.locks import lock_training
 from monai_xtiny.data.case import Case
 from monai_xtiny.training.update import update_bundle
 from tests.bundled.test_locks import refusal
+from tests.exports import exported
 from tests.forked import held_elsewhere
 from tests.training.test_update import MOVED
 
 
 @pytest.fixture
 def bundle(tmp_path, selection) -> Path:
-    return export_bundle(selection, tmp_path / "x_segmentation")
+    return exported(selection, tmp_path / "x_segmentation")
 
 
 def test_exclusive_gives_the_bundle_as_it_is_once_nobody_else_writes_it(bundle) -> None:

@@ -10,8 +10,9 @@ import pytest
 import torch
 
 from monai_xtiny.bundle.folder import SEARCH, Bundle, data_kind, missing_file
-from monai_xtiny.bundle.writer import check_destination, export_bundle
+from monai_xtiny.bundle.writer import check_destination
 from monai_xtiny.networks.dynunet import build_network
+from tests.exports import exported
 
 REQUIRED = (
     "configs/metadata.json", "configs/train.json", "configs/inference.json",
@@ -21,7 +22,7 @@ REQUIRED = (
 
 @pytest.fixture
 def bundle(tmp_path, selection) -> Path:
-    return export_bundle(selection, tmp_path / "x_segmentation", label_names=("background", "cell"))
+    return exported(selection, tmp_path / "x_segmentation", label_names=("background", "cell"))
 
 
 def test_bundle_open_knows_the_choice_the_plan_and_the_classes(bundle, selection) -> None:
@@ -132,7 +133,7 @@ def test_data_kind_tells_volumes_slices_and_images(plan_2d, plan_3d) -> None:
 
 @pytest.mark.parametrize("name", ["$import os", "a\nb", "\x1b[2J", "@device", "\u202egnp"])
 def test_open_refuses_names_of_classes_that_are_more_than_names(tmp_path, selection, name) -> None:
-    path = export_bundle(selection, tmp_path / "x_segmentation") / "configs" / "metadata.json"
+    path = exported(selection, tmp_path / "x_segmentation") / "configs" / "metadata.json"
     metadata = json.loads(path.read_text())
     metadata["network_data_format"]["outputs"]["pred"]["channel_def"]["1"] = name
     path.write_text(json.dumps(metadata))

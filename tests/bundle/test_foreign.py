@@ -11,9 +11,9 @@ from PIL import Image
 
 from monai_xtiny.bundle.folder import Bundle
 from monai_xtiny.bundle.foreign import foreign_code
-from monai_xtiny.bundle.writer import export_bundle
 from tests.cli.typed import refused, run_main
 from tests.conftest import write_png
+from tests.exports import exported
 
 SETTINGS = {
     "epochs": 7,
@@ -31,7 +31,7 @@ SETTINGS = {
 
 @pytest.fixture
 def root(tmp_path, selection) -> Path:
-    return export_bundle(selection, tmp_path / "x_segmentation")
+    return exported(selection, tmp_path / "x_segmentation")
 
 
 def edit(root: Path, name: str, change: Callable[[dict[str, Any]], object]) -> None:

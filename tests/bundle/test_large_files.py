@@ -12,12 +12,13 @@ from monai_xtiny.bundle import large_files
 from monai_xtiny.bundle.folder import Bundle
 from monai_xtiny.bundle.large_files import read_large_files, write_large_files
 from monai_xtiny.bundle.writer import export_bundle
+from tests.exports import exported
 
 
 @pytest.fixture
 def bundle(tmp_path, selection) -> Path:
     """A bundle of one file over the limit and one under it."""
-    path = export_bundle(selection, tmp_path / "x_segmentation")
+    path = exported(selection, tmp_path / "x_segmentation")
     (path / "models" / "small.pt").write_bytes(bytes(large_files.MAX_BYTES))
     (path / "models" / "model.pt").write_bytes(bytes(large_files.MAX_BYTES + 1))
     return path
@@ -96,7 +97,7 @@ def test_write_large_files_refuses_an_unknown_hash(bundle) -> None:
 
 
 def test_export_bundle_lists_large_weights(tmp_path, selection, monkeypatch) -> None:
-    assert not (export_bundle(selection, tmp_path / "a") / "large_files.yml").exists()
+    assert not (export_bundle(selection, tmp_path / "a", report=False) / "large_files.yml").exists()
     monkeypatch.setattr(large_files, "MAX_BYTES", 1000)
-    bundle = export_bundle(selection, tmp_path / "b")
+    bundle = export_bundle(selection, tmp_path / "b", report=False)
     assert [entry["path"] for entry in read_large_files(Bundle.open(bundle))] == ["models/model.pt"]

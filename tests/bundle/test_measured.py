@@ -11,8 +11,8 @@ from monai_xtiny.bundle.figures import Plane
 from monai_xtiny.bundle.folder import CARD, EVALUATION, METADATA, OVERLAY, Bundle
 from monai_xtiny.bundle.measured import read_evaluation, trained_epochs, write_evaluation
 from monai_xtiny.bundle.results import Evaluation
-from monai_xtiny.bundle.writer import export_bundle
 from monai_xtiny.system.files import write_json
+from tests.exports import exported
 
 FOUND = Evaluation(("a", "b"), ((0.6,), (0.8,)), ((3.0,), (None,)))
 PLANES = [Plane(name, *(np.eye(4) for _ in range(3))) for name in FOUND.cases]
@@ -20,7 +20,7 @@ PLANES = [Plane(name, *(np.eye(4) for _ in range(3))) for name in FOUND.cases]
 
 @pytest.fixture
 def bundle(tmp_path, selection) -> Bundle:
-    return Bundle.open(export_bundle(selection, tmp_path / "x_segmentation"))
+    return Bundle.open(exported(selection, tmp_path / "x_segmentation"))
 
 
 def test_write_evaluation_is_read_back_and_changes_the_measured_parts_alone(bundle) -> None:

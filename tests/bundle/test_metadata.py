@@ -5,7 +5,7 @@ from dataclasses import replace
 
 import pytest
 
-from monai_xtiny.bundle.writer import export_bundle
+from tests.exports import exported
 
 
 def read_metadata(bundle) -> dict:
@@ -14,7 +14,7 @@ def read_metadata(bundle) -> dict:
 
 def test_bundle_metadata_tells_logits_from_labels(tmp_path, selection) -> None:
     metadata = read_metadata(
-        export_bundle(selection, tmp_path / "x_y_segmentation", label_names=["background", "cell"])
+        exported(selection, tmp_path / "x_y_segmentation", label_names=["background", "cell"])
     )
     formats = metadata["network_data_format"]
     logits = formats["outputs"]["pred"]
@@ -29,7 +29,7 @@ def test_bundle_metadata_tells_logits_from_labels(tmp_path, selection) -> None:
 
 
 def test_bundle_metadata_says_nothing_empty(tmp_path, selection) -> None:
-    metadata = read_metadata(export_bundle(selection, tmp_path / "x_segmentation"))
+    metadata = read_metadata(exported(selection, tmp_path / "x_segmentation"))
     unknown_until_measured = {"eval_metrics", "supported_apps"}
     assert {key for key, value in metadata.items() if not value} == unknown_until_measured
 
@@ -37,14 +37,12 @@ def test_bundle_metadata_says_nothing_empty(tmp_path, selection) -> None:
 def test_bundle_metadata_names_the_channels_of_pictures(tmp_path, selection) -> None:
     plan = replace(selection.table.plan, in_channels=3)
     color = replace(selection, table=replace(selection.table, plan=plan))
-    image = read_metadata(export_bundle(color, tmp_path / "x"))["network_data_format"]["inputs"][
-        "image"
-    ]
+    image = read_metadata(exported(color, tmp_path / "x"))["network_data_format"]["inputs"]["image"]
     assert image["format"] == "RGB"
     assert image["channel_def"] == {"0": "red", "1": "green", "2": "blue"}
 
 
 @pytest.mark.parametrize("name", ["_$import os", "_@device", "__%x", "___"])
 def test_bundle_metadata_makes_no_code_of_a_name(tmp_path, selection, name) -> None:
-    metadata = read_metadata(export_bundle(selection, tmp_path / name))
+    metadata = read_metadata(exported(selection, tmp_path / name))
     assert metadata["name"] == name

@@ -10,15 +10,15 @@ from monai.data import load_net_with_metadata
 
 from monai_xtiny.bundle.folder import Bundle
 from monai_xtiny.bundle.torchscript import check_torchscript, write_torchscript
-from monai_xtiny.bundle.writer import export_bundle
 from monai_xtiny.networks.dynunet import build_network
+from tests.exports import exported
 
 pytestmark = pytest.mark.search
 
 
 @pytest.fixture
 def bundle(tmp_path, selection) -> Path:
-    return export_bundle(selection, tmp_path / "it's a $ x_segmentation")
+    return exported(selection, tmp_path / "it's a $ x_segmentation")
 
 
 def test_write_torchscript_writes_or_replaces_the_file(bundle, script_in_forks) -> None:

@@ -8,12 +8,12 @@ import torch
 
 from monai_xtiny.bundle.folder import Bundle
 from monai_xtiny.bundle.weights import weights_digest
-from monai_xtiny.bundle.writer import export_bundle
+from tests.exports import exported
 
 
 @pytest.fixture
 def bundle(tmp_path, selection) -> Path:
-    return export_bundle(selection, tmp_path / "x_segmentation")
+    return exported(selection, tmp_path / "x_segmentation")
 
 
 @pytest.mark.parametrize("is_wrapped", [False, True], ids=["state dict", "under model"])

@@ -11,6 +11,7 @@ from monai_xtiny.bundle import writer as export
 from monai_xtiny.bundle.writer import check_destination, clear_finished, export_bundle
 from monai_xtiny.networks.dynunet import build_network
 from monai_xtiny.search.journal import Journal, UnitScore, journal_path
+from tests.exports import exported
 
 
 def listing(folder) -> list[str]:
@@ -18,7 +19,7 @@ def listing(folder) -> list[str]:
 
 
 def test_export_bundle_holds_the_network_at_its_initialization(tmp_path, selection) -> None:
-    bundle = export_bundle(selection, tmp_path / "deep" / "x_segmentation")
+    bundle = export_bundle(selection, tmp_path / "deep" / "x_segmentation", report=False)
     weights = torch.load(bundle / "models" / "model.pt", weights_only=True)
     expected = build_network(selection.table.plan, 8, seed=5).state_dict()
     assert weights.keys() == expected.keys()
@@ -26,7 +27,7 @@ def test_export_bundle_holds_the_network_at_its_initialization(tmp_path, selecti
 
 
 def test_export_bundle_fills_what_the_plan_decides(tmp_path, selection) -> None:
-    bundle = export_bundle(selection, tmp_path / "x_segmentation")
+    bundle = exported(selection, tmp_path / "x_segmentation")
     plan = selection.table.plan
     for name in ("train", "inference"):
         config = json.loads((bundle / "configs" / f"{name}.json").read_text())
@@ -38,7 +39,7 @@ def test_export_bundle_fills_what_the_plan_decides(tmp_path, selection) -> None:
 
 
 def test_export_bundle_gives_the_folder_the_mode_of_a_new_folder(tmp_path, selection) -> None:
-    bundle = export_bundle(selection, tmp_path / "x_segmentation")
+    bundle = export_bundle(selection, tmp_path / "x_segmentation", report=False)
     (tmp_path / "plain").mkdir()
     assert stat.S_IMODE(bundle.stat().st_mode) == stat.S_IMODE((tmp_path / "plain").stat().st_mode)
 
@@ -59,7 +60,7 @@ def test_export_bundle_leaves_nothing_when_it_fails(
 def test_export_bundle_keeps_the_former_bundle_when_it_fails(
     tmp_path, selection, monkeypatch
 ) -> None:
-    bundle = export_bundle(selection, tmp_path / "x_segmentation")
+    bundle = exported(selection, tmp_path / "x_segmentation")
     (bundle / "models" / "model.pt").write_bytes(b"trained for days")
     before = listing(tmp_path)
 
@@ -76,7 +77,7 @@ def test_export_bundle_keeps_the_former_bundle_when_it_fails(
 def test_export_bundle_puts_the_former_bundle_back_when_the_rename_fails(
     tmp_path, selection, monkeypatch
 ) -> None:
-    bundle = export_bundle(selection, tmp_path / "x_segmentation")
+    bundle = exported(selection, tmp_path / "x_segmentation")
     before = listing(tmp_path)
     rename = export.Path.rename
 
@@ -108,7 +109,7 @@ def test_export_bundle_refuses_names_that_are_code(tmp_path, selection, name) ->
 
 
 def test_export_bundle_writes_the_test_beside_the_bundle(tmp_path, selection) -> None:
-    bundle = export_bundle(selection, tmp_path / "x_segmentation", unit_test=True)
+    bundle = export_bundle(selection, tmp_path / "x_segmentation", unit_test=True, report=False)
     test = tmp_path / "test_x_segmentation.py"
     assert sorted(path.name for path in tmp_path.iterdir()) == [test.name, bundle.name]
     assert not list(bundle.glob("*.py"))
@@ -134,18 +135,20 @@ def test_export_bundle_replaces_a_test_only_with_overwrite(tmp_path, selection) 
     with pytest.raises(FileExistsError, match="test_x_segmentation.py' exists: .* --overwrite"):
         export_bundle(selection, tmp_path / "x_segmentation", unit_test=True)
     assert listing(tmp_path) == [test.name]
-    export_bundle(selection, tmp_path / "x_segmentation")  # not asked for: left alone
+    export_bundle(selection, tmp_path / "x_segmentation", report=False)  # not asked for: left alone
     assert test.read_text() == "mine"
-    export_bundle(selection, tmp_path / "x_segmentation", overwrite=True, unit_test=True)
+    export_bundle(
+        selection, tmp_path / "x_segmentation", overwrite=True, unit_test=True, report=False
+    )
     assert "BUNDLE_NAME" in test.read_text()
 
 
 @pytest.mark.parametrize("name", ["former_width8", "dataset", ".git", "notes.txt"])
 def test_export_bundle_overwrites_no_bundle_that_holds_more(tmp_path, selection, name) -> None:
-    bundle = export_bundle(selection, tmp_path / "x_segmentation", unit_test=True)
+    bundle = exported(selection, tmp_path / "x_segmentation")
     (bundle / "eval").mkdir()
     (bundle / "test_x_segmentation.py").touch()  # as a kill leaves it
-    export_bundle(selection, bundle, overwrite=True, unit_test=True)
+    export_bundle(selection, bundle, overwrite=True, unit_test=True, report=False)
     (bundle / name).mkdir()
     before = listing(tmp_path)
     with pytest.raises(FileExistsError, match=f"holds {name}, which --overwrite would delete: mov"):
@@ -165,27 +168,27 @@ def test_export_bundle_clears_what_a_killed_export_left(tmp_path, selection) -> 
     (left / "configs").mkdir(parents=True)
     other = tmp_path / ".y_segmentation.part.abc"
     other.mkdir()
-    export_bundle(selection, tmp_path / "x_segmentation")
+    export_bundle(selection, tmp_path / "x_segmentation", report=False)
     assert {path.name for path in tmp_path.iterdir()} == {"x_segmentation", other.name}
 
 
 def test_check_destination_puts_back_what_a_killed_overwrite_moved_away(
     tmp_path, selection
 ) -> None:
-    target = export_bundle(selection, tmp_path / "x_segmentation")
+    target = exported(selection, tmp_path / "x_segmentation")
     (target / "models" / "mine.pt").touch()
     target.rename(tmp_path / ".x_segmentation.part.abc.former")
     (tmp_path / ".x_segmentation.part.abc").mkdir()
     with pytest.raises(FileExistsError, match="exists and is not empty"):
         export_bundle(selection, target)
     assert (target / "models" / "mine.pt").is_file()
-    export_bundle(selection, target, overwrite=True)
+    export_bundle(selection, target, overwrite=True, report=False)
     assert [path.name for path in tmp_path.iterdir()] == ["x_segmentation"]
     assert not (target / "models" / "mine.pt").exists()
 
 
 def test_clear_finished_deletes_the_journal_of_the_bundles_own_search(tmp_path, selection) -> None:
-    target = export_bundle(selection, tmp_path / "x_segmentation")
+    target = exported(selection, tmp_path / "x_segmentation")
     path = journal_path(target)
     clear_finished(target, path)
     journal = Journal(path, {"images": "abc"})

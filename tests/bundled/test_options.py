@@ -7,10 +7,10 @@ import sys
 import pytest
 
 from monai_xtiny.bundle.folder import Bundle
-from monai_xtiny.bundle.writer import export_bundle
 from monai_xtiny.bundled.options import check_options, check_shared_memory
 from monai_xtiny.system.config_text import PlainPath
 from monai_xtiny.system.errors import innermost
+from tests.exports import exported
 
 RIGHT = {
     "epochs": 1, "val_interval": 301, "fold": 0, "num_workers": 0, "val_fraction": 0,
@@ -72,7 +72,7 @@ def test_check_options_names_unknown_ones(tmp_path, monkeypatch, options, unknow
 def test_check_paths_stops_a_workflow_before_it_reads_or_writes(
     tmp_path, selection, monkeypatch, name, path, message
 ) -> None:
-    bundle = Bundle.open(export_bundle(selection, tmp_path / "x_segmentation"))
+    bundle = Bundle.open(exported(selection, tmp_path / "x_segmentation"))
     monkeypatch.chdir(tmp_path)
     file = "split_file" if name == "train" else "checkpoint"
     for option in ("dataset_dir", "output_dir", "ckpt_dir", file):

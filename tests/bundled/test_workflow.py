@@ -16,6 +16,7 @@ from monai_xtiny import __version__
 from monai_xtiny.bundle.templates import script_sources
 from monai_xtiny.bundle.writer import export_bundle
 from monai_xtiny.bundled import workflow
+from tests.exports import exported
 
 FUTURE = "from __future__ import annotations\n"
 
@@ -36,7 +37,7 @@ def test_workflow_imports_nothing_that_a_bundle_lacks() -> None:
 
 
 def test_export_bundle_writes_these_files_and_who_wrote_them(tmp_path, selection) -> None:
-    bundle = export_bundle(selection, tmp_path / "x_segmentation")
+    bundle = export_bundle(selection, tmp_path / "x_segmentation", report=False)
     folder = Path(workflow.__file__).parent
     names = sorted(f"{name}.py" for name in (*workflow.FILES, "workflow"))
     for name in names:
@@ -58,8 +59,8 @@ def test_two_bundles_in_one_process_have_their_own_workflow(
     tmp_path, selection, monkeypatch
 ) -> None:
     monkeypatch.chdir(tmp_path)
-    first = export_bundle(selection, tmp_path / "a_segmentation")
-    second = export_bundle(selection, tmp_path / "b_segmentation")
+    first = exported(selection, tmp_path / "a_segmentation")
+    second = exported(selection, tmp_path / "b_segmentation")
     file = second / "scripts" / "steps.py"
     file.write_text(file.read_text() + "\n\ndef check_loss(trainer):\n    return 'changed'\n")
     before, path = set(sys.modules), list(sys.path)
@@ -78,7 +79,7 @@ def test_two_bundles_in_one_process_have_their_own_workflow(
 def test_workflow_runs_where_monai_xtiny_cannot_be_imported(
     tmp_path, selection, monkeypatch
 ) -> None:
-    bundle = export_bundle(selection, tmp_path / "x_segmentation")
+    bundle = exported(selection, tmp_path / "x_segmentation")
     for name in [name for name in sys.modules if name.split(".")[0] == "monai_xtiny"]:
         monkeypatch.delitem(sys.modules, name)
     monkeypatch.setitem(sys.modules, "monai_xtiny", None)
@@ -87,7 +88,7 @@ def test_workflow_runs_where_monai_xtiny_cannot_be_imported(
 
 
 def test_workflow_may_be_loaded_by_several_threads_at_once(tmp_path, selection) -> None:
-    bundle = export_bundle(selection, tmp_path / "x_segmentation")
+    bundle = exported(selection, tmp_path / "x_segmentation")
     steps = bundle / "scripts" / "steps.py"
     steps.write_text(steps.read_text() + "\nimport time\n\ntime.sleep(0.1)\n")  # not loaded yet
     barrier = Barrier(4)
@@ -102,7 +103,7 @@ def test_workflow_may_be_loaded_by_several_threads_at_once(tmp_path, selection) 
 
 
 def test_workflow_names_the_files_that_are_missing(tmp_path, selection) -> None:
-    bundle = export_bundle(selection, tmp_path / "x_segmentation")
+    bundle = exported(selection, tmp_path / "x_segmentation")
     for name in ("cases.py", "locks.py"):
         (bundle / "scripts" / name).unlink()
     with pytest.raises(FileNotFoundError, match=r"scripts' lacks locks\.py, cases\.py: copy all"):
@@ -110,7 +111,7 @@ def test_workflow_names_the_files_that_are_missing(tmp_path, selection) -> None:
 
 
 def test_a_file_that_cannot_be_loaded_leaves_nothing_behind(tmp_path, selection) -> None:
-    bundle = export_bundle(selection, tmp_path / "x_segmentation")
+    bundle = exported(selection, tmp_path / "x_segmentation")
     (bundle / "scripts" / "steps.py").write_text("1 / 0")
     before = {name for name in sys.modules if name.startswith("bundle_scripts_")}
     with pytest.raises(ZeroDivisionError):

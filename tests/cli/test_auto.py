@@ -6,12 +6,12 @@ import shutil
 
 import pytest
 
-from monai_xtiny.bundle.writer import export_bundle
 from monai_xtiny.cli import auto as module
 from monai_xtiny.training import train, verify
 from monai_xtiny.training.pace import Pace
 from monai_xtiny.training.train import Training
 from tests.cli.typed import refused, run_main
+from tests.exports import exported
 from tests.training.test_verify import FakeTrainings, labeled
 
 __all__ = ["labeled"]
@@ -75,6 +75,15 @@ def test_auto_goes_on_where_it_was_stopped_and_skips_what_is_done(
         "search:", "training:", "evaluation:", "deployment:",
     ]  # fmt: skip
 
+    # Another number of epochs is a wish, and a case more is not covered by what is done.
+    assert run_main(*command[:-1], 3) == 0
+    longer = capsys.readouterr().out
+    assert "epoch 3 of 3: Dice" in longer and "evaluation: done already" not in longer
+    for folder, name in (("imagesTr", "{}_0000.png"), ("labelsTr", "{}.png")):
+        shutil.copy(labeled / folder / name.format("c0"), labeled / folder / name.format("new"))
+    line = refused(capsys, *command[:-1], 3)
+    assert "was trained on other cases: 1 of" in line and "(new.png): give another --bundle" in line
+
 
 @pytest.mark.slow
 def test_auto_takes_as_many_epochs_as_fit_the_time(capsys, monkeypatch, labeled, tmp_path) -> None:
@@ -106,7 +115,7 @@ def test_auto_ends_after_the_search_without_labels(capsys, labeled, tmp_path) ->
 def test_auto_runs_no_code_of_a_bundle_that_somebody_else_wrote(
     capsys, selection, labeled, tmp_path
 ) -> None:
-    bundle = export_bundle(selection, tmp_path / "x_segmentation")
+    bundle = exported(selection, tmp_path / "x_segmentation")
     train_json = bundle / "configs" / "train.json"
     config = json.loads(train_json.read_text())
     config["initialize"].insert(0, f"$open({str(tmp_path / 'pwned')!r}, 'w')")

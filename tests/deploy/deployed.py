@@ -8,12 +8,12 @@ from pathlib import Path
 import numpy as np
 import torch
 
-from monai_xtiny.bundle.writer import export_bundle
 from monai_xtiny.deploy.onnx_model import export_onnx
 from monai_xtiny.networks.dynunet import build_network
 from monai_xtiny.plan.unet_plan import UNetPlan
 from monai_xtiny.scores.table import Rung, ScoreTable
 from monai_xtiny.selection.choice import Selection
+from tests.exports import exported
 from tests.shared import made_once
 
 PLANS = {
@@ -45,7 +45,7 @@ def write_bundle(kind: str, folder: Path) -> Path:
     seconds = {"load": 1.0, "score": 2.0, "total": 3.0}
     table = ScoreTable(plan, ladder, (5,), images, seconds, {})
     selection = Selection("paper", 4, {4: 1.0}, None, table)
-    bundle = export_bundle(selection, folder / f"{kind}_segmentation")
+    bundle = exported(selection, folder / f"{kind}_segmentation")
     network = build_network(plan, 4, seed=5)
     generator = torch.Generator().manual_seed(0)
     for name, value in network.named_parameters():

@@ -15,6 +15,7 @@ from monai_xtiny.bundle.folder import Bundle
 from monai_xtiny.deploy.segment import RECORD, Segmented, segment_images
 from tests.conftest import write_dicom_series, write_png
 from tests.deploy.deployed import exported_bundle
+from tests.exports import exported
 
 pytest.importorskip("onnx")
 pytest.importorskip("onnxruntime")
@@ -128,7 +129,6 @@ def test_segment_writes_a_series_back_where_it_lay(tmp_path) -> None:
     # Two channels are no series: a bundle of one channel is needed, at its initialization.
     from dataclasses import replace
 
-    from monai_xtiny.bundle.writer import export_bundle
     from monai_xtiny.scores.table import ScoreTable
     from monai_xtiny.selection.choice import Selection
     from tests.deploy.deployed import PLANS, write_bundle
@@ -138,9 +138,7 @@ def test_segment_writes_a_series_back_where_it_lay(tmp_path) -> None:
     table = ScoreTable(
         plan, (rung,), (5,), ("a", "b"), {"load": 1.0, "score": 1.0, "total": 2.0}, {}
     )
-    bundle = export_bundle(
-        Selection("paper", 4, {4: 1.0}, None, table), tmp_path / "y_segmentation"
-    )
+    bundle = exported(Selection("paper", 4, {4: 1.0}, None, table), tmp_path / "y_segmentation")
     write_dicom_series(tmp_path / "patient" / "ct")
     output = tmp_path / "out"
     has_highdicom = find_spec("highdicom") is not None

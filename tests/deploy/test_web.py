@@ -22,7 +22,7 @@ pytest.importorskip("onnxruntime")
 
 pytestmark = pytest.mark.search
 
-PAGE = Path(web.__file__).parent.parent.parent / "scripts" / "web" / "src" / "index.html"
+PAGE = Path(__file__).parents[2] / "scripts" / "web" / "src" / "index.html"
 SCRIPT = 'const text = "</script><!-- <script>{{title}}";'
 WRITTEN = ["index.html", "licenses.txt", "model.onnx", "page.js", "runtime.wasm"]
 

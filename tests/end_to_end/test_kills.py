@@ -33,6 +33,7 @@ from monai_xtiny.training import verify
 from monai_xtiny.training.update import update_bundle
 from tests.end_to_end.test_trainings import train as train_really
 from tests.end_to_end.test_trainings import write_data
+from tests.exports import exported
 from tests.kills import kill_everywhere
 from tests.training.test_update import MOVED, contents, train
 from tests.training.test_verify import FakeTrainings, labeled
@@ -147,7 +148,7 @@ def test_update_that_is_killed_leaves_the_one_or_the_other(bundle, swapping) -> 
 
 @pytest.mark.slow
 def test_evaluate_that_is_killed_leaves_each_result_whole(tmp_path, selection) -> None:
-    bundle = Bundle.open(export_bundle(selection, tmp_path / "root" / "x_segmentation"))
+    bundle = Bundle.open(exported(selection, tmp_path / "root" / "x_segmentation"))
     data = write_data(tmp_path / "data")
     train_really(bundle, data)
     work = lambda: main(["evaluate", str(bundle.root), "--data", str(data)])  # noqa: E731
@@ -218,7 +219,7 @@ def test_deploy_that_is_killed_leaves_the_former_files_or_the_new_ones(tmp_path,
 @pytest.mark.slow
 def test_training_that_is_killed_at_any_write_goes_on(tmp_path, selection) -> None:
     root = tmp_path / "root"
-    bundle = Bundle.open(export_bundle(selection, root / "x_segmentation"))
+    bundle = Bundle.open(exported(selection, root / "x_segmentation"))
     data = write_data(tmp_path / "data")
     files = [bundle.path(name) for name in ("models/model.pt", "configs/datalist.json")]
     train_really(bundle, data)

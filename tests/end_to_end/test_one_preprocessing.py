@@ -16,7 +16,6 @@ from PIL import Image
 
 from monai_xtiny.bundle.folder import Bundle
 from monai_xtiny.bundle.templates import configs_dir
-from monai_xtiny.bundle.writer import export_bundle
 from monai_xtiny.deploy.onnx_model import input_format
 from monai_xtiny.deploy.segmenter import Segmenter, _content, z_score
 from monai_xtiny.networks.ladder import cap_features, width_ladder
@@ -24,6 +23,7 @@ from monai_xtiny.plan.unet_plan import UNetPlan
 from monai_xtiny.scores.table import Rung, ScoreTable
 from monai_xtiny.selection.choice import Selection
 from tests.conftest import texture
+from tests.exports import exported
 
 # Stored with axes permuted and flipped, of unequal spacings: each case is resampled otherwise.
 AFFINES = (
@@ -93,9 +93,7 @@ def make_dataset(kind: str, folder: Path, channels: int = 2) -> Dataset:
     dims = 2 if kind == "slices" else None
     search.update({"images": str(root), "spatial_dims": dims, "progress": False})
     names = tuple(case.images[0] for case in search.get_parsed_content("cases"))
-    bundle = export_bundle(
-        choose(search.get_parsed_content("plan"), names), folder / "x_segmentation"
-    )
+    bundle = exported(choose(search.get_parsed_content("plan"), names), folder / "x_segmentation")
     return Dataset(kind, root, search, bundle)
 
 

@@ -46,6 +46,7 @@ def test_reference_bundle_is_what_the_exporter_writes(bundle, tmp_path) -> None:
         read_search(bundle / "docs" / "search.json"),
         tmp_path / bundle.name,
         label_names=Bundle.open(bundle).label_names,
+        report=False,
     )
     names = {path.name for path in (written / "configs").iterdir()}
     assert {path.name for path in (bundle / "configs").iterdir()} == names | {"datalist.json"}

@@ -18,9 +18,9 @@ import torch
 from PIL import Image
 
 from monai_xtiny.bundle.folder import CARD, EVALUATION, Bundle
-from monai_xtiny.bundle.writer import export_bundle
 from monai_xtiny.system.errors import innermost
 from tests.conftest import texture
+from tests.exports import exported
 from tests.processes import run_module, start_module
 
 pytestmark = pytest.mark.search
@@ -47,7 +47,7 @@ def data(tmp_path) -> Path:
 
 @pytest.fixture
 def bundle(tmp_path, selection) -> Bundle:
-    return Bundle.open(export_bundle(selection, tmp_path / "x_segmentation"))
+    return Bundle.open(exported(selection, tmp_path / "x_segmentation"))
 
 
 def train(bundle: Bundle, data: Path, **options: Any) -> None:

@@ -10,7 +10,6 @@ import torch
 from monai.data import MetaTensor
 from PIL import Image
 
-from monai_xtiny.bundle.writer import export_bundle
 from monai_xtiny.networks.cost import network_cost
 from tests.conftest import texture
 
@@ -28,13 +27,15 @@ from comparison import (  # noqa: E402
 )
 from light_networks import CMUNeXt  # noqa: E402
 
+from tests.exports import exported
+
 UNIT = Comparison("fluorescence", "cmunext_s", 0, 4, 0.01, whole=False)
 
 
 @pytest.fixture
 def search(selection, tmp_path) -> Path:
     """The search.json of a 2D choice."""
-    return export_bundle(selection, tmp_path / "x_segmentation") / "docs" / "search.json"
+    return exported(selection, tmp_path / "x_segmentation") / "docs" / "search.json"
 
 
 def one_hot(mask: list[list[int]]) -> MetaTensor:

@@ -3,9 +3,9 @@ from __future__ import annotations
 import pytest
 
 from monai_xtiny.bundle.folder import Bundle
-from monai_xtiny.bundle.writer import export_bundle
 from monai_xtiny.training.labeled import data_options
 from monai_xtiny.training.pace import VALIDATION_SHARE, Pace, measure_pace
+from tests.exports import exported
 from tests.training.test_verify import contents, labeled
 
 __all__ = ["labeled"]
@@ -29,7 +29,7 @@ def test_nothing_fits_less_than_the_preparation() -> None:
 
 @pytest.mark.slow
 def test_measure_pace_trains_a_copy(selection, labeled, tmp_path) -> None:
-    bundle = Bundle.open(export_bundle(selection, tmp_path / "x_segmentation"))
+    bundle = Bundle.open(exported(selection, tmp_path / "x_segmentation"))
     before = contents(bundle.root)
     pace = measure_pace(bundle, {**data_options(labeled, None), "num_workers": 0})
     assert contents(bundle.root) == before

@@ -23,6 +23,7 @@ from monai_xtiny.selection.rule import Budget
 from monai_xtiny.training.compare import Difference, Verification, compare_trainings
 from monai_xtiny.training.train import Training
 from monai_xtiny.training.update import update_bundle
+from tests.exports import exported
 
 pytestmark = pytest.mark.search
 
@@ -34,7 +35,7 @@ STAYS = replace(MOVED, recommended=8, is_on_plateau=True)
 @pytest.fixture
 def bundle(tmp_path, selection) -> Path:
     """A bundle of width 8."""
-    return export_bundle(selection, tmp_path / "x_segmentation", label_names=LABELS)
+    return exported(selection, tmp_path / "x_segmentation", label_names=LABELS, report=True)
 
 
 def contents(folder: Path) -> dict[str, bytes]:
@@ -113,7 +114,7 @@ def test_update_bundle_writes_the_race_into_choice_card_and_curve(bundle) -> Non
 def test_update_bundle_keeps_the_budget_and_renews_what_it_costs(tmp_path, selection) -> None:
     budget = Budget(16, 0.5, 0.4, max_parameters=1600)
     limited = replace(selection, budget=budget)
-    bundle = export_bundle(limited, tmp_path / "x_segmentation", label_names=LABELS)
+    bundle = exported(limited, tmp_path / "x_segmentation", label_names=LABELS)
     found = raced(16)
     update_bundle(Bundle.open(bundle), found)
     choice = read_search(bundle / "docs" / "search.json")
@@ -127,7 +128,7 @@ def test_update_bundle_keeps_the_budget_and_renews_what_it_costs(tmp_path, selec
 
 def test_update_bundle_refuses_a_width_outside_of_the_budget(tmp_path, selection) -> None:
     limited = replace(selection, budget=Budget(8, 0.0, 0.0, max_parameters=800))
-    bundle = export_bundle(limited, tmp_path / "x_segmentation", label_names=LABELS)
+    bundle = exported(limited, tmp_path / "x_segmentation", label_names=LABELS)
     before = contents(bundle)
     with pytest.raises(ValueError, match=r"recommends 16, .* of \(8, 4, 2, 1\): verify this"):
         update_bundle(bundle, MOVED)
@@ -251,7 +252,7 @@ def test_update_bundle_there_and_back_is_where_it_was(bundle) -> None:
 
 def test_update_bundle_states_the_rules_confidence_in_the_new_width(tmp_path, selection) -> None:
     sure = replace(selection, confidence=0.9, votes={8: 0.9, 16: 0.1})
-    bundle = export_bundle(sure, tmp_path / "y_segmentation")
+    bundle = exported(sure, tmp_path / "y_segmentation")
     update_bundle(bundle, MOVED)
     found = read_search(bundle / "docs" / "search.json")
     assert (found.method, found.max_features) == (selection.method, 16)

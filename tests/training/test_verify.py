@@ -18,7 +18,6 @@ from PIL import Image
 
 from monai_xtiny.bundle.folder import Bundle
 from monai_xtiny.bundle.results import Evaluation
-from monai_xtiny.bundle.writer import export_bundle
 from monai_xtiny.cli.commands import main
 from monai_xtiny.selection.rule import Budget
 from monai_xtiny.training import verify as verification
@@ -28,6 +27,7 @@ from monai_xtiny.training.train import Training
 from monai_xtiny.training.update import write_verification
 from monai_xtiny.training.verify import brief_options, verify_bundle
 from tests.conftest import texture, write_nifti
+from tests.exports import exported
 
 pytestmark = pytest.mark.search
 
@@ -50,7 +50,7 @@ def labeled(tmp_path) -> Path:
 @pytest.fixture
 def bundle(tmp_path, selection) -> Path:
     """A bundle of width 8."""
-    return export_bundle(selection, tmp_path / "x_segmentation")
+    return exported(selection, tmp_path / "x_segmentation")
 
 
 def contents(folder: Path) -> dict[str, bytes]:

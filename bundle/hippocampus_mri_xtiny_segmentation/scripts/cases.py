@@ -1,4 +1,4 @@
-# Written by monai_xtiny 0.1.0, which need not be installed.
+# Written by monai_xtiny 0.2.0, which need not be installed.
 """Find the cases of a folder or of a datalist."""
 
 from __future__ import annotations

@@ -1,4 +1,4 @@
-# Written by monai_xtiny 0.1.0, which need not be installed.
+# Written by monai_xtiny 0.2.0, which need not be installed.
 """Weights of one fold or of several: where they lie, whether they fit, and their mean."""
 
 from __future__ import annotations

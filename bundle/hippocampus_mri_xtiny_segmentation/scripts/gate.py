@@ -1,4 +1,4 @@
-# Written by monai_xtiny 0.1.0, which need not be installed.
+# Written by monai_xtiny 0.2.0, which need not be installed.
 """One gate for every image: what is read, and what is refused in a line.
 
 The search imports this file; every bundle carries a copy as ``scripts/gate.py``, which its

@@ -1,4 +1,4 @@
-# Written by monai_xtiny 0.1.0, which need not be installed.
+# Written by monai_xtiny 0.2.0, which need not be installed.
 """Results that lie where their images lie, value by value of the NIfTI header."""
 
 from __future__ import annotations

@@ -1,4 +1,4 @@
-# Written by monai_xtiny 0.1.0, which need not be installed.
+# Written by monai_xtiny 0.2.0, which need not be installed.
 """What the configs of a bundle call: names of the files beside this one.
 
 The configs load this file by its path. It takes the others for modules of a package that is named

@@ -1,4 +1,4 @@
-# Written by monai_xtiny 0.1.0, which need not be installed.
+# Written by monai_xtiny 0.2.0, which need not be installed.
 """The table of a training, written whole or not at all."""
 
 from __future__ import annotations

@@ -1,4 +1,4 @@
-# Written by monai_xtiny 0.1.0, which need not be installed.
+# Written by monai_xtiny 0.2.0, which need not be installed.
 """What an evaluation measures of each case and class, by MONAI's metrics on the image's own grid.
 
 A class counts in the cases whose label has it. Where it is not there, or a distance has no second

@@ -1,4 +1,4 @@
-# Written by monai_xtiny 0.1.0, which need not be installed.
+# Written by monai_xtiny 0.2.0, which need not be installed.
 """An evaluation in numbers to be shown: means with intervals, what was missed, the worst cases."""
 
 from __future__ import annotations
