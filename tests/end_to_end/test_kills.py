@@ -271,7 +271,7 @@ def test_auto_that_is_killed_at_any_write_goes_on_to_the_same_bundle(
             ends.append((choice, measured, configs, found["models/model.pt"]))
 
     words = ["auto", "--data", str(labeled), "--bundle", str(bundle), "--epochs", "1"]
-    assert kill_everywhere(root, lambda: main(words), check, every=80) > 30
+    assert kill_everywhere(root, lambda: main(words), check, tidy=False, every=80) > 30
     assert len(ends) > 2 and all(end == ends[0] for end in ends)
 
 
