@@ -13,7 +13,8 @@ sys.path.insert(0, str(Path(__file__).parents[2] / "scripts"))
 from release_contents import problems, read_sdist, read_wheel, sdist_files, wheel_files
 
 TRACKED = (
-    ".ci/run", ".gitignore", "LICENSE", "setup.cfg", "configs/search.json", "configs/templates/train.json",
+    ".ci/run", ".gitignore", "LICENSE", "setup.cfg",
+    "configs/search.json", "configs/templates/train.json",
     "docs/web.md", "docs/benchmarks/race.md", "docs/benchmarks/race.jsonl",
     "monai_xtiny/__init__.py", "tests/golden/plan.json",
 )  # fmt: skip
