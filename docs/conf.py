@@ -25,8 +25,7 @@ version = release = monai_xtiny.__version__
 
 extensions = ["myst_parser", "sphinx.ext.autodoc", "sphinx.ext.napoleon"]
 myst_heading_anchors = 3
-# Tables of a benchmark may begin with a section, and a page may be missing from a checkout.
-suppress_warnings = ["myst.header", "toc.empty_glob"]
+suppress_warnings = ["myst.header"]  # tables of a benchmark may begin with a section
 myst_fence_as_directive = ["math"]  # which other readers of Markdown know too
 smartquotes = False  # it would make one dash of the two of an option
 autodoc_member_order = "bysource"
@@ -47,9 +46,13 @@ WRITTEN = {"commands": commands_page, "api": api_page}
 
 
 def write_from_code(app: Sphinx, name: str, source: list[str]) -> None:
-    """Put what is written from the code into its page."""
+    """Put what is written from the code, or found in the folder, into its page."""
     if name in WRITTEN:
         source[0] = source[0].replace("<!-- from the code -->", WRITTEN[name]())
+    if name == "index":  # it names pages with a * that may be missing
+        lines = source[0].splitlines()
+        kept = [line for line in lines if line[-1:] != "*" or any(HERE.glob(f"{line}.md"))]
+        source[0] = "\n".join(kept)
 
 
 def visit_math(translator: Any, node: nodes.Element) -> None:

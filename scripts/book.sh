@@ -8,4 +8,9 @@ EXTRAS=test,docs
 
 # Each page anew, as a page that is kept repeats none of its warnings; each warning is an error.
 sphinx-build -q -E -W --keep-going docs build/book
+# It is read without a network too.
+if grep -rlE '<(script|link|img)[^>]*(src|href)="(https?:)?//' --include='*.html' build/book; then
+    echo "error: these pages ask for something from elsewhere" >&2
+    exit 1
+fi
 echo "book: build/book/index.html"

@@ -149,7 +149,8 @@ def prepare(kind: str, source: Path, folder: Path) -> None:
         Image.fromarray(mask).save(folder / "MASKS" / label.name)
     for patient in ("patient1", "patient2"):
         write_dicom_series(folder / "DICOM" / patient, 24, patient[-1], (24, 28))
-    (folder / "OUT").mkdir()
+    for empty in ("OUT", "LABELS"):
+        (folder / empty).mkdir()
     (folder / "configs").symlink_to(ROOT / "configs")
     shell = Shell(folder)
     shell.run("python -m monai_xtiny search --images DATA --bundle OUT/B_segmentation")

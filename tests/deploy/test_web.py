@@ -87,11 +87,12 @@ def test_write_site_names_no_other_place(parts, bundle, tmp_path) -> None:
 
 
 def test_fill_page_shows_names_of_classes_as_text(parts) -> None:
-    labels = ("background", "</script><b>{{form}}")
+    labels = ("background", "</script><b>{{form}}\"'\n<!--")
     form = InputFormat("images", 1, (32, 48), (8, 8), labels)
     page = web._fill_page(web._read_parts(), "<i>_segmentation", form, single_file=False)
     assert json.loads(element(page, "form"))["labels"] == list(labels)
-    assert "Finds &lt;/script&gt;&lt;b&gt;{{form}} in images" in page
+    shown = "Finds &lt;/script&gt;&lt;b&gt;{{form}}&quot;&#x27;\n&lt;!-- in images"
+    assert shown in page and "<!--" not in page
     assert "<h1>&lt;i&gt;</h1>" in page
 
 

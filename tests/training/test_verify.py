@@ -254,6 +254,26 @@ def test_verify_bundle_goes_on_where_it_was_stopped(
     assert [path.name for path in work.iterdir()] == [verification.JOURNAL_FILE]
 
 
+def test_verify_bundle_goes_on_after_a_kill_while_it_removed_a_training(
+    fake, bundle, labeled, tmp_path, monkeypatch
+) -> None:
+    work = tmp_path / "work"
+
+    def begin(folder: Path, **_: object) -> None:
+        if folder.is_dir():
+            (folder / "configs" / "metadata.json").unlink()
+            raise KeyboardInterrupt
+
+    with monkeypatch.context() as patch:
+        patch.setattr(verification, "rmtree", begin)
+        with pytest.raises(KeyboardInterrupt):
+            verify_bundle(bundle, data=labeled, work_dir=work)
+    fake.asked = []
+    verify_bundle(bundle, data=labeled, work_dir=work)
+    assert fake.asked == ALL[1:]
+    assert [path.name for path in work.iterdir()] == [verification.JOURNAL_FILE]
+
+
 def test_verify_bundle_leaves_trainings_of_others_in_its_journal_alone(
     fake, empty_bundles, bundle, labeled, tmp_path
 ) -> None:
