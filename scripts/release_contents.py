@@ -18,7 +18,7 @@ ASSETS = ("index.html", "licenses.txt", "page.js", "runtime.wasm", "style.css")
 # Neither a checkout nor a machine's own folders: of a repository, of a build and of a cache.
 FOREIGN = (".git/", "__pycache__", "node_modules", ".venv", ".pytest_cache", ".DS_Store")
 # Files that git has and no release needs; measured tables are of megabytes.
-LEFT_OUT = (".ci/run", ".gitignore", "docs/benchmarks/*.csv", "docs/benchmarks/*.jsonl")
+LEFT_OUT = (".gitignore", "docs/benchmarks/*.csv", "docs/benchmarks/*.jsonl")
 
 
 def wheel_files(tracked: Sequence[str]) -> set[str]:

@@ -13,7 +13,8 @@ sys.path.insert(0, str(Path(__file__).parents[2] / "scripts"))
 from release_contents import problems, read_sdist, read_wheel, sdist_files, wheel_files
 
 TRACKED = (
-    ".ci/run", "LICENSE", "setup.cfg", "configs/search.json", "configs/templates/train.json",
+    ".ci/run", ".gitignore", "LICENSE", "setup.cfg",
+    "configs/search.json", "configs/templates/train.json",
     "docs/web.md", "docs/benchmarks/race.md", "docs/benchmarks/race.jsonl",
     "monai_xtiny/__init__.py", "tests/golden/plan.json",
 )  # fmt: skip
@@ -33,8 +34,8 @@ def test_wheel_files_are_the_package_its_configs_and_the_page() -> None:
 
 def test_sdist_files_have_the_tests_and_no_megabytes_of_measurements() -> None:
     found = sdist_files(TRACKED)
-    assert {"tests/golden/plan.json", "docs/benchmarks/race.md", "docs/web.md"} < found
-    assert found.isdisjoint({".ci/run", "docs/benchmarks/race.jsonl"})
+    assert {".ci/run", "tests/golden/plan.json", "docs/benchmarks/race.md", "docs/web.md"} < found
+    assert found.isdisjoint({".gitignore", "docs/benchmarks/race.jsonl"})
 
 
 @pytest.mark.parametrize(
