@@ -73,6 +73,11 @@ def auto(
         count = None if epochs is None else parse_int("epochs", epochs)
         if count == 0:
             raise ValueError("--epochs is 0: give at least 1")
+        for option, value in (("--group", group), ("--epochs", epochs)):
+            if labeled is None and value is not None:
+                raise ValueError(
+                    f"{option} is of trainings, and {data!r} has no labels: leave it out"
+                )
         print(clock.plan(is_labeled=labeled is not None), flush=True)
         options = SearchOptions(
             images=data,

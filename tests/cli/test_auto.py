@@ -105,6 +105,7 @@ def test_auto_ends_after_the_search_without_labels(capsys, labeled, tmp_path) ->
     shutil.rmtree(labeled / "labelsTr")
     bundle = tmp_path / "x_segmentation"
     command = ("auto", "--data", labeled / "imagesTr", "--bundle", bundle)
+    assert "--group is of trainings, and" in refused(capsys, *command, "--group", "c(.)")
     for expected in ("selected width", "search: done already"):
         assert run_main(*command) == 0
         out = capsys.readouterr().out
