@@ -22,7 +22,7 @@ while [ $# -gt 0 ]; do
 done
 
 started=$SECONDS
-EXTRAS=demo
+EXTRAS=demo,deploy
 . scripts/environment.sh
 export PYTHONWARNINGS=ignore
 

@@ -3,7 +3,7 @@
 usage: python scripts/benchmarks/nnunet_predictions.py --nnunet PYTHON_OF_NNUNET --data DATA
            [--work DIR] [--output docs/benchmarks/nnunet.md] [--only NAME ...]
 example: python scripts/benchmarks/nnunet_predictions.py --nnunet .venv-nnunet/bin/python
-             --data ../shared/data
+             --data DATA
 
 The trained reference bundles are exported to nnU-Net. Their plans are then changed so that every
 step of nnU-Net has something to do, nnU-Net predicts, and so does the bundle that each model folder
