@@ -208,7 +208,8 @@ def _train(
     done = trained_epochs(opened) if opened.path(WEIGHTS).is_file() else None
     wanted = read_json(decided) if decided.is_file() else None
     if wanted is not None and epochs is not None and epochs != wanted["epochs"]:
-        wanted = {"epochs": epochs, "val_interval": min(wanted["val_interval"], epochs)}
+        interval = min(opened.config("train")["val_interval"], epochs)
+        wanted = {"epochs": epochs, "val_interval": interval}
         write_json(decided, wanted)
     if done is not None and (wanted is None or done >= wanted["epochs"]):
         _refuse_other_cases(bundle, labeled, chosen)

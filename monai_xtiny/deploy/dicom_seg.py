@@ -10,9 +10,9 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from monai_xtiny.bundle.folder import WEIGHTS, Bundle
+from monai_xtiny.bundle.folder import Bundle
 from monai_xtiny.data.dicom import read_slices, series_affine
-from monai_xtiny.system.files import atomic_write, digest_file
+from monai_xtiny.system.files import atomic_write
 
 # Classes have a name and no code of a terminology. DICOM lets everybody have codes of their own
 # under a designator that begins with 99 (PS3.16, 8.1); the category is true of any class.
@@ -39,7 +39,7 @@ class Labeler:
     Args:
         name: of the bundle.
         version: of the bundle.
-        weights_sha256: digest of its weights.
+        weights_sha256: digest of the weights that compute.
         label_names: of the classes, background first.
     """
 
@@ -49,12 +49,12 @@ class Labeler:
     label_names: tuple[str, ...]
 
     @classmethod
-    def of(cls, bundle: Bundle) -> Labeler:
-        """Of a bundle, in text that DICOM takes."""
+    def of(cls, bundle: Bundle, weights_sha256: str) -> Labeler:
+        """Of a bundle and the weights that compute, in text that DICOM takes."""
         return cls(
             dicom_text(bundle.name),
             dicom_text(str(bundle.config("metadata").get("version") or "unknown")),
-            digest_file(bundle.path(WEIGHTS)),
+            weights_sha256,
             tuple(dicom_text(name) for name in bundle.label_names),
         )
 
@@ -185,6 +185,12 @@ def _referable(slices: Sequence[Any]) -> Sequence[Any]:
         item.ImageOrientationPatient = slices[0].ImageOrientationPatient
         item.SliceThickness = item.get("SliceThickness") or distance
         item.pop("SpacingBetweenSlices", None)
-    if len({str(item.FrameOfReferenceUID) for item in slices}) > 1:
-        raise ValueError("its slices have several FrameOfReferenceUIDs: leave --dicom_seg out")
+    for tag in ("FrameOfReferenceUID", "PatientID", "StudyInstanceUID"):
+        if len({str(item.get(tag)) for item in slices}) > 1:
+            raise ValueError(f"its slices have several {tag}s: leave --dicom_seg out")
+    if len({str(item.SOPInstanceUID) for item in slices}) < len(slices):
+        raise ValueError(
+            "some of its slices have one SOPInstanceUID, so that a DICOM Segmentation cannot refer "
+            "to each: leave --dicom_seg out"
+        )
     return slices

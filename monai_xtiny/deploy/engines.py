@@ -31,7 +31,7 @@ from monai_xtiny.deploy.segmenter import (
     slide_windows,
 )
 from monai_xtiny.plan.preprocessing import preprocessing_fragment
-from monai_xtiny.system.files import digest_file
+from monai_xtiny.system.files import digest_file, digest_files
 
 Predict = Callable[[NDArray[np.float32]], NDArray[np.float32]]
 # Numbers and paths that the engine takes from inference.json, or that change no label.
@@ -80,11 +80,13 @@ class Engine(Protocol):
     Args:
         name: ``onnx`` or ``torch``.
         is_trained: whether the weights are other than those of an initialization.
+        weights_sha256: digest of the files of weights that compute, several where folds do.
         clock: what time was spent on.
     """
 
     name: str
     is_trained: bool
+    weights_sha256: str
     clock: Clock
 
     def __call__(self, files: Sequence[str]) -> ScoredImage:
@@ -126,7 +128,8 @@ class OnnxEngine:
             raise FileNotFoundError(f"there is no {ONNX} in it: {_deploy_command(bundle)} makes it")
         self._segmenter = load_segmenter(path, device=device)
         metadata = self._segmenter.metadata
-        if metadata.get(WEIGHTS_FILE) != digest_file(bundle.path(WEIGHTS)):
+        self.weights_sha256 = digest_file(bundle.path(WEIGHTS))
+        if metadata.get(WEIGHTS_FILE) != self.weights_sha256:
             raise ValueError(
                 f"its {ONNX} is not of its {WEIGHTS}: {_deploy_command(bundle)} makes it anew"
             )
@@ -215,6 +218,7 @@ class TorchEngine:
         self.is_trained = not any(
             is_initialization(load_tensors(file, "train it, or export it anew")) for file in files
         )
+        self.weights_sha256 = digest_files(files)
         self.clock = Clock()
         self._preprocess = parser.get_parsed_content("preprocessing")
         network = parser.get_parsed_content("network")

@@ -16,7 +16,7 @@ from typing import TYPE_CHECKING
 import nibabel
 from tqdm import tqdm
 
-from monai_xtiny.bundle.folder import INFERENCE, WEIGHTS, Bundle
+from monai_xtiny.bundle.folder import INFERENCE, Bundle
 from monai_xtiny.data.dicom import series_image
 from monai_xtiny.deploy.engines import Clock, Engine, mirror_axes, open_engine
 from monai_xtiny.deploy.results import (
@@ -120,7 +120,10 @@ def segment_images(
             ``dicom_seg`` was asked for, and there is no DICOM series.
     """
     axes = mirror_axes(bundle) if tta else ()
-    labeler = _labeler(bundle) if dicom_seg else None
+    if dicom_seg:
+        from monai_xtiny.deploy.dicom_seg import check_highdicom  # takes long to import
+
+        check_highdicom()
     folder = Path(os.path.realpath(output))
     check_result_folder(folder, bundle)
     found = find_targets(
@@ -140,7 +143,8 @@ def segment_images(
             "or give --untrained to segment all the same"
         )
     with _held(folder):
-        _check_record(folder, bundle, tta=tta)
+        _check_record(folder, bundle, opened, tta=tta)
+        labeler = _labeler(bundle, opened) if dicom_seg else None
         done = Segmented(
             problems=list(found.problems), seconds=opened.clock.seconds, engine=opened.name
         )
@@ -157,12 +161,11 @@ def segment_images(
     return done
 
 
-def _labeler(bundle: Bundle) -> Labeler:
-    """What a DICOM Segmentation says of a bundle; highdicom takes long to import."""
-    from monai_xtiny.deploy.dicom_seg import Labeler, check_highdicom
+def _labeler(bundle: Bundle, engine: Engine) -> Labeler:
+    """What a DICOM Segmentation says of what made it."""
+    from monai_xtiny.deploy.dicom_seg import Labeler
 
-    check_highdicom()
-    return Labeler.of(bundle)
+    return Labeler.of(bundle, engine.weights_sha256)
 
 
 def _add_case(
@@ -277,13 +280,13 @@ def check_result_folder(
             )
 
 
-def _check_record(folder: Path, bundle: Bundle, *, tta: bool) -> None:
+def _check_record(folder: Path, bundle: Bundle, engine: Engine, *, tta: bool) -> None:
     """Refuse results of other weights or settings, and write down those of this run."""
     record = {
         "format_version": _FORMAT_VERSION,
         "bundle": bundle.name,
         "labels": {str(index): name for index, name in enumerate(bundle.label_names)},
-        "weights_sha256": digest_file(bundle.path(WEIGHTS)),
+        "weights_sha256": engine.weights_sha256,
         "inference_sha256": digest_file(bundle.path(INFERENCE)),
         "tta": tta,
     }

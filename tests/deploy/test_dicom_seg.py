@@ -126,15 +126,25 @@ def test_dicom_seg_refuses_a_series_that_it_cannot_refer_to(tmp_path) -> None:
     assert not (tmp_path / "x.dcm").exists()
 
 
-def test_labeler_is_the_bundle_in_text_that_dicom_takes(tmp_path) -> None:
-    (tmp_path / "models").mkdir()
-    (tmp_path / "models" / "model.pt").write_bytes(b"weights")
+@pytest.mark.parametrize("tag", ["PatientID", "StudyInstanceUID", "SOPInstanceUID"])
+def test_dicom_seg_refuses_slices_of_several_patients_or_without_names_of_their_own(
+    tmp_path, tag
+) -> None:
+    def spoil(item, number: int) -> None:
+        setattr(item, tag, "1.2.3" if tag == "SOPInstanceUID" or number > 1 else "1.2.4")
+
+    series = changed(tmp_path / "ct", spoil)
+    with pytest.raises(ValueError, match=f"its slices have (several|one) {tag}|have one {tag}"):
+        write_dicom_seg(np.ones((16, 12, 5), np.uint8), str(series), LABELER, tmp_path / "x.dcm")
+    assert not (tmp_path / "x.dcm").exists()
+
+
+def test_labeler_is_the_bundle_in_text_that_dicom_takes() -> None:
     bundle = SimpleNamespace(
         name="x\nsegmentation",
         label_names=("background", "a\\b"),
         config=lambda name: {"version": "0.2"},
-        path=lambda name: tmp_path / name,
     )
-    labeler = Labeler.of(bundle)  # type: ignore[arg-type]
+    labeler = Labeler.of(bundle, "ab" * 32)  # type: ignore[arg-type]
     assert (labeler.name, labeler.version) == ("x segmentation", "0.2")
-    assert labeler.label_names == ("background", "a/b") and len(labeler.weights_sha256) == 64
+    assert labeler.label_names == ("background", "a/b") and labeler.weights_sha256 == "ab" * 32

@@ -26,6 +26,7 @@ from monai_xtiny.deploy.engines import (
 from monai_xtiny.deploy.results import draw_labels
 from monai_xtiny.deploy.segmenter import slide_windows
 from monai_xtiny.system.config_text import PlainPath
+from monai_xtiny.system.files import digest_files
 from tests.conftest import texture, write_nifti, write_png
 from tests.deploy.deployed import exported_bundle
 
@@ -58,6 +59,21 @@ def exported(request, tmp_path_factory) -> tuple[Bundle, Path]:
 
 def files_of_case(images: Path, name: str) -> list[str]:
     return [str(path) for path in sorted(images.glob(f"{name}*"))]
+
+
+def test_engines_name_the_weights_that_compute(exported, tmp_path) -> None:
+    shutil.copytree(exported[0].root, tmp_path / "x_segmentation")
+    bundle = Bundle.open(tmp_path / "x_segmentation")
+    first, second = bundle.path("models/model.pt"), bundle.path("models/model_fold1.pt")
+    assert OnnxEngine(bundle).weights_sha256 == digest_files([first])
+    shutil.copy(first, second)
+    config = bundle.config("inference")
+    bundle.path("configs/inference.json").write_text(json.dumps({**config, "folds": [0, 1]}))
+    former = TorchEngine(Bundle.open(bundle.root)).weights_sha256
+    assert former == digest_files([first, second]) != digest_files([first])
+    weights = torch.load(first, weights_only=True)
+    torch.save({name: tensor + 1 for name, tensor in weights.items()}, second)
+    assert TorchEngine(Bundle.open(bundle.root)).weights_sha256 != former
 
 
 def test_engines_give_the_labels_of_monai_bundle_run(exported, tmp_path) -> None:
