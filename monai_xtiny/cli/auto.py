@@ -6,7 +6,7 @@ import glob
 import os
 import shlex
 import time
-from collections.abc import Mapping
+from collections.abc import Mapping, Set
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -212,7 +212,7 @@ def _train(
         wanted = {"epochs": epochs, "val_interval": interval}
         write_json(decided, wanted)
     if done is not None and (wanted is None or done >= wanted["epochs"]):
-        _refuse_other_cases(bundle, labeled, chosen)
+        _refuse_other_cases(opened, labeled)
         _skip("training", f"{opened.path(WEIGHTS)}, {done} epochs")
         return
     _announce("training")
@@ -242,31 +242,47 @@ def _train(
         run_training(opened, {**options, **wanted}, tell)
 
 
-def _refuse_other_cases(bundle: str, labeled: Mapping[str, str], chosen: Mapping[str, str]) -> None:
+def _refuse_other_cases(bundle: Bundle, labeled: Mapping[str, str]) -> None:
     """Refuse data with cases that the weights have neither seen nor been held out from.
 
-    Weights without a split of their own, from elsewhere, tell nothing.
+    Names tell, and nothing of the bundle is run. Weights without a split of their own, from
+    elsewhere, tell nothing.
     """
-    from monai_xtiny.bundled.cases import name_some
-    from monai_xtiny.bundled.splits import read_names
-    from monai_xtiny.training.labeled import data_options
+    from monai_xtiny.bundle.folder import SPLIT
+    from monai_xtiny.bundled.cases import find_labeled_cases, name_some
+    from monai_xtiny.bundled.splits import Split, read_names
 
-    with opened_to_run(bundle, trust=False, quiet=True) as opened:
-        options = {**data_options(labeled.get("data"), labeled.get("datalist")), **chosen}
-        parser = opened.workflow(("train",), options).parser
-        known = read_names(parser.get_parsed_content("split_file"))
-        found = parser.get_parsed_content("split").label_names()
+    known = read_names(bundle.path(SPLIT))
     if known is None:
         return
-    known_names = {name for part in known for name in part}
-    found_names = {name for part in found for name in part}
-    if others := sorted(found_names - known_names):
-        source = labeled.get("data") or labeled["datalist"]
+    source = labeled.get("data") or labeled["datalist"]
+    found = find_labeled_cases(
+        source,
+        labeled.get("datalist"),
+        os.path.dirname(os.path.abspath(source)),
+        file_endings=bundle.config("train")["file_endings"],
+        in_channels=bundle.plan.in_channels,
+    )
+    trained = {name for part in known for name in part}
+    names = [name for part in Split(found.cases, found.validation).label_names() for name in part]
+    new = sorted(name for name in names if not _is_among(name, trained))
+    if new:
         raise ValueError(
-            f"{bundle} was trained on other cases: {len(others)} of {source} are new "
-            f"({name_some(others)}): give another --bundle, or train this one on all of them with "
+            f"{str(bundle.root)!r} was trained on other cases: {len(new)} of {source} are new "
+            f"({name_some(new)}): give another --bundle, or train this one on all of them with "
             "its configs/train.json"
         )
+
+
+def _is_among(label: str, known: Set[str]) -> bool:
+    """Whether a path is one of some, which may be relative to a folder above or below.
+
+    >>> _is_among("c1.png", {"site/c1.png"}), _is_among("site/c2.png", {"site/c1.png"})
+    (True, False)
+    """
+    return label in known or any(
+        other.endswith(f"/{label}") or label.endswith(f"/{other}") for other in known
+    )
 
 
 def _decide(
