@@ -32,14 +32,14 @@ class Verdict:
     """What a committee makes of an image.
 
     Args:
-        image: normalized, (C, *spatial), on the CPU as what follows.
-        spacing: of its voxels, mm; 1 for 2D images.
+        image: as the bundle preprocesses it, (C, *spatial), on the CPU as what follows.
+        affine: from its voxels to RAS in mm, (4, 4).
         probabilities: of the classes, mean of the members, (K, *spatial).
         features: of the image, as the encoder has them, (F,).
     """
 
     image: torch.Tensor
-    spacing: tuple[float, ...]
+    affine: torch.Tensor
     probabilities: torch.Tensor
     features: torch.Tensor
 
@@ -109,8 +109,7 @@ class Committee:
             )
         features = torch.cat([torch.cat(rows).mean(dim=0) for rows in pooled])
         plain = image[0].as_subclass(torch.Tensor).cpu()
-        spacing = tuple(float(length) for length in item["image"].pixdim)[: image.ndim - 2]
-        return Verdict(plain, spacing, probabilities.cpu(), features.cpu())
+        return Verdict(plain, item["image"].affine, probabilities.cpu(), features.cpu())
 
 
 def trained_files(bundle: Bundle) -> list[str]:

@@ -12,6 +12,10 @@ import torch
 from matplotlib import colormaps
 from matplotlib.figure import Figure
 from matplotlib.patches import Patch
+from monai.data import MetaTensor
+from monai.data.utils import affine_to_spacing
+from monai.transforms import Orientation
+from nibabel.orientations import io_orientation
 from numpy.typing import NDArray
 from PIL import Image
 
@@ -42,25 +46,30 @@ class View:
 def view_case(verdict: Verdict, title: str, slice_axis: int | None = None) -> View:
     """Draw a case; of a volume the slice that is the least certain.
 
-    Volumes are upright, with the patient's right on the left.
+    Volumes are turned to RAS and drawn upright, with the patient's right or front on the left.
 
     Args:
         verdict: of the case.
         title: what stands above it.
-        slice_axis: across which a volume is cut; default: the last, axial.
+        slice_axis: of the image, across which a volume is cut; default: axial.
     """
-    entropy = voxel_entropy(verdict.probabilities)
-    image, labels = verdict.image, verdict.probabilities.argmax(dim=0)
-    spacing = verdict.spacing
-    if entropy.ndim == 3:
-        axis = 2 if slice_axis is None else slice_axis
+    image, probabilities, affine = verdict.image, verdict.probabilities, verdict.affine
+    is_volume = image.ndim == 4
+    if is_volume:
+        axis = 2 if slice_axis is None else int(io_orientation(affine)[slice_axis, 0])
+        turned = [Orientation("RAS")(MetaTensor(part, affine)) for part in (image, probabilities)]
+        affine = turned[0].affine
+        image, probabilities = (part.as_subclass(torch.Tensor) for part in turned)
+    labels, entropy = probabilities.argmax(dim=0), voxel_entropy(probabilities)
+    spacing = affine_to_spacing(affine).tolist()[: entropy.ndim]
+    if is_volume:
         others = [other for other in range(3) if other != axis]
         at = int(entropy.sum(dim=others).argmax())
         image, labels, entropy = (
             part.select(place, at).flip(-1, -2)
             for part, place in ((image, axis + 1), (labels, axis), (entropy, axis))
         )
-        spacing = tuple(spacing[other] for other in others)
+        spacing = [spacing[other] for other in others]
     size = _tile_size(entropy.shape, spacing)
     gray = _gray(image)
     tiles = [gray, _painted_over(gray, labels), colormaps[_HEAT](entropy.numpy().T)[..., :3]]

@@ -56,7 +56,7 @@ def test_a_committee_of_one_is_its_softmax(pictures, tmp_path) -> None:
     verdict = committee([str(image)])
     assert committee.kind == "softmax"
     np.testing.assert_allclose(verdict.probabilities, probabilities_of(pictures, image), atol=1e-5)
-    assert verdict.image.shape == (1, 48, 32) and verdict.spacing == (1, 1)
+    assert verdict.image.shape == (1, 48, 32) and torch.equal(verdict.affine, torch.eye(4))
     assert verdict.features.shape == (8,)
 
 
