@@ -20,6 +20,7 @@ from numpy.typing import NDArray
 from PIL import Image
 
 from monai_xtiny.deploy.committee import Verdict
+from monai_xtiny.deploy.overlays import class_color
 from monai_xtiny.scores.uncertainty import voxel_entropy
 
 # Pixels of a tile and between tiles; cases side by side; characters of a name.
@@ -57,7 +58,8 @@ def view_case(verdict: Verdict, title: str, slice_axis: int | None = None) -> Vi
     is_volume = image.ndim == 4
     if is_volume:
         axis = 2 if slice_axis is None else int(io_orientation(affine)[slice_axis, 0])
-        turned = [Orientation("RAS")(MetaTensor(part, affine)) for part in (image, probabilities)]
+        turn = Orientation("RAS", labels=None)
+        turned = [turn(MetaTensor(part, affine)) for part in (image, probabilities)]
         affine = turned[0].affine
         image, probabilities = (part.as_subclass(torch.Tensor) for part in turned)
     labels, entropy = probabilities.argmax(dim=0), voxel_entropy(probabilities)
@@ -97,7 +99,7 @@ def draw_contact_sheet(views: Sequence[View], label_names: Sequence[str], path: 
         place.imshow(view.tiles, interpolation="nearest")
         place.set_title(_short(view.title), fontsize=8, parse_math=False, loc="left", pad=3)
     patches = [
-        Patch(color=_class_color(index), label=name)
+        Patch(color=class_color(index), label=name)
         for index, name in enumerate(label_names)
         if index
     ]
@@ -124,15 +126,9 @@ def _gray(image: torch.Tensor) -> NDArray[np.float64]:
 def _painted_over(image: NDArray[np.float64], labels: torch.Tensor) -> NDArray[np.float64]:
     """An image with its classes in color over it."""
     classes = labels.numpy().T
-    colors = np.array([_class_color(index) for index in range(int(classes.max()) + 1)])[classes]
+    colors = np.array([class_color(index) for index in range(int(classes.max()) + 1)])[classes]
     mixed = (1 - _OPACITY) * image + _OPACITY * colors
     return np.where(classes[..., None] > 0, mixed, image)
-
-
-def _class_color(index: int) -> tuple[float, float, float]:
-    """Of a class; ten colors, then again."""
-    red, green, blue, _ = colormaps["tab10"]((index - 1) % 10)
-    return red, green, blue
 
 
 def _tile_size(shape: Sequence[int], spacing: Sequence[float]) -> tuple[int, int]:
