@@ -59,7 +59,7 @@ def view_case(verdict: Verdict, title: str, slice_axis: int | None = None) -> Vi
     if is_volume:
         axis = 2 if slice_axis is None else int(io_orientation(affine)[slice_axis, 0])
         turn = Orientation("RAS", labels=None)
-        turned = [turn(MetaTensor(part, affine)) for part in (image, probabilities)]
+        turned: list[Any] = [turn(MetaTensor(part, affine)) for part in (image, probabilities)]
         affine = turned[0].affine
         image, probabilities = (part.as_subclass(torch.Tensor) for part in turned)
     labels, entropy = probabilities.argmax(dim=0), voxel_entropy(probabilities)
