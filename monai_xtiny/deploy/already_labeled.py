@@ -81,8 +81,7 @@ def _beside(case: Target, known: dict[str, set[str]]) -> str | None:
 
 def _names_of(case: Target) -> set[str]:
     """What the label of a case may be called: as nnU-Net has it, or as MONAI Label, CASE_0000."""
-    stem = file_stem(os.path.basename(case.files[0]))
-    return {case.name, PurePosixPath(case.name).with_name(stem).as_posix()}
+    return {case.name, PurePosixPath(case.name).with_name(case.stem).as_posix()}
 
 
 def _names_in(labeled: str | os.PathLike[str]) -> set[str]:

@@ -32,14 +32,14 @@ class Verdict:
     """What a committee makes of an image.
 
     Args:
-        image: normalized, (C, *spatial), on the CPU as what follows.
-        spacing: of its voxels, mm; 1 for 2D images.
+        image: as the bundle preprocesses it, (C, *spatial), on the CPU as what follows.
+        affine: from its voxels to RAS in mm, (4, 4).
         probabilities: of the classes, mean of the members, (K, *spatial).
         features: of the image, as the encoder has them, (F,).
     """
 
     image: torch.Tensor
-    spacing: tuple[float, ...]
+    affine: torch.Tensor
     probabilities: torch.Tensor
     features: torch.Tensor
 
@@ -48,14 +48,16 @@ class Committee:
     """Members whose labels of an image differ where it is hard.
 
     Of several trained ``models/model.pt``, ``models/model_fold1.pt``, ... each is a member; else
-    the network and its flips are, along the axes that training mirrored; else it is alone.
+    the network and its flips are, along the axes that training mirrored; else it is alone, in
+    bundles imported from nnU-Net with an inferer that averages its logits over flips.
 
     Args:
         bundle: whose configs and scripts are run.
         device: of PyTorch; default: that of the config.
 
     Raises:
-        ValueError: weights are not the network's.
+        TypeError: the network is none whose features are known.
+        ValueError: weights are not the network's, or ``configs/train.json`` is damaged.
     """
 
     def __init__(self, bundle: Bundle, *, device: str | None = None) -> None:
@@ -65,10 +67,13 @@ class Committee:
         self._preprocess = parser.get_parsed_content("preprocessing")
         self._inferer = parser.get_parsed_content("inferer")
         self.files = trained_files(bundle) or [str(bundle.path(WEIGHTS))]
+        self._averages_flips = bool(parser.get("mirror_axes"))
         network = parser.get_parsed_content("network_def")
         self._networks = [
             _loaded(copy.deepcopy(network), file).to(self._device).eval() for file in self.files
         ]
+        with pooled_features(self._networks[0]):
+            pass  # refuses any other network here, and not with each image
         axes = _flipped_axes(bundle) if len(self._networks) == 1 else ()
         self._flips = [some for count in range(len(axes) + 1) for some in combinations(axes, count)]
 
@@ -86,7 +91,8 @@ class Committee:
             return f"the mean softmax of {len(self._networks)} folds"
         if self.kind == FLIPS:
             return f"the mean softmax of {len(self._flips)} flips"
-        return "the softmax of one network"
+        flips = " and its flips, whose logits are averaged" if self._averages_flips else ""
+        return f"the softmax of one network{flips}"
 
     def __call__(self, files: Sequence[str]) -> Verdict:
         """Judge a case.
@@ -109,8 +115,7 @@ class Committee:
             )
         features = torch.cat([torch.cat(rows).mean(dim=0) for rows in pooled])
         plain = image[0].as_subclass(torch.Tensor).cpu()
-        spacing = tuple(float(length) for length in item["image"].pixdim)[: image.ndim - 2]
-        return Verdict(plain, spacing, probabilities.cpu(), features.cpu())
+        return Verdict(plain, item["image"].affine, probabilities.cpu(), features.cpu())
 
 
 def trained_files(bundle: Bundle) -> list[str]:
@@ -138,10 +143,9 @@ def _loaded(network: nn.Module, file: str) -> nn.Module:
 
 def _flipped_axes(bundle: Bundle) -> tuple[int, ...]:
     """Axes along which the network may see an image flipped; none where ``--tta`` is refused."""
-    try:
-        return mirror_axes(bundle)
-    except ValueError:
-        return ()
+    config = bundle.config("train")
+    is_refused = "nnunet_plans" in config or not config.get("mirror_prob")
+    return () if is_refused else mirror_axes(bundle)
 
 
 def _flipping(network: nn.Module, axes: Sequence[int]) -> Callable[..., torch.Tensor]:

@@ -12,10 +12,15 @@ import torch
 from matplotlib import colormaps
 from matplotlib.figure import Figure
 from matplotlib.patches import Patch
+from monai.data import MetaTensor
+from monai.data.utils import affine_to_spacing
+from monai.transforms import Orientation
+from nibabel.orientations import io_orientation
 from numpy.typing import NDArray
 from PIL import Image
 
 from monai_xtiny.deploy.committee import Verdict
+from monai_xtiny.deploy.overlays import class_color
 from monai_xtiny.scores.uncertainty import voxel_entropy
 
 # Pixels of a tile and between tiles; cases side by side; characters of a name.
@@ -42,25 +47,31 @@ class View:
 def view_case(verdict: Verdict, title: str, slice_axis: int | None = None) -> View:
     """Draw a case; of a volume the slice that is the least certain.
 
-    Volumes are upright, with the patient's right on the left.
+    Volumes are turned to RAS and drawn upright, with the patient's right or front on the left.
 
     Args:
         verdict: of the case.
         title: what stands above it.
-        slice_axis: across which a volume is cut; default: the last, axial.
+        slice_axis: of the image, across which a volume is cut; default: axial.
     """
-    entropy = voxel_entropy(verdict.probabilities)
-    image, labels = verdict.image, verdict.probabilities.argmax(dim=0)
-    spacing = verdict.spacing
-    if entropy.ndim == 3:
-        axis = 2 if slice_axis is None else slice_axis
+    image, probabilities, affine = verdict.image, verdict.probabilities, verdict.affine
+    is_volume = image.ndim == 4
+    if is_volume:
+        axis = 2 if slice_axis is None else int(io_orientation(affine)[slice_axis, 0])
+        turn = Orientation("RAS", labels=None)
+        turned: list[Any] = [turn(MetaTensor(part, affine)) for part in (image, probabilities)]
+        affine = turned[0].affine
+        image, probabilities = (part.as_subclass(torch.Tensor) for part in turned)
+    labels, entropy = probabilities.argmax(dim=0), voxel_entropy(probabilities)
+    spacing = affine_to_spacing(affine).tolist()[: entropy.ndim]
+    if is_volume:
         others = [other for other in range(3) if other != axis]
         at = int(entropy.sum(dim=others).argmax())
         image, labels, entropy = (
             part.select(place, at).flip(-1, -2)
             for part, place in ((image, axis + 1), (labels, axis), (entropy, axis))
         )
-        spacing = tuple(spacing[other] for other in others)
+        spacing = [spacing[other] for other in others]
     size = _tile_size(entropy.shape, spacing)
     gray = _gray(image)
     tiles = [gray, _painted_over(gray, labels), colormaps[_HEAT](entropy.numpy().T)[..., :3]]
@@ -88,7 +99,7 @@ def draw_contact_sheet(views: Sequence[View], label_names: Sequence[str], path: 
         place.imshow(view.tiles, interpolation="nearest")
         place.set_title(_short(view.title), fontsize=8, parse_math=False, loc="left", pad=3)
     patches = [
-        Patch(color=_class_color(index), label=name)
+        Patch(color=class_color(index), label=name)
         for index, name in enumerate(label_names)
         if index
     ]
@@ -115,15 +126,9 @@ def _gray(image: torch.Tensor) -> NDArray[np.float64]:
 def _painted_over(image: NDArray[np.float64], labels: torch.Tensor) -> NDArray[np.float64]:
     """An image with its classes in color over it."""
     classes = labels.numpy().T
-    colors = np.array([_class_color(index) for index in range(int(classes.max()) + 1)])[classes]
+    colors = np.array([class_color(index) for index in range(int(classes.max()) + 1)])[classes]
     mixed = (1 - _OPACITY) * image + _OPACITY * colors
     return np.where(classes[..., None] > 0, mixed, image)
-
-
-def _class_color(index: int) -> tuple[float, float, float]:
-    """Of a class; ten colors, then again."""
-    red, green, blue, _ = colormaps["tab10"]((index - 1) % 10)
-    return red, green, blue
 
 
 def _tile_size(shape: Sequence[int], spacing: Sequence[float]) -> tuple[int, int]:

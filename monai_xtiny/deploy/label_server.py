@@ -2,21 +2,22 @@
 
 from __future__ import annotations
 
-import http.client
 import json
 import os
+from collections import Counter
 from collections.abc import Mapping
+from http.client import HTTPException
 from typing import Any
 from urllib.error import HTTPError, URLError
 from urllib.parse import urlencode, urlsplit
 from urllib.request import Request, urlopen
 
 from monai_xtiny.bundle.folder import WEIGHTS, Bundle
-from monai_xtiny.data.cases import file_stem
+from monai_xtiny.bundle.templates import printable
 from monai_xtiny.deploy.ranking import Ranking
-from monai_xtiny.deploy.targets import Target
 
-_SECONDS = 60
+# Of an answer: how long it may take, how long it may be, and what of it is shown.
+_SECONDS, _MAX_BYTES, _MAX_SHOWN = 60, 100_000_000, 200
 # What MONAI Label 0.8 keeps of its own scores: the value, and the age of the weights that gave it.
 _SCORE, _AGE = "epistemic_entropy", "epistemic_ts"
 
@@ -49,7 +50,8 @@ class LabelServer:
         The server's own scoring leaves these images alone until the weights change.
 
         Args:
-            ranking: of the cases; a case is the server's image of the same file name.
+            ranking: of the cases; a case is the server's image of the same file name, and none
+                where several cases are called so, in different folders.
             bundle: that they were ranked by.
 
         Returns:
@@ -59,13 +61,19 @@ class LabelServer:
             ConnectionError: the server does not answer.
         """
         age = int(os.stat(bundle.path(WEIGHTS)).st_mtime)
-        known = [item for item in ranking.cases if image_id(item.case) in self._images]
+        names = [item.case.stem for item in ranking.cases if item.case.stem in self._images]
+        counts = Counter(names)
+        known = [item for item in ranking.cases if counts[item.case.stem] == 1]
         for item in known:
             info = json.dumps({_SCORE: item.score, _AGE: age})
-            self._ask("PUT", "/datastore/image/info", {"image": image_id(item.case)}, info)
-        others = len(ranking.cases) - len(known)
-        unknown = f"; it does not have the other {others}" if others else ""
-        return f"{len(known)} images of {self._url} have their scores{unknown}"
+            self._ask("PUT", "/datastore/image/info", {"image": item.case.stem}, info)
+        said = f"{len(known)} images of {self._url} have their scores"
+        shared = len(names) - len(known)
+        if shared:
+            name = counts.most_common(1)[0][0]
+            said += f"; {shared} get none, as several have one name, {name!r} for example"
+        others = len(ranking.cases) - len(names)
+        return said + (f"; it does not have the other {others}" if others else "")
 
     def _ask(
         self, method: str, path: str, query: Mapping[str, str], info: str | None = None
@@ -75,19 +83,18 @@ class LabelServer:
         request = Request(f"{self._url}{path}?{urlencode(query)}", data, method=method)
         try:
             with urlopen(request, timeout=_SECONDS) as answer:
-                return json.loads(answer.read() or "null")
+                text = answer.read(_MAX_BYTES + 1)
+            if len(text) > _MAX_BYTES:
+                raise ValueError(f"more than {_MAX_BYTES} bytes")
+            return json.loads(text or "null")
         except HTTPError as error:
             raise ConnectionError(
-                f"{self._url} answers {method} {path} with {error.code} {error.reason}: check "
-                "--server, and that nobody has to log in"
+                f"{self._url} answers {method} {path} with {error.code}: check --server, and that "
+                "nobody has to log in"
             ) from error
-        except (URLError, OSError, ValueError, http.client.HTTPException) as error:
+        except (URLError, OSError, ValueError, RecursionError, HTTPException) as error:
+            shown = printable(str(error))[:_MAX_SHOWN]
             raise ConnectionError(
-                f"no MONAI Label server answers at {self._url} ({error}): start it, or check "
+                f"no MONAI Label server answers at {self._url} ({shown}): start it, or check "
                 "--server"
             ) from error
-
-
-def image_id(case: Target) -> str:
-    """MONAI Label's name for the image of a case: that of its file without the ending."""
-    return file_stem(os.path.basename(case.files[0]))

@@ -52,7 +52,7 @@ def draw_overlay(
         row[1].imshow(_colored(label), aspect=aspect, interpolation="nearest")
     figure.suptitle(title, fontsize=10, parse_math=False)
     patches = [
-        Patch(color=_color(index), label=f"{index} {name}")
+        Patch(color=class_color(index), label=f"{index} {name}")
         for index, name in enumerate(label_names)
         if index
     ]
@@ -61,6 +61,12 @@ def draw_overlay(
         text.set_parse_math(False)
     with atomic_write(path, clears=False) as part:
         figure.savefig(part, dpi=_DPI, format="png", metadata={"Software": None})
+
+
+def class_color(index: int) -> tuple[float, float, float]:
+    """Red, green and blue of a class that is not the background; ten colors, then again."""
+    red, green, blue, _ = colormaps["tab10"]((index - 1) % 10)
+    return red, green, blue
 
 
 def _planes(
@@ -96,15 +102,9 @@ def _plane_at(axis: int, at: int, ndim: int) -> tuple[Any, ...]:
     return tuple(index)
 
 
-def _color(index: int) -> tuple[float, float, float]:
-    """Of a class; ten colors, then again."""
-    red, green, blue, _ = colormaps["tab10"]((index - 1) % 10)
-    return red, green, blue
-
-
 def _colored(label: NDArray[np.uint8]) -> NDArray[np.float32]:
     """Labels as colors (rows, columns, RGBA), the background clear."""
     table = np.zeros((256, 4), np.float32)
     for index in range(1, 256):
-        table[index] = (*_color(index), _ALPHA)
+        table[index] = (*class_color(index), _ALPHA)
     return table[label]

@@ -102,7 +102,8 @@ def rank_images(
 ) -> Ranking:
     """Rank the unlabeled images, and write the list and a sheet of those to label next.
 
-    Both files are written at the end, whole; the same images and weights give the same list.
+    The files are written at the end, each whole, one right after the other; the same images and
+    weights give the same list.
 
     Args:
         bundle: a trained one.
@@ -199,7 +200,7 @@ def _in_order(judged: Sequence[tuple[Target, float, np.ndarray]]) -> tuple[Ranke
 
 
 def _write_ranking(ranking: Ranking, folder: Path, bundle: Bundle, committee: Committee) -> Ranking:
-    """Write the list and the sheet, each whole and both at once."""
+    """Write the list and the sheet, each whole, one right after the other."""
     from monai_xtiny.deploy.contact_sheet import draw_contact_sheet, view_case  # matplotlib
 
     views = []

@@ -40,6 +40,12 @@ class Target:
     kind: str
 
     @property
+    def stem(self) -> str:
+        """Name of its first file without the ending; of a series, of its folder."""
+        name = os.path.basename(os.path.abspath(self.files[0]))
+        return name if self.kind == "dicom" else file_stem(name)
+
+    @property
     def ending(self) -> str:
         """Of its label file."""
         return ".png" if self.kind == "raster" else ".nii.gz"

@@ -10,6 +10,8 @@ from scipy.spatial.distance import pdist
 
 # Cases of which all pairs are measured to know a usual distance.
 _SAMPLE = 1000
+# Of a feature's largest value: what float32 makes of features that are equal.
+_ROUNDING = 1e-6
 
 
 @dataclass(frozen=True)
@@ -42,7 +44,8 @@ def rank_diverse(
 
     Args:
         uncertainty: of each case, not negative, (N,).
-        features: of each case, (N, F); each feature is brought to a standard deviation of 1.
+        features: of each case, (N, F); each feature is brought to a standard deviation of 1, and
+            one that is the same in all cases, but for float32's rounding, counts nothing.
 
     Returns:
         All cases; of equals the one that was given first.
@@ -59,7 +62,8 @@ def rank_diverse(
         raise ValueError("uncertainty and features must be finite, and uncertainty not negative")
     points = np.asarray(features, np.float64)
     spread = points.std(axis=0)
-    points = (points - points.mean(axis=0)) / np.where(spread > 0, spread, 1)
+    varies = spread > _ROUNDING * np.abs(points).max(axis=0, initial=0)
+    points = np.where(varies, (points - points.mean(axis=0)) / np.where(varies, spread, 1), 0)
     usual = _usual_distance(points)
     nearest = np.ones(len(points))
     is_left = np.ones(len(points), bool)

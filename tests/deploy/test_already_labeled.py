@@ -10,6 +10,7 @@ import pytest
 from monai_xtiny.bundle.folder import Bundle
 from monai_xtiny.deploy.already_labeled import Unlabeled, without_labeled
 from monai_xtiny.deploy.targets import find_targets
+from tests.conftest import write_dicom_series
 
 
 @pytest.fixture
@@ -83,3 +84,13 @@ def test_a_mere_file_name_of_a_datalist_names_no_file_in_a_deeper_folder(bundle,
     images = make_files(tmp_path / "images", "a.png", "p1/a.png")
     write_datalist(bundle, training=[{"image": "a.png", "label": "l.png"}])
     assert names_of(split(bundle, images)) == ["p1/a"]
+
+
+def test_names_of_series_are_those_of_their_folders(bundle, tmp_path, monkeypatch) -> None:
+    for name in ("1.2.3.4", "1.2.3.5"):
+        write_dicom_series(tmp_path / "series" / name)
+    labels = make_files(tmp_path / "labels", "1.2.3.nii.gz", "1.2.3.5.nii.gz")
+    monkeypatch.chdir(tmp_path / "series" / "1.2.3.4")
+    for images, left in (("..", ["1.2.3.4"]), (".", ["1.2.3.4"]), ("../1.2.3.5", [])):
+        found = find_targets(images, reads="volumes", in_channels=1)
+        assert names_of(without_labeled(found.cases, bundle, labels)) == left

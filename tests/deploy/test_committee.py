@@ -11,8 +11,10 @@ import torch
 from monai_xtiny.bundle.folder import Bundle
 from monai_xtiny.deploy.committee import Committee, trained_files
 from monai_xtiny.deploy.engines import TorchEngine
+from monai_xtiny.nnunet.importing import import_checkpoint
 from tests.conftest import write_png
 from tests.deploy.deployed import write_bundle
+from tests.nnunet.models import write_model
 from tests.shared import made_once
 
 pytestmark = pytest.mark.search
@@ -56,7 +58,7 @@ def test_a_committee_of_one_is_its_softmax(pictures, tmp_path) -> None:
     verdict = committee([str(image)])
     assert committee.kind == "softmax"
     np.testing.assert_allclose(verdict.probabilities, probabilities_of(pictures, image), atol=1e-5)
-    assert verdict.image.shape == (1, 48, 32) and verdict.spacing == (1, 1)
+    assert verdict.image.shape == (1, 48, 32) and torch.equal(verdict.affine, torch.eye(4))
     assert verdict.features.shape == (8,)
 
 
@@ -92,6 +94,31 @@ def test_a_committee_of_folds_is_the_mean_of_their_softmaxes(pictures, tmp_path)
         expected += probabilities_of(pictures, image) / 3
     np.testing.assert_allclose(verdict.probabilities, expected, atol=1e-5)
     assert verdict.features.shape == (24,)
+
+
+def test_a_committee_refuses_another_network_and_a_damaged_config_at_once(pictures) -> None:
+    train = pictures.path("configs/train.json")
+    kept = train.read_text()
+    train.write_text(kept[:50])
+    with pytest.raises(ValueError, match="train.json"):
+        Committee(pictures, device="cpu")
+    train.write_text(kept)
+    path = pictures.path("configs/inference.json")
+    network = {"_target_": "torch.nn.Conv2d", "in_channels": 1, "out_channels": 2, "kernel_size": 1}
+    path.write_text(json.dumps({**json.loads(path.read_text()), "network_def": network}))
+    torch.save(torch.nn.Conv2d(1, 2, 1).state_dict(), pictures.path("models/model.pt"))
+    with pytest.raises(TypeError, match="the network is Conv2d, whose encoder is unknown"):
+        Committee(pictures, device="cpu")
+
+
+def test_a_committee_says_that_the_inferer_of_an_imported_bundle_flips(tmp_path) -> None:
+    file = write_model(tmp_path / "x.pth")
+    bundle = Bundle.open(import_checkpoint(file, tmp_path / "x_segmentation"))
+    committee = Committee(bundle, device="cpu")
+    assert committee.kind == "softmax"
+    assert committee.description == (
+        "the softmax of one network and its flips, whose logits are averaged"
+    )
 
 
 def test_trained_files_are_those_of_folds_that_were_trained(pictures) -> None:

@@ -13,7 +13,8 @@ from urllib.parse import parse_qs, urlsplit
 import pytest
 
 from monai_xtiny.bundle.folder import Bundle
-from monai_xtiny.deploy.label_server import LabelServer, image_id
+from monai_xtiny.deploy import label_server
+from monai_xtiny.deploy.label_server import LabelServer
 from monai_xtiny.deploy.ranking import RankedCase, Ranking
 from monai_xtiny.deploy.targets import Target
 
@@ -73,8 +74,30 @@ def test_send_writes_scores_to_the_images_of_the_same_name(url, tmp_path) -> Non
     }
 
 
-def test_image_id_is_the_name_of_the_file_with_its_channel() -> None:
-    assert image_id(Target("p/a", ("/x/p/a_0000.nii.gz",), "nifti")) == "a_0000"
+def test_send_leaves_out_names_that_several_files_have(url, tmp_path) -> None:
+    (tmp_path / "model.pt").touch()
+    bundle = cast(Bundle, SimpleNamespace(path=lambda name: tmp_path / name.rsplit("/")[-1]))
+    files = "p1/a.png", "p1/d.png", "p2/a.png", "p1/none.png", "p2/none.png"
+    cases = tuple(ranked(rank, file, 0.5) for rank, file in enumerate(files, start=1))
+    said = LabelServer(url).send(Ranking(cases, 1, {}, (), "softmax"), bundle)
+    assert said == (
+        f"1 images of {url[:-1]} have their scores; 2 get none, as several have one name, 'a' for "
+        "example; it does not have the other 2"
+    )
+    assert list(Answers.infos) == ["d"]
+
+
+def test_label_server_bounds_what_it_takes_and_shows(url, monkeypatch) -> None:
+    monkeypatch.setattr(label_server, "_MAX_BYTES", 20)
+    with pytest.raises(ConnectionError, match="more than 20 bytes"):
+        LabelServer(url)
+    monkeypatch.setattr(Answers, "do_GET", lambda self: self.wfile.write(b"\x1b[2J" + b"x" * 9000))
+    with pytest.raises(ConnectionError) as caught:
+        LabelServer(url)
+    assert len(str(caught.value)) < 400 and str(caught.value).isprintable()
+    monkeypatch.setattr(Answers, "do_GET", lambda self: self.send_error(404, "\x1b[2J" * 99))
+    with pytest.raises(ConnectionError, match="answers GET /datastore/ with 404: check --server"):
+        LabelServer(url)
 
 
 def test_label_server_says_what_does_not_answer(url) -> None:

@@ -59,6 +59,15 @@ def test_rank_diverse_of_cases_that_are_all_alike_follows_uncertainty() -> None:
     assert [item.score for item in found] == [0.3, 0, 0, 0]
 
 
+def test_rank_diverse_does_not_see_the_rounding_of_a_feature_that_is_equal(cases) -> None:
+    weights, features = cases
+    noise = 1e-7 * np.random.default_rng(1).normal(size=(30, 4))
+    found = rank_diverse(weights, np.concatenate([features, 5 * (1 + noise)], axis=1))
+    expected = rank_diverse(*cases)
+    assert [item.index for item in found] == [item.index for item in expected]
+    assert [item.score for item in found] == pytest.approx([item.score for item in expected])
+
+
 def test_rank_diverse_of_no_case_is_empty() -> None:
     assert rank_diverse(np.zeros(0), np.zeros((0, 3))) == ()
 
