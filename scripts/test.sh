@@ -1,7 +1,7 @@
 #!/usr/bin/env bash
 # What checks the code, environment included: ruff, mypy, the book, doctests and tests, in three tiers.
 # usage: bash scripts/test.sh [--fast | --all] [pytest options]
-#   --fast  mathematics, parsing and formats, in two to three minutes, without the book: after every edit
+#   --fast  mathematics, parsing and formats, in a minute and a half, without the book: after every edit
 #   without, searches, exports and brief trainings too: before a commit
 #   --all   everything, the runs from end to end too: before a merge, as .ci/run does
 #   XTINY_DATA names a folder with the real data sets; tests of theirs are skipped without it
