@@ -21,6 +21,11 @@ while [ $# -gt 0 ]; do
     esac
 done
 
+if [ -n "$images" ] && [ ! -e "$images" ] && ! compgen -G "$images" >/dev/null; then
+    echo "error: no such file or folder: '$images': check --images" >&2
+    exit 2
+fi
+
 started=$SECONDS
 EXTRAS=demo,deploy
 . scripts/environment.sh
