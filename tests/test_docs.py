@@ -5,6 +5,7 @@ from __future__ import annotations
 import ast
 import configparser
 import inspect
+import os
 import re
 import shlex
 import shutil
@@ -311,12 +312,37 @@ def test_programs_label_an_image_as_segment_does(shell, page) -> None:
     shutil.copy(image, folder / "image.png")
     (block,) = programs("docs/web.md")
     run_code(folder, block)
-    if shutil.which("node") is None or not NODE_MODULES.is_dir():
-        pytest.skip("the JavaScript needs Node and scripts/web/node_modules (scripts/web/build.sh)")
+    missing = []
+    if "ORT" in os.environ:
+        label_in_cpp(folder, page, Path(os.environ["ORT"]))
+        np.testing.assert_array_equal(np.asarray(Image.open(folder / "label.pgm")), expected)
+    else:
+        missing.append("the C++ needs ORT, the folder of a release of ONNX Runtime")
+    if shutil.which("node") and NODE_MODULES.is_dir():
+        label_in_javascript(folder, page, model, image)
+        np.testing.assert_array_equal(np.asarray(Image.open(folder / "javascript.png")), expected)
+    else:
+        missing.append("the JavaScript needs Node and scripts/web/node_modules (web/build.sh)")
+    if missing:
+        pytest.skip("; ".join(missing))
+
+
+def label_in_cpp(folder: Path, page: str, release: Path) -> None:
+    (folder / "ORT").symlink_to(release)
+    (program,) = programs(page, "cpp")
+    (folder / "label.cpp").write_text(program.text, encoding="utf-8")
+    Image.open(folder / "image.png").save(folder / "image.pgm")
+    (block,) = [block for block in BLOCKS[page] if "g++" in block.text]
+    done = subprocess.run(
+        ["bash", "-ec", block.text], cwd=folder, capture_output=True, text=True, check=False
+    )
+    assert done.returncode == 0, done.stderr
+
+
+def label_in_javascript(folder: Path, page: str, model: Path, image: Path) -> None:
     (folder / "node_modules").symlink_to(NODE_MODULES)
     (program,) = programs(page, "javascript")
     (folder / "label.mjs").write_text(program.text, encoding="utf-8")
     command = ["node", "label.mjs", str(model), str(image), "javascript.png"]
     done = subprocess.run(command, cwd=folder, capture_output=True, text=True, check=False)
     assert done.returncode == 0, done.stderr
-    np.testing.assert_array_equal(np.asarray(Image.open(folder / "javascript.png")), expected)

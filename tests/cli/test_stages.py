@@ -499,7 +499,7 @@ def test_monai_bundle_runs_the_same_config_with_other_transforms(
 )
 def test_search_on_two_processes_gives_the_scores_of_one(tmp_path, engine, kind) -> None:
     folder = tmp_path / "images"
-    for index in range(4):
+    for index in range(3):
         if kind == "volumes":
             write_nifti(folder / f"case{index}.nii.gz", (24, 32, 24), seed=index)
         else:
