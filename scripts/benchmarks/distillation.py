@@ -130,6 +130,16 @@ def label_by_teacher(teacher: Path, images: Path, labels: Path) -> list[dict[str
     return cases
 
 
+def link_images(cases: list[dict[str, Any]], folder: Path) -> Path:
+    """A folder of links to the images of cases, without their labels."""
+    folder.mkdir(parents=True, exist_ok=True)
+    for image in (Path(item) for case in cases for item in case["image"]):
+        link = folder / image.name
+        if not link.is_symlink():
+            link.symlink_to(image.resolve())
+    return folder
+
+
 def write_datalist(
     training: list[dict[str, Any]], validation: list[dict[str, Any]], target: Path
 ) -> tuple[Path, Path]:

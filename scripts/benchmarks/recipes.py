@@ -2,7 +2,8 @@
 
 usage: python scripts/benchmarks/recipes.py --data ROOT/DATASET --search search.json --width 8
            --epochs 30 [--recipes sgd_poly,adamw_onecycle] [--seeds 0,1,2] [--crop 128]
-           [--val_interval 5] [--work DIR] [--jobs 2] [--teacher BUNDLE [--unlabeled DIR]]
+           [--val_interval 5] [--num_labeled 48] [--work DIR] [--jobs 2]
+           [--teacher BUNDLE [--unlabeled DIR]]
        python scripts/benchmarks/recipes.py --table recipes.jsonl
 
 Every recipe is the emitted train.json with the overrides below, on the same fold and the same
@@ -12,24 +13,27 @@ measured, and none are chosen on the cases held out.
 
 With --teacher the recipes "distill" and, with --unlabeled too, "plain_unlabeled" and
 "distill_unlabeled" are compared with the emitted one, "plain": see distillation.py. The teacher is
-to be trained on the same fold of the same data; with one seed all see the same crops.
+to be trained on the same fold of the same data; with one seed all see the same crops. With
+--num_labeled only that many cases of the fold keep their labels, and the others are unlabeled.
 """
 
 from __future__ import annotations
 
 import argparse
 import math
+import random
 from pathlib import Path
 from typing import Any
 
 import numpy as np
-from distillation import distill, label_by_teacher, write_datalist
+from distillation import distill, label_by_teacher, link_images, write_datalist
 from report_comparison import interval, mean_defined, mean_over_seeds, shown
 from trainings import Unit, quiet, train_missing
 
 from monai_xtiny.system.files import read_lines
 from monai_xtiny.training.train import Training, training_from_dict
 
+Cases = list[dict[str, Any]]
 POLY = "$lambda epoch: (1 - min(epoch / @train#trainer#max_epochs, 1)) ** 0.9"
 NO_CLIP: dict[str, Any] = {"max_grad_norm": 1e9}
 
@@ -145,6 +149,7 @@ def parse_arguments() -> argparse.Namespace:
     parser.add_argument("--val_interval", type=int, default=5, help="epochs between validations")
     parser.add_argument("--teacher", type=Path, help="trained bundle, of the same fold")
     parser.add_argument("--unlabeled", type=Path, help="images for the teacher to label")
+    parser.add_argument("--num_labeled", type=int, help="cases that keep labels (default: all)")
     parser.add_argument("--work", type=Path, default=Path("recipes"))
     parser.add_argument("--jobs", type=int, default=1, help="trainings at a time")
     arguments = parser.parse_args()
@@ -160,23 +165,34 @@ def main() -> None:
     if arguments.table is not None:
         print(table(read_lines(arguments.table)))
         return
-    name = arguments.data.resolve().name
     journal = arguments.work / "recipes.jsonl"
-    recipes = RECIPES if arguments.teacher is None else taught_recipes(arguments, name)
+    names = {"set": arguments.data.resolve().name}
+    changes: dict[str, Any] = {}
+    if arguments.crop is not None:
+        names["crop"] = str(arguments.crop)
+        changes = {"crop_size": [arguments.crop] * 2, "batch_size": 4}
+    folder = arguments.work / names["set"]
+    cases, held_out, batch_size = split_cases(arguments, changes)
+    if arguments.num_labeled is not None:
+        names["labeled"] = str(arguments.num_labeled)
+        changes |= listed(cases[: arguments.num_labeled], held_out, folder / "labeled.json")
+    # As many updates however many cases there are.
+    changes["train#trainer#epoch_length"] = math.ceil(len(cases) / batch_size)
+    recipes = RECIPES
+    if arguments.teacher is not None:
+        recipes = taught_recipes(arguments, folder, cases, held_out)
     wanted = list(recipes) if arguments.recipes is None else arguments.recipes.split(",")
-    side = arguments.crop
-    crop = {} if side is None else {"crop_size": [side, side], "batch_size": 4}
     units = [
         Unit(
-            {"set": name, "recipe": recipe, **({} if side is None else {"crop": str(side)})},
+            {**names, "recipe": recipe},
             arguments.search,
             arguments.width,
             arguments.data,
-            arguments.work / name / f"{recipe}_{seed}_segmentation",
+            folder / f"{recipe}_{seed}_segmentation",
             arguments.epochs,
             val_interval=arguments.val_interval,
             seed=int(seed),
-            overrides={**recipes[recipe], **crop},
+            overrides={**changes, **recipes[recipe]},
         )
         for seed in arguments.seeds.split(",")
         for recipe in wanted
@@ -185,56 +201,71 @@ def main() -> None:
     print(table(read_lines(journal)))
 
 
-def taught_recipes(arguments: argparse.Namespace, name: str) -> dict[str, dict[str, Any]]:
+def taught_recipes(
+    arguments: argparse.Namespace, folder: Path, cases: Cases, held_out: Cases
+) -> dict[str, dict[str, Any]]:
     """The emitted recipe, and what a teacher makes of it."""
-    taught = distill(arguments.teacher)
     # Seeded anew once the weights of both are there.
     seeding = "$monai.utils.set_determinism(seed=@seed)"
     recipes: dict[str, dict[str, Any]] = {
         "plain": {"initialize": [seeding, "$@network_def", seeding]},
         "distill": {
-            **taught,
+            **distill(arguments.teacher),
             "initialize": [seeding, "$@network_def", "$@train#inferer", seeding],
         },
     }
-    if arguments.unlabeled is None:
+    images = arguments.unlabeled
+    if arguments.num_labeled is not None:
+        images = link_images(cases[arguments.num_labeled :], folder / "unlabeled")
+    if images is None:
         return recipes
+    with quiet():
+        unlabeled = label_by_teacher(arguments.teacher, images, folder / "labels")
+    labeled = cases[: arguments.num_labeled]
+    files = listed([*labeled, *unlabeled], held_out, folder / "datalist.json")
+    return {
+        **recipes,
+        **{f"{key}_unlabeled": {**options, **files} for key, options in recipes.items()},
+    }
+
+
+def split_cases(arguments: argparse.Namespace, changes: dict[str, Any]) -> tuple[Cases, Cases, int]:
+    """Cases of the first fold: to train on, in an order drawn once; held out; how many a batch."""
     from monai.bundle import ConfigParser
 
     from monai_xtiny.bundle.folder import Bundle
-    from monai_xtiny.system.config_text import PlainPath
     from monai_xtiny.training.labeled import data_options
 
-    folder = arguments.work / name
-    with quiet():
-        unlabeled = label_by_teacher(arguments.teacher, arguments.unlabeled, folder / "labels")
-    parser = ConfigParser(Bundle.open(arguments.teacher).config("train"))
-    root = str(arguments.teacher.resolve())
-    parser.update({"bundle_root": root, **data_options(arguments.data, None)})
+    bundle = Bundle.open(arguments.search.parents[1])
+    parser = ConfigParser(bundle.config("train"))
+    parser.update(
+        {"bundle_root": str(bundle.root), **data_options(arguments.data, None), **changes}
+    )
     training, held_out = (parser.get_parsed_content(f"{part}_cases") for part in ("train", "val"))
-    datalist, common = write_datalist([*training, *unlabeled], held_out, folder / "datalist.json")
-    batch = parser.get_parsed_content("batch_size")
-    files = {
-        "datalist": PlainPath(str(datalist.resolve())),
-        "dataset_dir": PlainPath(str(common)),
-        # As many updates as without the unlabeled images.
-        "train#trainer#epoch_length": math.ceil(len(training) / batch),
-    }
-    taught = {f"{key}_unlabeled": {**options, **files} for key, options in recipes.items()}
-    return {**recipes, **taught}
+    shuffled = random.Random(0).sample(training, len(training))
+    return shuffled, held_out, parser.get_parsed_content("batch_size")
+
+
+def listed(training: Cases, held_out: Cases, target: Path) -> dict[str, Any]:
+    """Keys of train.json that make these the cases."""
+    from monai_xtiny.system.config_text import PlainPath
+
+    datalist, common = write_datalist(training, held_out, target)
+    return {"datalist": PlainPath(str(datalist.resolve())), "dataset_dir": PlainPath(str(common))}
 
 
 def table(lines: list[dict[str, Any]]) -> str:
     """Markdown: the last validation of every recipe, and what it gains on the emitted one."""
     rows = [
-        "| data set | width | epochs | crop | recipe | seeds | last Dice | best Dice "
-        "| cases: Dice gained [95 %] |",
-        "|---|---:|---:|---|---|---:|---:|---:|---|",
+        "| data set | width | epochs | crop | labels | recipe | seeds | last Dice | best Dice "
+        "| Dice gained, over cases [95 %] |",
+        "|---|---:|---:|---|---|---|---:|---:|---:|---|",
     ]
     groups: dict[tuple[Any, ...], dict[str, list[Training]]] = {}
     for line in lines:
         training = training_from_dict(line)
-        key = (line["set"], training.max_features, training.epochs, line.get("crop", "patch"))
+        data = (line.get("crop", "patch"), line.get("labeled", "all"))
+        key = (line["set"], training.max_features, training.epochs, *data)
         groups.setdefault(key, {}).setdefault(line["recipe"], []).append(training)
     for key, recipes in sorted(groups.items(), key=lambda item: tuple(map(str, item[0]))):
         emitted = next((recipes[name] for name in EMITTED if name in recipes), [])

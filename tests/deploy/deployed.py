@@ -4,13 +4,11 @@ from __future__ import annotations
 
 import shutil
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 import torch
 
 from monai_xtiny.deploy.onnx_model import export_onnx
-from monai_xtiny.deploy.timing import EngineTiming, benchmark_engines
 from monai_xtiny.networks.dynunet import build_network
 from monai_xtiny.plan.unet_plan import UNetPlan
 from monai_xtiny.scores.table import Rung, ScoreTable
@@ -33,12 +31,6 @@ PLANS = {
         (32, 64, 128),
     ),
 }
-
-
-def benchmark_briefly(*arguments: Any, **options: Any) -> tuple[EngineTiming, ...]:
-    """In place of :func:`benchmark_engines`: the same, on one thread and once."""
-    brief = {"threads": (1,), "rounds": 1, "seconds": 0}
-    return benchmark_engines(*arguments, **{**options, **brief})
 
 
 def write_bundle(kind: str, folder: Path) -> Path:

@@ -4,6 +4,7 @@ import json
 import shutil
 import sys
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -16,10 +17,10 @@ from monai_xtiny.cli.commands import main
 from monai_xtiny.deploy import pipeline as deploy
 from monai_xtiny.deploy.onnx_model import quantize_onnx
 from monai_xtiny.deploy.pipeline import Deployment, deploy_bundle, deployment_table
-from monai_xtiny.deploy.timing import ONNX, EngineTiming
+from monai_xtiny.deploy.timing import ONNX, EngineTiming, benchmark_engines
 from monai_xtiny.training.evaluate import evaluate_held_out
 from tests.conftest import texture, write_nifti
-from tests.deploy.deployed import benchmark_briefly, drawn_images, exported_bundle, write_bundle
+from tests.deploy.deployed import drawn_images, exported_bundle, write_bundle
 
 pytest.importorskip("onnx")
 pytest.importorskip("onnxruntime")
@@ -187,7 +188,11 @@ def test_deployment_table_compares_with_the_full_width_on_the_same_engine() -> N
 
 @pytest.mark.slow
 def test_deploy_times_both_networks_in_every_engine(tmp_path, capsys, monkeypatch) -> None:
-    monkeypatch.setattr(deploy, "benchmark_engines", benchmark_briefly)
+    def measure_briefly(*arguments: Any, **options: Any) -> tuple[EngineTiming, ...]:
+        brief = {"threads": (1,), "rounds": 1, "seconds": 0}
+        return benchmark_engines(*arguments, **{**options, **brief})
+
+    monkeypatch.setattr(deploy, "benchmark_engines", measure_briefly)
     bundle = write_bundle("pictures", tmp_path)
     data = write_data("pictures", tmp_path / "data")
     state = torch.get_rng_state()
