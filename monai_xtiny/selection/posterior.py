@@ -20,7 +20,7 @@ import numpy as np
 PRIOR_MEAN, PRIOR_SLOPE, PRIOR_SD = 3.36, 0.72, 1.43
 # Where the curve of alignment falls below its threshold, against what the task needed. Both
 # deviations are what makes tasks that are left out likeliest, 1.6 times those of the tasks fitted.
-ALIGNMENT_BIAS, ALIGNMENT_SD = 0.01, 1.60
+ALIGNMENT_BIAS, ALIGNMENT_SD = 0.02, 1.60
 # The loss, in Dice: of a width that is k steps too narrow, beyond the tolerance of 0.01; and of
 # each step that it is wider than need be, for which that tolerance is the price.
 NARROW_LOSS, NARROW_POWER, WIDE_LOSS = 0.0125, 2.7, 0.01
