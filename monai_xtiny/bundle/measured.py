@@ -91,17 +91,35 @@ def trained_epochs(bundle: Bundle) -> int | None:
     Raises:
         ValueError: what should hold them is damaged.
     """
-    state = bundle.path(_TRAINING_STATE)
-    if state.is_file():
-        try:
-            trainer = torch.load(state, map_location="cpu", weights_only=True)["trainer"]
-            return int(trainer["iteration"] // trainer["epoch_length"])
-        except Exception as error:  # PyTorch's own words advise to load it as code
-            raise ValueError(
-                f"{str(state)!r} is no state of a training ({type(error).__name__}): remove it"
-            ) from error
+    state = _training_state(bundle)
+    if state is not None:
+        return state[0]
     former = bundle.path(EVALUATION)
     num_epochs = read_json(former).get("num_epochs") if former.is_file() else None
     if num_epochs is not None and type(num_epochs) is not int:
         raise ValueError(f"num_epochs in {str(former)!r} is no whole number: remove the file")
     return num_epochs
+
+
+def is_stopped(bundle: Bundle) -> bool:
+    """Whether the last training was stopped before its last epoch.
+
+    Raises:
+        ValueError: its state is damaged.
+    """
+    state = _training_state(bundle)
+    return state is not None and state[0] < state[1]
+
+
+def _training_state(bundle: Bundle) -> tuple[int, int] | None:
+    """Epochs of the last training that are over, and all of it; ``None`` without its state."""
+    state = bundle.path(_TRAINING_STATE)
+    if not state.is_file():
+        return None
+    try:
+        trainer = torch.load(state, map_location="cpu", weights_only=True)["trainer"]
+        return int(trainer["iteration"] // trainer["epoch_length"]), int(trainer["max_epochs"])
+    except Exception as error:  # PyTorch's own words advise to load it as code
+        raise ValueError(
+            f"{str(state)!r} is no state of a training ({type(error).__name__}): remove it"
+        ) from error

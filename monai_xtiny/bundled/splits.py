@@ -148,7 +148,7 @@ def find_patients(cases: Sequence[Case], group: str | None) -> list[str]:
             raise ValueError(f"--group {group} is no regular expression: {error}") from None
         matches = [pattern.search(name) for name in names]
         found = [match and match[min(pattern.groups, 1)] for match in matches]
-    lacking = [name for name, patient in zip(names, found, strict=True) if not patient]
+    lacking = [name for name, patient in zip(names, found, strict=True) if patient in (None, "")]
     if lacking:
         raise ValueError(
             f"--group {group} finds no patient for the cases {name_some(lacking)}: extend it, or "

@@ -101,9 +101,18 @@ def auto(
             _search_alone(options)
             return
         chosen = {} if group is None else {"group": group}
+        asked = {
+            "--label_names": label_names,
+            "--spatial_dims": spatial_dims,
+            "--group": group,
+            "--max_parameters": max_parameters,
+            "--max_gmacs": max_gmacs,
+            "--max_latency_ms": max_latency_ms,
+        }
+        _refuse_other_options(bundle, asked)
         _search(options, clock, {**labeled, **chosen})
-        _train(bundle, clock, count, labeled, chosen)
-        _evaluate(bundle, labeled)
+        _train(bundle, clock, count, labeled, chosen, asked)
+        _evaluate(bundle, labeled, group)
         _deploy(bundle, clock)
         _tell_next(bundle)
 
@@ -157,6 +166,7 @@ class TimePlan:
 def _search_alone(options: SearchOptions) -> None:
     """Search images without labels, and say what comes next."""
     if _is_bundle(str(options.bundle)):
+        _refuse_other_images(options)
         _skip("search", str(options.bundle))
     else:
         search(
@@ -177,6 +187,7 @@ def _search_alone(options: SearchOptions) -> None:
 
 def _search(options: SearchOptions, clock: TimePlan, labeled: Mapping[str, str]) -> None:
     """Search and race, unless a bundle is there and its race has ended."""
+    from monai_xtiny.training.race import NothingToCompareError
     from monai_xtiny.training.race_folder import RaceFolder
 
     root = Path(str(options.bundle))
@@ -185,7 +196,43 @@ def _search(options: SearchOptions, clock: TimePlan, labeled: Mapping[str, str])
         return
     _announce("search and race")
     seconds = clock.share(RACE_SHARE)
-    search_and_race(options, None, max_minutes=None if seconds is None else seconds / 60, **labeled)
+    minutes = None if seconds is None else seconds / 60
+    try:
+        search_and_race(options, None, max_minutes=minutes, **labeled)
+    except NothingToCompareError as error:  # the network can be trained all the same
+        print(f"no race: {error}", flush=True)
+        RaceFolder(root, {}).remove()
+
+
+def _refuse_other_options(bundle: str, asked: Mapping[str, Any]) -> None:
+    """Refuse options that a bundle which is being made, or is done, was not made with."""
+    from monai_xtiny.system.files import read_json
+
+    decided = Path(bundle) / PACE_FILE
+    former = read_json(decided).get("asked") if decided.is_file() else None
+    if not isinstance(former, dict):
+        return
+    for option, value in asked.items():
+        if former.get(option) != value:
+            raise ValueError(
+                f"{option} is {value}, and {bundle!r} was made with {former.get(option)}: give "
+                "another --bundle, or that"
+            )
+
+
+def _refuse_other_images(options: SearchOptions) -> None:
+    """Refuse data of which the bundle's choice has seen no image: they are another data set."""
+    from monai_xtiny.bundle.folder import Bundle
+    from monai_xtiny.data.cases import find_cases
+
+    bundle = Bundle.open(str(options.bundle))
+    scored = bundle.selection.table.images
+    known = {case.name for case in find_cases(options.images)}
+    if scored and not any(_is_among(name, known) for name in scored):
+        raise ValueError(
+            f"{str(bundle.root)!r} was searched on other images, {scored[0]} for one, of which "
+            f"{options.images} has none: give another --bundle"
+        )
 
 
 def _train(
@@ -194,10 +241,11 @@ def _train(
     epochs: int | None,
     labeled: Mapping[str, str],
     chosen: Mapping[str, str],
+    asked: Mapping[str, Any],
 ) -> None:
     """Train as many epochs as fit the time, unless that is done."""
     from monai_xtiny.bundle.folder import WEIGHTS, Bundle
-    from monai_xtiny.bundle.measured import trained_epochs
+    from monai_xtiny.bundle.measured import is_stopped, trained_epochs
     from monai_xtiny.system.files import read_json, write_json
     from monai_xtiny.training.check import check_bundle
     from monai_xtiny.training.labeled import data_options
@@ -209,9 +257,10 @@ def _train(
     wanted = read_json(decided) if decided.is_file() else None
     if wanted is not None and epochs is not None and epochs != wanted["epochs"]:
         interval = min(opened.config("train")["val_interval"], epochs)
-        wanted = {"epochs": epochs, "val_interval": interval}
+        wanted = {**wanted, "epochs": epochs, "val_interval": interval}
         write_json(decided, wanted)
-    if done is not None and (wanted is None or done >= wanted["epochs"]):
+    is_over = not is_stopped(opened) if wanted is None else (done or 0) >= wanted["epochs"]
+    if done is not None and is_over:
         _refuse_other_cases(opened, labeled)
         _skip("training", f"{opened.path(WEIGHTS)}, {done} epochs")
         return
@@ -231,7 +280,7 @@ def _train(
             )
         options = {**data_options(labeled.get("data"), labeled.get("datalist")), **chosen}
         if wanted is None:
-            wanted = _decide(opened, clock, epochs, options)
+            wanted = _decide(opened, clock, epochs, options, asked)
         num_epochs, start, before = wanted["epochs"], time.monotonic(), done or 0
 
         def tell(epoch: int, dice: float) -> None:
@@ -239,7 +288,8 @@ def _train(
             left = f"{rest / 60:.0f} min" if rest >= 90 else f"{rest:.0f} s"
             print(f"epoch {epoch} of {num_epochs}: Dice {dice:.4f}, {left} left", flush=True)
 
-        run_training(opened, {**options, **wanted}, tell)
+        length = {name: wanted[name] for name in ("epochs", "val_interval")}
+        run_training(opened, {**options, **length}, tell)
 
 
 def _refuse_other_cases(bundle: Bundle, labeled: Mapping[str, str]) -> None:
@@ -286,14 +336,21 @@ def _is_among(label: str, known: Set[str]) -> bool:
 
 
 def _decide(
-    bundle: Bundle, clock: TimePlan, epochs: int | None, options: Mapping[str, Any]
-) -> dict[str, int]:
-    """Epochs of the training, and the distance of its validations; written into the bundle."""
+    bundle: Bundle,
+    clock: TimePlan,
+    epochs: int | None,
+    options: Mapping[str, Any],
+    asked: Mapping[str, Any],
+) -> dict[str, Any]:
+    """Epochs of the training, the distance of its validations, what was asked for; kept there."""
     from monai_xtiny.system.files import write_json
     from monai_xtiny.training.pace import measure_pace
 
     config = bundle.config("train")
-    wanted = {"epochs": epochs or config["epochs"], "val_interval": config["val_interval"]}
+    wanted: dict[str, Any] = {
+        "epochs": epochs or config["epochs"],
+        "val_interval": config["val_interval"],
+    }
     if clock.minutes is not None and epochs is None:
         pace = measure_pace(bundle, options)
         fitting = pace.epochs_within(clock.left() or 0.0)
@@ -302,15 +359,16 @@ def _decide(
                 f"--max_minutes is {clock.minutes:g}, and an epoch takes {pace.epoch:.0f} s after "
                 f"{pace.start:.0f} s of preparation: give more, or --epochs 1"
             )
-        wanted = {"epochs": min(fitting, config["epochs"]), "val_interval": pace.interval}
+        wanted |= {"epochs": min(fitting, config["epochs"]), "val_interval": pace.interval}
         print(f"an epoch takes {pace.epoch:.2g} s: {wanted['epochs']} epochs", flush=True)
     wanted["val_interval"] = min(wanted["val_interval"], wanted["epochs"])
+    wanted["asked"] = dict(asked)
     bundle.path(PACE_FILE).parent.mkdir(exist_ok=True)
     write_json(bundle.path(PACE_FILE), wanted)
     return wanted
 
 
-def _evaluate(bundle: str, labeled: Mapping[str, str]) -> None:
+def _evaluate(bundle: str, labeled: Mapping[str, str], group: str | None) -> None:
     """Measure the cases held out, unless that is done."""
     from monai_xtiny.bundle.folder import EVALUATION
 
@@ -319,7 +377,8 @@ def _evaluate(bundle: str, labeled: Mapping[str, str]) -> None:
         return
     _announce("evaluation")
     # What training held out, whatever the data list says.
-    evaluate(bundle, data=labeled.get("data") or str(Path(labeled["datalist"]).parent)).work()
+    data = labeled.get("data") or str(Path(labeled["datalist"]).parent)
+    evaluate(bundle, data=data, group=group).work()
 
 
 def _deploy(bundle: str, clock: TimePlan) -> None:

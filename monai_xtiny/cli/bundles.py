@@ -103,12 +103,15 @@ def verify(
     """
 
     def run() -> None:
+        from monai_xtiny.bundle.card import check_marks
+        from monai_xtiny.bundle.folder import CARD
         from monai_xtiny.bundled.locks import hold_lock
 
         with opened_to_run(bundle, trust) as opened:
             is_update = parse_flag("update", update)
             if is_update:  # not only once all is trained
                 hold_lock(opened.root)
+                check_marks(opened.path(CARD).read_text(encoding="utf-8"))
             race_bundle(
                 opened,
                 is_update=is_update,

@@ -19,6 +19,7 @@ from monai_xtiny.cli.options import (
     parse_int,
     parse_num_images,
 )
+from monai_xtiny.system.files import read_json
 from monai_xtiny.system.startup import import_monai
 
 
@@ -138,7 +139,8 @@ def search_and_race(
     overrides = options.overrides()
     # How long and where it may take does not make another command.
     limits = dict.fromkeys(("max_seconds", "max_memory_gb", "device"))
-    asked = {**asdict(options), **limits, "config_file": config_file, **labeled}
+    asked = {**asdict(options), **limits, "config_file": config_file, **labeled, "bundle": None}
+    asked = {name: _resolved(value) for name, value in asked.items()}
     kept = RaceFolder(Path(str(options.bundle)), json.loads(json.dumps(asked, default=str)))
     if kept.is_searched():
         print(f"{options.bundle} is searched: going on with its race", flush=True)
@@ -155,6 +157,12 @@ def search_and_race(
             work = {"work_dir": kept.trainings, "max_minutes": max_minutes}
             race_bundle(bundle, is_update=True, **work, **labeled)
         kept.remove()
+
+
+def _resolved(value: Any) -> Any:
+    """A path that exists as it is without links, whichever way it was typed; else the value."""
+    is_path = isinstance(value, str) and os.path.exists(value)
+    return os.path.realpath(value) if is_path else value
 
 
 def labeled_data(images: str) -> dict[str, str]:
@@ -183,7 +191,9 @@ def find_labels(images: str) -> dict[str, str] | None:
     if (path / "labelsTr").is_dir():
         return {"data": images}
     if path.is_file() and path.suffix == ".json":
-        return {"datalist": images}
+        # nnU-Net's dataset.json lists no cases: its folders have them.
+        is_nnunet = "training" not in read_json(path) and (path.parent / "labelsTr").is_dir()
+        return {"data": str(path.parent)} if is_nnunet else {"datalist": images}
     return None
 
 
@@ -330,7 +340,6 @@ def select(
         from monai_xtiny.scores.table import table_from_dict
         from monai_xtiny.selection.limits import select_within
         from monai_xtiny.selection.rules import suited_method
-        from monai_xtiny.system.files import read_json
 
         check_output(output)
         table = table_from_dict(read_json(scores))

@@ -47,17 +47,9 @@ class ResultFiles:
 
     @property
     def all(self) -> tuple[Path, ...]:
-        """The labels last: where they are, the others are too."""
+        """All that are asked for, the labels last: where they are, the others are too."""
         extra = [path for path in (self.overlay, self.dicom_seg) if path is not None]
         return (*self.probabilities, *extra, self.labels)
-
-    def are_newer_than(self, files: Sequence[str]) -> bool:
-        """Whether all are there, and made after the case's files were last changed."""
-        if not all(path.is_file() for path in self.all):
-            return False
-        made = min(path.stat().st_mtime_ns for path in self.all)
-        sources = [source for file in files for source in _sources_of(file)]
-        return all(os.stat(source).st_mtime_ns <= made for source in sources)
 
 
 def result_files(
@@ -133,7 +125,10 @@ def _softmax(logits: NDArray[np.float32]) -> NDArray[np.float32]:
 @contextmanager
 def scratch_array(folder: Path, shape: Sequence[int]) -> Iterator[NDArray[np.float32]]:
     """A float32 array in a file that is gone in the end: probabilities may not fit the memory."""
-    with tempfile.TemporaryDirectory(prefix=".scratch.tmp.", dir=folder) as hidden:
+    # Where files that are still mapped keep a name, on NFS, the folder stays until the next run.
+    with tempfile.TemporaryDirectory(
+        prefix=".scratch.tmp.", dir=folder, ignore_cleanup_errors=True
+    ) as hidden:
         path = Path(hidden) / "values"
         with names_file(folder), open(path, "wb") as file:
             if hasattr(os, "posix_fallocate"):  # a full disk would end the process later
@@ -186,8 +181,3 @@ def _write_nifti(voxels: NDArray[Any], source: str, path: Path) -> None:
     image = on_grid_of(nibabel.load(source), voxels)
     with atomic_write(path, clears=False) as part:
         nibabel.save(image, part)
-
-
-def _sources_of(file: str) -> list[str]:
-    """A file, or the files of a DICOM series."""
-    return [entry.path for entry in os.scandir(file)] if os.path.isdir(file) else [file]

@@ -27,6 +27,7 @@ from monai_xtiny.deploy.results import (
     write_labels,
     write_probabilities,
 )
+from monai_xtiny.deploy.sources import SourceJournal, Sources
 from monai_xtiny.deploy.targets import Target, find_targets
 from monai_xtiny.system.errors import innermost, plain_words
 from monai_xtiny.system.files import digest_file, read_json, write_json
@@ -89,8 +90,8 @@ def segment_images(
 ) -> Segmented:
     """Write a label file for each image, and go on after those that cannot be read.
 
-    A case whose results are there, and newer than its files, is passed over: an interrupted run
-    goes on where it was. Each file is written whole.
+    A case whose results are there, made from its files as they are, is passed over: an interrupted
+    run goes on where it was. Each file is written whole.
 
     Args:
         bundle: a trained one.
@@ -144,6 +145,7 @@ def segment_images(
         )
     with _held(folder):
         _check_record(folder, bundle, opened, tta=tta)
+        journal = SourceJournal(folder)
         labeler = _labeler(bundle, opened) if dicom_seg else None
         done = Segmented(
             problems=list(found.problems), seconds=opened.clock.seconds, engine=opened.name
@@ -157,7 +159,7 @@ def segment_images(
                 overlay=overlay,
                 dicom_seg=dicom_seg,
             )
-            _add_case(done, case, files, opened, bundle, labeler)
+            _add_case(done, case, files, opened, bundle, labeler, journal)
     return done
 
 
@@ -175,13 +177,16 @@ def _add_case(
     engine: Engine,
     bundle: Bundle,
     labeler: Labeler | None,
+    journal: SourceJournal,
 ) -> None:
     """Segment a case unless it is done, and note what became of it."""
-    if files.are_newer_than(case.files):
-        done.num_kept += 1
-        return
     try:
+        sources = Sources.of(case.files)
+        if journal.is_done(case.name, sources, files):
+            done.num_kept += 1
+            return
         _segment_case(case, files, engine, bundle, labeler)
+        journal.add(case.name, sources, files)
     except Exception as error:
         if _cannot_write(error, files):
             raise

@@ -123,6 +123,8 @@ def _list_files(text: str, without: Path | None) -> tuple[Path, dict[str, list[s
     root = Path(os.path.dirname(re.split(r"[*?\[]", text, maxsplit=1)[0]) or os.curdir)
     folders: dict[str, list[str]] = defaultdict(list)
     for match in expand_glob(text):
+        if without is not None and without in Path(os.path.realpath(match)).parents:
+            continue
         if os.path.isdir(match):
             for folder, names in _walked(Path(match), without).items():
                 folders[folder] = names

@@ -26,6 +26,10 @@ RACE_SD = 0.5
 NUM_DRAWS = 2000
 
 
+class NothingToCompareError(ValueError):
+    """No case held out of a race has a labeled voxel, so that no Dice is defined."""
+
+
 def brief_tolerance(num_updates: int) -> float:
     """Dice that a narrower width may be behind in brief trainings, to lose 0.01 in whole ones.
 

@@ -24,6 +24,7 @@ from monai.utils import get_seed, set_determinism
 
 from monai_xtiny.bundle.folder import EVALUATE, TRAIN, Bundle
 from monai_xtiny.bundle.writer import export_bundle
+from monai_xtiny.bundled.cases import name_some
 from monai_xtiny.bundled.locks import write_lock
 from monai_xtiny.plan.unet_plan import UNetPlan
 from monai_xtiny.selection.bayes import unlabeled_belief
@@ -38,7 +39,13 @@ from monai_xtiny.training.compare import (
     dice_by_width,
 )
 from monai_xtiny.training.labeled import data_options
-from monai_xtiny.training.race import brief_tolerance, leader, neighbors, next_widths
+from monai_xtiny.training.race import (
+    NothingToCompareError,
+    brief_tolerance,
+    leader,
+    neighbors,
+    next_widths,
+)
 from monai_xtiny.training.train import Training, train_bundle, training_from_dict
 
 JOURNAL_FILE = "trainings.jsonl"
@@ -133,6 +140,7 @@ def verify_bundle(
     Raises:
         BlockingIOError: another process uses the work folder.
         FileNotFoundError: there is no bundle, or no data.
+        NothingToCompareError: no case held out has a labeled voxel.
         ValueError: the data do not fit the bundle, fewer than 2 cases are held out, or fewer than
             2 seeds, 1 epoch or no time are asked for.
     """
@@ -202,6 +210,12 @@ def _race(
     # Of a choice with a budget, the widths that keep to it.
     ladder, selected = bundle.selection.fitting_widths, bundle.selection.max_features
     trainings = [train(selected, seeds[0])]
+    cases = trainings[0].evaluation.cases
+    if not np.isfinite(dice_by_width(trainings)[selected]).any():
+        raise NothingToCompareError(
+            f"none of the {len(cases)} cases held out of the race has a labeled voxel "
+            f"({name_some(cases)}): give another --fold, or a --datalist whose validation has some"
+        )
 
     def compared() -> Verification:
         return compare_trainings(

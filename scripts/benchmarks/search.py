@@ -222,8 +222,8 @@ def widths_table(
     lines = [
         f"\nOne image of {size}: {num_networks} networks of each width side by side; matrix "
         f"product {rate:.0f} GFLOP/s.\n",
-        "| width | GFLOP per image | ms per image | images/s | GFLOP/s | floor, ms | ratio to floor "
-        "| plain loop, ms | times faster | overhead, times less |",
+        "| width | GFLOP per image | ms per image | images/s | GFLOP/s | floor, ms "
+        "| ratio to floor | plain loop, ms | times faster | overhead, times less |",
         "|---|---:|---:|---:|---:|---:|---:|---:|---:|---:|",
     ]
     narrow = [row for row in rows if row[0] <= NARROW]
@@ -271,8 +271,8 @@ def scaling_table(
     num_images = {rung["max_features"]: len(rung["sensitivity"][0]) for rung in search["ladder"]}
     ratios = ", ".join(f"{modeled[width] * scale / seconds[width]:.2f}" for width in seconds)
     lines = [
-        f"\nRatio of modeled to measured cost of the widths, widest first: {ratios}. Expected speed-up of "
-        f"scoring on more processes, dealt out by the model ({len(costs)} networks):\n",
+        f"\nRatio of modeled to measured cost of the widths, widest first: {ratios}. Expected "
+        f"speed-up of scoring on more processes, dealt out by the model ({len(costs)} networks):\n",
         "| processes | times faster |",
         "|---:|---:|",
     ]

@@ -85,13 +85,13 @@ def test_label_names_tell_equal_names_in_folders_apart_wherever_the_data_lie(lab
         (None, ["0", "1", "2"]),
         ("^p[0-9]+", ["p1", "p1", "p2"]),
         ("p([0-9])_(.)", ["1", "1", "2"]),
-        ("map.json", ["A", "A", "7"]),
+        ("map.json", ["A", "A", "0"]),
     ],
     ids=["none", "match", "group", "map"],
 )
 def test_find_patients_takes_an_expression_or_a_map(tmp_path, monkeypatch, group, expected) -> None:
     monkeypatch.chdir(tmp_path)
-    Path("map.json").write_text(json.dumps({"p1_a": "A", "p1_b": "A", "p2_a": 7, "more": "B"}))
+    Path("map.json").write_text(json.dumps({"p1_a": "A", "p1_b": "A", "p2_a": 0, "more": "B"}))
     assert find_patients(of_patients("p1_a", "p1_b", "p2_a"), group) == expected
 
 

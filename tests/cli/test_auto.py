@@ -5,8 +5,10 @@ import os
 import shutil
 
 import pytest
+import torch
 
 from monai_xtiny.cli import auto as module
+from monai_xtiny.cli.stages import find_labels
 from monai_xtiny.training import train, verify
 from monai_xtiny.training.pace import Pace
 from monai_xtiny.training.train import Training
@@ -112,6 +114,17 @@ def test_auto_ends_after_the_search_without_labels(capsys, labeled, tmp_path) ->
         out = capsys.readouterr().out
         assert expected in out and "has no labels: label some images" in out
     assert not (bundle / "eval").exists()
+    # Another data set is not what the bundle was searched on; a case more is.
+    first, second, *rest = sorted((labeled / "imagesTr").iterdir())
+    shutil.copy(first, first.with_name("new_0000.png"))
+    assert run_main(*command) == 0
+    capsys.readouterr()
+    for image in (first, second, *rest):
+        image.unlink()
+    before = {path: path.read_bytes() for path in bundle.rglob("*") if path.is_file()}
+    line = refused(capsys, *command)
+    assert "was searched on other images, " in line and "give another --bundle" in line
+    assert {path: path.read_bytes() for path in bundle.rglob("*") if path.is_file()} == before
 
 
 def test_auto_runs_no_code_of_a_bundle_that_somebody_else_wrote(
@@ -125,6 +138,48 @@ def test_auto_runs_no_code_of_a_bundle_that_somebody_else_wrote(
     line = refused(capsys, "auto", "--data", labeled, "--bundle", bundle, "--epochs", 1)
     assert "would run code that this version of monai_xtiny does not write" in line
     assert not (tmp_path / "pwned").exists()
+
+
+def test_auto_refuses_other_options_than_the_bundle_was_made_with(
+    capsys, selection, labeled, tmp_path
+) -> None:
+    bundle = exported(selection, tmp_path / "x_segmentation")
+    asked = {"--group": None, "--max_parameters": 900}
+    (bundle / "eval").mkdir()
+    (bundle / module.PACE_FILE).write_text(json.dumps({"epochs": 1, "asked": asked}))
+    command = ("auto", "--data", labeled, "--bundle", bundle)
+    line = refused(capsys, *command, "--max_parameters", 900, "--group", "c(.)")
+    assert "--group is c(.), and " in line and "was made with None: give another" in line
+    line = refused(capsys, *command)
+    assert "--max_parameters is None, and " in line and "was made with 900" in line
+
+
+def test_auto_goes_on_with_a_training_that_was_stopped(
+    capsys, monkeypatch, selection, labeled, tmp_path
+) -> None:
+    bundle = exported(selection, tmp_path / "x_segmentation")
+    (bundle / "eval" / "checkpoints").mkdir(parents=True)
+    asked = []
+    monkeypatch.setattr(train, "run_training", lambda _, options, __: asked.append(options))
+    monkeypatch.setattr(module, "_evaluate", lambda *_: None)
+    monkeypatch.setattr(module, "_deploy", lambda *_: None)
+    for epochs, is_over in ((3, False), (5, True)):
+        trainer = {"iteration": 2 * epochs, "epoch_length": 2, "max_epochs": 5}
+        state = bundle / "eval" / "checkpoints" / "training_state.pt"
+        torch.save({"trainer": trainer}, state)
+        assert run_main("auto", "--data", labeled, "--bundle", bundle) == 0
+        assert ("training: done already" in capsys.readouterr().out) is is_over
+        assert len(asked) == 1 and "asked" not in asked[0]
+        (bundle / module.PACE_FILE).unlink(missing_ok=True)
+
+
+@pytest.mark.parametrize("content", [{"channel_names": {"0": "x"}}, {"training": []}])
+def test_labels_are_found_beside_a_dataset_json_that_lists_no_cases(labeled, content) -> None:
+    listed = labeled / "dataset.json"
+    listed.write_text(json.dumps(content))
+    is_listed = "training" in content
+    expected = {"datalist": str(listed)} if is_listed else {"data": str(labeled)}
+    assert find_labels(str(listed)) == expected
 
 
 @pytest.mark.parametrize(

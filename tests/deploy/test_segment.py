@@ -2,6 +2,7 @@ from __future__ import annotations
 
 import json
 import os
+import shutil
 import sys
 from importlib.util import find_spec
 from pathlib import Path
@@ -13,6 +14,7 @@ from PIL import Image
 
 from monai_xtiny.bundle.folder import Bundle
 from monai_xtiny.deploy.segment import RECORD, Segmented, segment_images
+from monai_xtiny.deploy.sources import JOURNAL
 from tests.conftest import write_dicom_series, write_png
 from tests.deploy.deployed import exported_bundle
 from tests.exports import exported
@@ -56,7 +58,8 @@ def test_segment_goes_on_after_bad_files_and_lists_them(pictures, images, tmp_pa
     assert "flat.png': channel 0 is constant" in problems and "torn.png" in problems
     cases = ("a", "b", "deep/er/a")
     endings = (".png", "_overlay.png", "_probability_1.png")
-    assert names_in(output) == {RECORD, *(f"{case}{end}" for case in cases for end in endings)}
+    made = {f"{case}{end}" for case in cases for end in endings}
+    assert names_in(output) == {RECORD, JOURNAL} | made
     label = np.asarray(Image.open(output / "deep/er/a.png"))
     share = np.asarray(Image.open(output / "deep/er/a_probability_1.png")) / 65535
     assert label.shape == (30, 70)
@@ -92,14 +95,33 @@ def test_segment_mixes_no_results(pictures, images, tmp_path) -> None:
         segment_images(pictures, images, file)
     with pytest.raises(FileExistsError, match="lies in the bundle"):
         segment_images(pictures, images, pictures.root / "models")
-    assert names_in(output) == {RECORD, "a.png"}
+    assert names_in(output) == {RECORD, JOURNAL, "a.png"}
 
 
 def test_segment_may_write_below_the_images(pictures, images) -> None:
     output = images / "out"
     assert segment_images(pictures, images, output).num_done == 3
     assert segment_images(pictures, images, output).num_kept == 3
+    every = f"{images}/**/*.png"
+    assert segment_images(pictures, every, output).num_kept == 3
     assert "out/a.png" not in names_in(output)
+
+
+def test_segment_takes_no_label_for_that_of_another_image(pictures, images, tmp_path) -> None:
+    output, other = tmp_path / "out", tmp_path / "other"
+    segment_images(pictures, images / "a.png", output)
+    before = (output / "a.png").read_bytes()
+    other.mkdir()
+    shutil.copy2(images / "b.png", other / "a.png")
+    os.utime(other / "a.png", ns=(1, 1))
+    found = segment_images(pictures, other, output)
+    assert (found.num_done, found.num_kept) == (0, 0)
+    assert "labels of another image of this name: give another --output" in found.problems[0]
+    assert (output / "a.png").read_bytes() == before
+    (images / "gone.png").symlink_to(images / "nowhere.png")
+    later = segment_images(pictures, images, output)
+    assert (later.num_done, later.num_kept) == (2, 1)
+    assert any("gone.png" in problem for problem in later.problems)
 
 
 def test_segment_averages_over_flips(pictures, images, tmp_path) -> None:

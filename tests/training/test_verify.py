@@ -23,6 +23,7 @@ from monai_xtiny.selection.rule import Budget
 from monai_xtiny.training import verify as verification
 from monai_xtiny.training.check import check_bundle
 from monai_xtiny.training.labeled import data_options
+from monai_xtiny.training.race import NothingToCompareError
 from monai_xtiny.training.train import Training
 from monai_xtiny.training.update import write_verification
 from monai_xtiny.training.verify import brief_options, verify_bundle
@@ -523,8 +524,8 @@ def test_search_with_labels_goes_on_with_a_race_that_was_stopped(
     fake.asked.clear()
     fake.stop_at = None
     capsys.readouterr()
-    main(words)
-    assert "is searched: going on with its race" in capsys.readouterr().out
+    main([words[0], *(f"{word}/" if os.path.isdir(word) else word for word in words[1:])])
+    assert "is searched: going on with its race" in capsys.readouterr().out  # typed otherwise
     assert done and not set(done[1:]) & set(fake.asked)
     raced = json.loads((bundle / "docs" / "search.json").read_text())
     assert raced["race"]["searched"] == chosen["selected"]["max_features"]
@@ -534,6 +535,26 @@ def test_search_with_labels_goes_on_with_a_race_that_was_stopped(
     with pytest.raises(SystemExit):
         main(words)
     assert "exists" in capsys.readouterr().err
+
+
+def test_a_race_without_a_labeled_voxel_says_so_after_one_training(
+    bundle, labeled, monkeypatch, empty_bundles
+) -> None:
+    def train(bundle: Bundle, *, epochs, fold, seed, **_: object) -> Training:
+        nothing = Evaluation(("a", "b"), ((None,), (None,)), ((None,), (None,)))
+        return Training(bundle.selection.max_features, fold, seed, epochs, (), nothing, 1.0)
+
+    monkeypatch.setattr(verification, "train_bundle", train)
+    with pytest.raises(NothingToCompareError, match=r"none of the 2 cases .* \(a, b\): give"):
+        verify_bundle(bundle, data=labeled)
+
+
+def test_verify_update_looks_at_the_card_before_it_trains(bundle, labeled, fake, capsys) -> None:
+    card = bundle / "docs" / "README.md"
+    card.write_text(card.read_text().replace("<!-- xtiny:", "<!-- "))
+    with pytest.raises(SystemExit):
+        main(["verify", str(bundle), "--data", str(labeled), "--update"])
+    assert "<!-- xtiny:" in capsys.readouterr().err and not fake.asked
 
 
 @pytest.mark.parametrize(
