@@ -118,7 +118,8 @@ def _training_state(bundle: Bundle) -> tuple[int, int] | None:
         return None
     try:
         trainer = torch.load(state, map_location="cpu", weights_only=True)["trainer"]
-        return int(trainer["iteration"] // trainer["epoch_length"]), int(trainer["max_epochs"])
+        done = int(trainer["iteration"] // trainer["epoch_length"])
+        return done, int(trainer.get("max_epochs") or done)
     except Exception as error:  # PyTorch's own words advise to load it as code
         raise ValueError(
             f"{str(state)!r} is no state of a training ({type(error).__name__}): remove it"

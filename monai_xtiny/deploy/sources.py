@@ -36,8 +36,8 @@ class Sources:
             OSError: one is gone.
         """
         return cls(
-            _digest([os.path.realpath(file) for file in files]),
-            _digest([_state(file) for file in files]),
+            _digest_of([os.path.realpath(file) for file in files]),
+            _digest_of([_state(file) for file in files]),
         )
 
 
@@ -105,5 +105,5 @@ def _state(file: str) -> Any:
     return found.st_size, found.st_mtime_ns
 
 
-def _digest(content: Any) -> str:
+def _digest_of(content: Any) -> str:
     return hashlib.sha256(json.dumps(content).encode()).hexdigest()
