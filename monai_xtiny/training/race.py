@@ -22,7 +22,7 @@ TOLERANCE = 0.01
 FEWEST_UPDATES, WHOLE_UPDATES, SHRINKING = 60, 480, 0.75
 # What the smallest width of a race within the tolerance is off by, against that of whole trainings,
 # in steps of the ladder. Of docs/benchmarks/race.md.
-RACE_SD = 0.5
+RACE_SD = 0.67
 NUM_DRAWS = 2000
 
 
