@@ -112,7 +112,7 @@ def is_stopped(bundle: Bundle) -> bool:
 
 
 def _training_state(bundle: Bundle) -> tuple[int, int] | None:
-    """Epochs of the last training that are over, and all of it; ``None`` without its state."""
+    """Epochs of the last training: those over, and those wanted; ``None`` without its state."""
     state = bundle.path(_TRAINING_STATE)
     if not state.is_file():
         return None

@@ -216,7 +216,7 @@ def _refuse_other_options(bundle: str, asked: Mapping[str, Any]) -> None:
         if former.get(option) != value:
             raise ValueError(
                 f"{option} is {value}, and {bundle!r} was made with {former.get(option)}: give "
-                "another --bundle, or that"
+                "that, or another --bundle"
             )
 
 

@@ -137,7 +137,8 @@ def search_and_race(
     from monai_xtiny.training.race_folder import RaceFolder
 
     overrides = options.overrides()
-    # How long and where it may take does not make another command.
+    # Neither how long and where it may take nor how a path is typed makes another command; the
+    # bundle is where this is kept.
     limits = dict.fromkeys(("max_seconds", "max_memory_gb", "device"))
     asked = {**asdict(options), **limits, "config_file": config_file, **labeled, "bundle": None}
     asked = {name: _resolved(value) for name, value in asked.items()}

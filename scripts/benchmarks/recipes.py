@@ -140,7 +140,7 @@ def parse_arguments() -> argparse.Namespace:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--table", type=Path, help="journal to print, without a training")
     parser.add_argument("--data", type=Path, help="nnU-Net data set root")
-    parser.add_argument("--search", type=Path, help="search.json of the data set")
+    parser.add_argument("--search", type=Path, help="docs/search.json of its bundle")
     parser.add_argument("--width", type=int, default=8)
     parser.add_argument("--epochs", type=int)
     parser.add_argument("--recipes", help="names with commas (default: all)")

@@ -149,7 +149,7 @@ def test_auto_refuses_other_options_than_the_bundle_was_made_with(
     (bundle / module.PACE_FILE).write_text(json.dumps({"epochs": 1, "asked": asked}))
     command = ("auto", "--data", labeled, "--bundle", bundle)
     line = refused(capsys, *command, "--max_parameters", 900, "--group", "c(.)")
-    assert "--group is c(.), and " in line and "was made with None: give another" in line
+    assert "--group is c(.), and " in line and "was made with None: give that" in line
     line = refused(capsys, *command)
     assert "--max_parameters is None, and " in line and "was made with 900" in line
 
