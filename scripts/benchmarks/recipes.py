@@ -87,7 +87,6 @@ def ema(momentum: float) -> dict[str, Any]:
             "warmup_iters": 100,
         },
         "validate#evaluator#network": "$@averaged.ema_model",
-        "weights": "$lambda: {n: v.cpu() for n, v in @averaged.ema_model.state_dict().items()}",
         "initialize": [
             "$monai.utils.set_determinism(seed=@seed)",
             "$@averaged.attach(@train#trainer)",
@@ -114,6 +113,34 @@ def deep_supervision(levels: int) -> dict[str, Any]:
     }
 
 
+# Seeded anew once the weights are drawn: with one seed all recipes see the same crops.
+SEEDING = "$monai.utils.set_determinism(seed=@seed)"
+PLAIN: dict[str, Any] = {"initialize": [SEEDING, "$@network_def", SEEDING]}
+
+
+def trained_with(loss: str, **options: Any) -> dict[str, Any]:
+    """The emitted recipe with another of MONAI's losses."""
+    common = {"include_background": False, "to_onehot_y": True, "softmax": True}
+    return {**PLAIN, "loss": {"_target_": loss, **common, "batch": "@batch_dice", **options}}
+
+
+def expanded(ratio: int) -> dict[str, Any]:
+    """Kernels that are products of three, until the last weights are measured (expansion.py)."""
+    return {
+        "network": {
+            "_target_": "expansion.expand",
+            "network": "$@network_def.to(@device)",
+            "ratio": ratio,
+        },
+        "contraction": {
+            "_target_": "expansion.contract_before",
+            "evaluator": "@validate#evaluator",
+            "network": "@network",
+        },
+        "initialize": [SEEDING, "$@network", "$@contraction", SEEDING],
+    }
+
+
 RECIPES: dict[str, dict[str, Any]] = {
     "adamw_poly": adamw(1e-2),
     "adamw_poly_3e-3": adamw(3e-3),
@@ -128,6 +155,13 @@ RECIPES: dict[str, dict[str, Any]] = {
     "adamw_poly_deep": {**adamw(1e-2), **deep_supervision(2)},
     "sgd_poly": sgd(1e-2, 0.99),
     "sgd_poly_1e-1": sgd(1e-1, 0.9),
+    "plain": PLAIN,
+    "per_image": trained_with("DiceCELoss", batch=False),
+    "smoothed": trained_with("DiceCELoss", label_smoothing=0.1),
+    "focal": trained_with("DiceFocalLoss"),
+    "generalized": trained_with("GeneralizedDiceFocalLoss", include_background=True),
+    "expand": expanded(2),
+    "expand4": expanded(4),
 }
 
 
@@ -206,12 +240,11 @@ def taught_recipes(
 ) -> dict[str, dict[str, Any]]:
     """The emitted recipe, and what a teacher makes of it."""
     # Seeded anew once the weights of both are there.
-    seeding = "$monai.utils.set_determinism(seed=@seed)"
     recipes: dict[str, dict[str, Any]] = {
-        "plain": {"initialize": [seeding, "$@network_def", seeding]},
+        "plain": PLAIN,
         "distill": {
             **distill(arguments.teacher),
-            "initialize": [seeding, "$@network_def", "$@train#inferer", seeding],
+            "initialize": [SEEDING, "$@network_def", "$@train#inferer", SEEDING],
         },
     }
     images = arguments.unlabeled

@@ -13,9 +13,10 @@ from __future__ import annotations
 import argparse
 import math
 import warnings
-from collections import defaultdict
-from collections.abc import Callable, Sequence
+from collections import Counter, defaultdict
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass, replace
+from itertools import combinations
 from pathlib import Path
 
 import numpy as np
@@ -38,7 +39,10 @@ DOUBLINGS_ELSEWHERE = 0.2
 MIN_SD = 0.5
 FACTORS = tuple(0.6 * 1.1**power for power in range(20))
 
+RACED = (32, 16, 8, 4)
+
 Dice = dict[int, np.ndarray]
+Kind = tuple[int, int]  # of a race: number of updates and of seeds
 MEASURED: dict[tuple[object, float], tuple[float, float]] = {}
 
 
@@ -51,19 +55,36 @@ class Task:
         doublings: of the number of classes, from two.
         crossings: of every search, in log2 of the width.
         runs: of every search.
-        races: Dice by number of updates and seed.
+        brief: Dice of brief trainings, by number of updates and seed.
     """
 
     truth: Truth
     doublings: float
     crossings: list[float]
     runs: list[Run]
-    races: dict[tuple[int, int], Dice]
+    brief: dict[tuple[int, int], Dice]
 
     @property
     def needed(self) -> float:
         """Log2 of the oracle."""
         return math.log2(self.truth.oracle)
+
+    @property
+    def kinds(self) -> list[Kind]:
+        """Numbers of updates, with the numbers of seeds that a race may have had."""
+        updates = [number for number, _ in self.brief]
+        return sorted({(n, k + 1) for n in updates for k in range(min(updates.count(n), 2))})
+
+    def races(self, kind: Kind) -> list[Dice]:
+        """Every race of so many updates and seeds that the brief trainings make."""
+        seeds = sorted(seed for number, seed in self.brief if number == kind[0])
+        return [
+            {
+                width: np.concatenate([self.brief[kind[0], seed][width] for seed in group])
+                for width in RACED
+            }
+            for group in combinations(seeds, kind[1])
+        ]
 
 
 @dataclass(frozen=True)
@@ -75,7 +96,7 @@ class Fit:
         slope: a doubling of the classes.
         sd: of the prior.
         alignment: bias and deviation of the crossing.
-        races: deviation, by number of updates.
+        races: deviation, by number of updates and of seeds.
         flat: the prior of one that does not look at the classes.
     """
 
@@ -83,7 +104,7 @@ class Fit:
     slope: float
     sd: float
     alignment: tuple[float, float]
-    races: dict[int, float]
+    races: dict[Kind, float]
     flat: Belief
 
     def prior(self, task: Task) -> Belief:
@@ -94,10 +115,10 @@ class Fit:
         """By one search of it too."""
         return self.prior(task).updated(step - self.alignment[0], self.alignment[1])
 
-    def raced(self, belief: Belief, dice: Dice, updates: int) -> Belief:
+    def raced(self, belief: Belief, dice: Dice, kind: Kind) -> Belief:
         """By a race of it too."""
-        steps, spread = measured_steps(dice, brief_tolerance(updates))
-        return belief.updated(steps, math.hypot(spread, self.races[updates]))
+        steps, spread = measured_steps(dice, brief_tolerance(kind[0]))
+        return belief.updated(steps, math.hypot(spread, self.races[kind]))
 
 
 def main() -> None:
@@ -129,14 +150,14 @@ def read_tasks(folder: Path) -> dict[str, Task]:
     """Tasks that have whole trainings and races."""
     truths = read_trainings(folder / "selection_trainings.csv", folder / "selection_ladders.csv")
     runs = read_scores(folder / "selection_scores.csv")
-    races: dict[str, dict[tuple[int, int], Dice]] = defaultdict(lambda: defaultdict(dict))
+    brief: dict[str, dict[tuple[int, int], Dice]] = defaultdict(lambda: defaultdict(dict))
     for line in read_lines(folder / "race.jsonl"):
         dice = np.array(line["evaluation"]["dice"], dtype=float)[None]
-        races[line["task"]][line["updates"], line["seed"]][line["max_features"]] = dice
-    widths = {4, 8, 16, 32}
+        brief[line["task"]][line["updates"], line["seed"]][line["max_features"]] = dice
+    widths = set(RACED)
     tasks = {}
     for name, truth in truths.items():
-        found = {key: dice for key, dice in races[name].items() if widths <= set(dice)}
+        found = {key: dice for key, dice in brief[name].items() if widths <= set(dice)}
         if found and name in runs and widths <= set(truth.dice):
             tasks[name] = Task(
                 truth,
@@ -215,7 +236,7 @@ def fit_closely(tasks: Sequence[Task]) -> Fit:
     off = [float(np.mean(task.crossings)) - task.needed for task in tasks]
     within = float(np.mean([np.std(task.crossings) for task in tasks]))
     alignment = (float(np.mean(off)), math.hypot(float(np.std(off, ddof=1)), within))
-    races = {updates: race_error(tasks, updates) for task in tasks for updates, _ in task.races}
+    races = {kind: race_error(tasks, kind) for kind in kinds_of(tasks)}
     flat = math.sqrt((weights * (needed - level) ** 2).sum() / (weights.sum() - 1))
     return Fit(level - slope * center, slope, sd, alignment, races, Belief(level, flat))
 
@@ -228,13 +249,18 @@ def measured_steps(dice: Dice, margin: float) -> tuple[float, float]:
     return MEASURED[key]
 
 
-def race_error(tasks: Sequence[Task], updates: int) -> float:
+def kinds_of(tasks: Iterable[Task], *, least: int = 1) -> list[Kind]:
+    """Kinds of races that so many of the tasks have; two, if each is judged by the others."""
+    counts = Counter(kind for task in tasks for kind in task.kinds)
+    return sorted(kind for kind, count in counts.items() if count >= least)
+
+
+def race_error(tasks: Sequence[Task], kind: Kind) -> float:
     """What races are off by, in steps, with the tolerance that the package gives them."""
     off = [
-        measured_steps(dice, brief_tolerance(updates))[0] - task.needed
+        measured_steps(dice, brief_tolerance(kind[0]))[0] - task.needed
         for task in tasks
-        for (number, _), dice in task.races.items()
-        if number == updates
+        for dice in task.races(kind)
     ]
     return max(float(np.sqrt(np.mean(np.square(off)))), MIN_SD)
 
@@ -283,39 +309,40 @@ def judge(tasks: dict[str, Task], fits: dict[str, Fit], part: Sequence[str]) -> 
             for run in task.runs
         ],
     )
-    for updates in sorted({key[0] for task in tasks.values() for key in task.races}):
+    for kind in kinds_of(tasks.values(), least=2):
+        margin = brief_tolerance(kind[0])
         add(
-            f"race alone, {updates} updates, all cases, margin 0.01",
-            lambda _, task, fitted, n=updates: leaders(task, n, None, TOLERANCE),
+            f"race alone, {kind_name(kind)}, all cases, margin 0.01",
+            lambda _, task, fitted, k=kind: leaders(task, k, None, TOLERANCE),
         )
         for count in (4, 8, 16, None):
-            name = f"{updates} updates, {'all' if count is None else count} cases"
+            name = f"{kind_name(kind)}, {'all' if count is None else count} cases"
             add(
-                f"race alone, {name}, margin {brief_tolerance(updates):.3f}",
-                lambda _, task, fitted, n=updates, c=count: leaders(task, n, c, brief_tolerance(n)),
+                f"race alone, {name}, margin {margin:.3f}",
+                lambda _, task, fitted, k=kind, c=count, m=margin: leaders(task, k, c, m),
             )
             add(
                 f"**race and `bayes`**, {name}",
-                lambda _, task, fitted, n=updates, c=count: raced_picks(task, fitted, n, c),
+                lambda _, task, fitted, k=kind, c=count: raced_picks(task, fitted, k, c),
             )
     return rows
 
 
-def leaders(task: Task, updates: int, count: int | None, margin: float) -> list[int]:
+def kind_name(kind: Kind) -> str:
+    """A kind of race in words."""
+    return f"{kind[0]} updates, {kind[1]} seed{'' if kind[1] == 1 else 's'}"
+
+
+def leaders(task: Task, kind: Kind, count: int | None, margin: float) -> list[int]:
     """The smallest width within a margin of the best, of every race."""
-    return [
-        leader(some_cases(dice, count), tolerance=margin)
-        for (number, _), dice in task.races.items()
-        if number == updates
-    ]
+    return [leader(some_cases(dice, count), tolerance=margin) for dice in task.races(kind)]
 
 
-def raced_picks(task: Task, fitted: Fit, updates: int, count: int | None) -> list[int]:
+def raced_picks(task: Task, fitted: Fit, kind: Kind, count: int | None) -> list[int]:
     """What races choose, each after some searches."""
     return [
-        pick(fitted.raced(fitted.unlabeled(task, step), some_cases(dice, count), updates), dice)
-        for (number, _), dice in task.races.items()
-        if number == updates
+        pick(fitted.raced(fitted.unlabeled(task, step), some_cases(dice, count), kind), dice)
+        for dice in task.races(kind)
         for step in task.crossings[:5]
     ]
 
@@ -361,10 +388,10 @@ def calibration(tasks: dict[str, Task], fits: dict[str, Fit]) -> list[str]:
             belief = fitted.unlabeled(task, step)
             stated["`bayes`"].append(state(belief, task, LADDER))
             if step in task.crossings[:5]:
-                for (updates, _), dice in task.races.items():
-                    raced = fitted.raced(belief, dice, updates)
-                    label = f"race of {updates} updates"
-                    stated[label].append(state(raced, task, tuple(dice)))
+                for kind in (item for item in task.kinds if item in fitted.races):
+                    for dice in task.races(kind):
+                        raced = fitted.raced(belief, dice, kind)
+                        stated[f"race of {kind_name(kind)}"].append(state(raced, task, RACED))
     for label, items in stated.items():
         means = np.mean(np.array(items, dtype=float), axis=0)
         rows.append(f"| {label} | " + " | ".join(f"{mean:.0%}" for mean in means) + " |")
@@ -388,7 +415,7 @@ def tasks_table(tasks: dict[str, Task]) -> list[str]:
     ]
     for name, task in tasks.items():
         leaders = ", ".join(
-            f"{leader(dice)} ({updates})" for (updates, _), dice in sorted(task.races.items())
+            f"{leader(dice)} ({updates})" for (updates, _), dice in sorted(task.brief.items())
         )
         rows.append(
             f"| {name} | {2 ** (task.doublings + 1):.0f} | {task.truth.oracle} | "
@@ -404,7 +431,7 @@ def constants(fitted: Fit) -> list[str]:
         f"{fitted.sd:.2f}",
         f"- `ALIGNMENT_BIAS, ALIGNMENT_SD`: {fitted.alignment[0]:.2f}, {fitted.alignment[1]:.2f}",
     ]
-    return rows + [f"- {n} updates: `RACE_SD` {sd:.2f}" for n, sd in fitted.races.items()]
+    return rows + [f"- {kind_name(kind)}: `RACE_SD` {sd:.2f}" for kind, sd in fitted.races.items()]
 
 
 if __name__ == "__main__":

@@ -318,8 +318,7 @@ def last_and_deepest(network: Any, images: Any, voxels: Any) -> tuple[list[Any],
 
 
 def write_tables(arguments: argparse.Namespace) -> None:
-    """Journal and scores as CSV."""
-    import csv
+    """Journal and scores as CSV; rows of tasks that have none in --work stay as they are."""
     import json
 
     import numpy as np
@@ -330,55 +329,71 @@ def write_tables(arguments: argparse.Namespace) -> None:
     from monai_xtiny.system.files import read_lines
     from monai_xtiny.training.train import training_from_dict
 
-    arguments.output.mkdir(parents=True, exist_ok=True)
     lines = read_lines(arguments.work / "trainings.jsonl")
-    with open(arguments.output / "selection_ladders.csv", "w", newline="") as file:
-        rows = csv.writer(file, lineterminator="\n")
-        rows.writerow(["task", "max_features", "num_parameters"])
-        for task in sorted({line["task"] for line in lines}):
-            for rung in read_search(plan_task(arguments, task)).table.ladder:
-                rows.writerow([task, rung.max_features, rung.num_parameters])
-    with open(arguments.output / "selection_trainings.csv", "w", newline="") as file:
-        rows = csv.writer(file, lineterminator="\n")
-        rows.writerow(["task", "max_features", "seed", "epochs", "dice", "seconds"])
-        for line in lines:
-            training = training_from_dict(line)
-            rows.writerow(
-                [line["task"], training.max_features, training.seed, training.epochs,
-                 f"{training.evaluation.mean_dice:.5f}", training.seconds]
-            )  # fmt: skip
-    with open(arguments.output / "selection_searches.csv", "w", newline="") as file:
-        rows = csv.writer(file, lineterminator="\n")
-        rows.writerow(["task", "run", "max_features", "confidence", "seconds"])
-        for path in sorted((arguments.work / "scores").glob("*.json")):
-            table = table_from_dict(json.loads(path.read_text()))
-            selection = select_width(table, "alignment")
-            rows.writerow(
-                [*path.stem.rsplit("_", 1), selection.max_features, selection.confidence,
-                 f"{table.seconds['total']:.1f}"]
-            )  # fmt: skip
-    with open(arguments.output / "selection_scores.csv", "w", newline="") as file:
-        rows = csv.writer(file, lineterminator="\n")
-        rows.writerow(
-            ["task", "run", "classes", "statistic", "max_features", "initialization", "value"]
-        )
-        for path in sorted((arguments.work / "scores").glob("*.json")):
-            content = json.loads(path.read_text())
-            task, run = path.stem.rsplit("_", 1)
-            series = {
-                name: {rung["max_features"]: np.mean(rung.get(name, []), axis=-1)
-                       for rung in content["ladder"] if rung.get(name)}
-                for name in ("sensitivity", "alignment")
-            }  # fmt: skip
-            series.update(content["statistics"])
-            for name, widths in series.items():
-                for width, values in widths.items():
-                    for seed, value in enumerate(values):
-                        rows.writerow(
-                            [task, run, content["plan"]["out_channels"], name, width, seed,
-                             f"{value:.5g}"]
-                        )  # fmt: skip
-    print(arguments.output / "selection_scores.csv")
+    scores = sorted((arguments.work / "scores").glob("*.json"))
+    write_rows(
+        arguments.output / "selection_ladders.csv",
+        ["task", "max_features", "num_parameters"],
+        [
+            [task, rung.max_features, rung.num_parameters]
+            for task in sorted({line["task"] for line in lines})
+            for rung in read_search(plan_task(arguments, task)).table.ladder
+        ],
+    )
+    trainings = [(line["task"], training_from_dict(line)) for line in lines]
+    write_rows(
+        arguments.output / "selection_trainings.csv",
+        ["task", "max_features", "seed", "epochs", "dice", "seconds"],
+        [
+            [task, training.max_features, training.seed, training.epochs,
+             f"{training.evaluation.mean_dice:.5f}", training.seconds]
+            for task, training in trainings
+        ],
+    )  # fmt: skip
+    searches, values = [], []
+    for path in scores:
+        content = json.loads(path.read_text())
+        task, run = path.stem.rsplit("_", 1)
+        table = table_from_dict(content)
+        selection = select_width(table, "alignment")
+        seconds = f"{table.seconds['total']:.1f}"
+        searches.append([task, run, selection.max_features, selection.confidence, seconds])
+        series = {
+            name: {rung["max_features"]: np.mean(rung.get(name, []), axis=-1)
+                   for rung in content["ladder"] if rung.get(name)}
+            for name in ("sensitivity", "alignment")
+        }  # fmt: skip
+        values += [
+            [task, run, content["plan"]["out_channels"], name, width, seed, f"{value:.5g}"]
+            for name, widths in {**series, **content["statistics"]}.items()
+            for width, several in widths.items()
+            for seed, value in enumerate(several)
+        ]
+    write_rows(
+        arguments.output / "selection_searches.csv",
+        ["task", "run", "max_features", "confidence", "seconds"],
+        searches,
+    )
+    write_rows(
+        arguments.output / "selection_scores.csv",
+        ["task", "run", "classes", "statistic", "max_features", "initialization", "value"],
+        values,
+    )
+
+
+def write_rows(path: Path, header: list[str], rows: list[list[Any]]) -> None:
+    """A CSV file whose rows begin with a task, in place of those of the same tasks that it had."""
+    import csv
+
+    kept: list[list[str]] = []
+    if path.is_file():
+        with open(path, newline="") as file:
+            tasks = {row[0] for row in rows}
+            kept = [row for row in list(csv.reader(file))[1:] if row[0] not in tasks]
+    path.parent.mkdir(parents=True, exist_ok=True)
+    with open(path, "w", newline="") as file:
+        csv.writer(file, lineterminator="\n").writerows([header, *kept, *rows])
+    print(path)
 
 
 if __name__ == "__main__":

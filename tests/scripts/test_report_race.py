@@ -1,0 +1,56 @@
+from __future__ import annotations
+
+import sys
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+sys.path.insert(0, str(Path(__file__).parents[2] / "scripts" / "benchmarks"))
+
+from report_race import RACED, Task, kinds_of, race_error, some_cases  # noqa: E402
+from report_selection import Truth  # noqa: E402
+
+SIZES = {width: width**2 for width in RACED}
+
+
+def task_of(brief: dict[tuple[int, int], dict[int, float]]) -> Task:
+    """A task that needs width 16, with brief trainings of four cases each."""
+    truth = Truth({32: 0.9, 16: 0.895, 8: 0.8, 4: 0.7}, dict.fromkeys(RACED, 0.0), SIZES, SIZES)
+    arrays = {
+        key: {width: np.full((1, 4, 1), value) for width, value in dice.items()}
+        for key, dice in brief.items()
+    }
+    return Task(truth, 0.0, [3.0], [], arrays)
+
+
+FLAT = dict.fromkeys(RACED, 0.8)
+STEEP = {32: 0.9, 16: 0.8, 8: 0.7, 4: 0.6}
+
+
+def test_races_of_two_seeds_are_all_pairs_of_brief_trainings() -> None:
+    task = task_of({(120, 0): FLAT, (120, 1): STEEP, (120, 2): STEEP, (60, 0): FLAT})
+    assert task.kinds == [(60, 1), (120, 1), (120, 2)]
+    single, pairs = task.races((120, 1)), task.races((120, 2))
+    assert [race[32][:, 0, 0].tolist() for race in single] == [[0.8], [0.9], [0.9]]
+    assert [race[32][:, 0, 0].tolist() for race in pairs] == [[0.8, 0.9], [0.8, 0.9], [0.9, 0.9]]
+    assert [race[4].shape for race in pairs] == [(2, 4, 1)] * 3
+
+
+def test_only_kinds_that_enough_tasks_have_are_judged() -> None:
+    tasks = [task_of({(120, 0): FLAT, (120, 1): FLAT}), task_of({(120, 0): FLAT})]
+    assert kinds_of(tasks) == [(120, 1), (120, 2)]
+    assert kinds_of(tasks, least=2) == [(120, 1)]
+
+
+def test_race_error_is_in_steps_from_the_oracle_and_never_too_small() -> None:
+    assert race_error([task_of({(120, 0): FLAT})], (120, 1)) == pytest.approx(2)  # 4 for 16
+    assert race_error([task_of({(120, 0): STEEP})], (120, 1)) == pytest.approx(1)  # 32 for 16
+    right = {32: 0.81, 16: 0.8, 8: 0.7, 4: 0.6}
+    assert race_error([task_of({(120, 0): right})], (120, 1)) == 0.5
+
+
+def test_some_cases_goes_on_until_two_have_a_class() -> None:
+    dice = np.array([[[np.nan], [0.5], [np.nan], [0.7]]])
+    assert some_cases({8: dice}, 2)[8].shape == (1, 4, 1)
+    assert some_cases({8: np.full((1, 4, 1), 0.5)}, 2)[8].shape == (1, 2, 1)
