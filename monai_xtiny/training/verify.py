@@ -28,6 +28,7 @@ from monai_xtiny.bundled.cases import name_some
 from monai_xtiny.bundled.locks import write_lock
 from monai_xtiny.plan.unet_plan import UNetPlan
 from monai_xtiny.selection.bayes import unlabeled_belief
+from monai_xtiny.selection.posterior import Belief
 from monai_xtiny.system.config_text import check_config_text
 from monai_xtiny.system.files import append_line, read_lines, write_json
 from monai_xtiny.training.check import check_bundle
@@ -188,11 +189,25 @@ def verify_bundle(
 
         has_time = _clock(bundle, done, None if max_minutes is None else start + 60 * max_minutes)
         last = seed + (num_seeds or (MIN_SEEDS if max_minutes is None else _MAX_TRAININGS))
-        return _race(bundle, train, has_time, range(seed, last), brief.num_updates)
+        table = bundle.selection.table
+        return race_widths(
+            bundle.selection.max_features,
+            ladder=table.widths,
+            among=bundle.selection.fitting_widths,
+            belief=unlabeled_belief(table),
+            train=train,
+            has_time=has_time,
+            seeds=range(seed, last),
+            num_updates=brief.num_updates,
+        )
 
 
-def _race(
-    bundle: Bundle,
+def race_widths(
+    selected: int,
+    *,
+    ladder: Sequence[int],
+    among: Sequence[int],
+    belief: Belief,
     train: Callable[[int, int], Training],
     has_time: Callable[[int, int], bool],
     seeds: Sequence[int],
@@ -201,14 +216,18 @@ def _race(
     """Run widths until their intervals decide, or seeds or time are used up.
 
     Args:
-        bundle: whose width begins.
+        selected: width that begins.
+        ladder: all widths, widest first.
+        among: widths of the ladder that may run: of a choice with a budget, those that keep to it.
+        belief: what was known of the width before.
         train: trains a width with a seed.
         has_time: whether a training of a width with a seed may begin.
         seeds: of the trainings of a width.
         num_updates: of a training.
+
+    Raises:
+        NothingToCompareError: no case held out has a labeled voxel.
     """
-    # Of a choice with a budget, the widths that keep to it.
-    ladder, selected = bundle.selection.fitting_widths, bundle.selection.max_features
     trainings = [train(selected, seeds[0])]
     cases = trainings[0].evaluation.cases
     if not np.isfinite(dice_by_width(trainings)[selected]).any():
@@ -221,14 +240,14 @@ def _race(
         return compare_trainings(
             selected,
             trainings,
-            ladder=bundle.selection.table.widths,
-            among=ladder,
-            belief=unlabeled_belief(bundle.selection.table),
+            ladder=ladder,
+            among=among,
+            belief=belief,
             num_updates=num_updates,
         )
 
     tolerance = brief_tolerance(num_updates)
-    while missing := next_widths(ladder, dice_by_width(trainings), tolerance=tolerance):
+    while missing := next_widths(among, dice_by_width(trainings), tolerance=tolerance):
         if not has_time(missing[0], seeds[0]):
             return compared()
         trainings.append(train(missing[0], seeds[0]))
@@ -236,7 +255,7 @@ def _race(
     for number in seeds[1:]:
         # Those that may yet be the answer; the bundle's own is what the others are told against.
         first = leader(dice_by_width(trainings), tolerance=tolerance)
-        widths = {*neighbors(ladder, found.recommended), *neighbors(ladder, first), selected}
+        widths = {*neighbors(among, found.recommended), *neighbors(among, first), selected}
         for width in sorted(widths, reverse=True):
             for seed in range(seeds[0], number + 1):
                 if any((item.max_features, item.seed) == (width, seed) for item in trainings):

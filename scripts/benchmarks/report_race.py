@@ -22,6 +22,7 @@ from pathlib import Path
 import numpy as np
 from report_selection import REAL, Run, Truth, read_scores, read_trainings
 
+from monai_xtiny.bundle.results import Evaluation
 from monai_xtiny.selection.alignment import THRESHOLD, select_alignment
 from monai_xtiny.selection.bayes import SHARE_OF_SEEDS
 from monai_xtiny.selection.budget import first_seeds
@@ -29,6 +30,8 @@ from monai_xtiny.selection.paper import select_paper
 from monai_xtiny.selection.posterior import Belief, crossing, least_loss
 from monai_xtiny.system.files import read_lines
 from monai_xtiny.training.race import TOLERANCE, brief_tolerance, leader, race_steps
+from monai_xtiny.training.train import Training
+from monai_xtiny.training.verify import MAX_HELD_OUT, race_widths
 
 LADDER = (512, 256, 128, 64, 32, 16, 8, 4, 2, 1)
 # Ten further real tasks of one to four classes that are not in this repository, trained for 480
@@ -77,14 +80,17 @@ class Task:
 
     def races(self, kind: Kind) -> list[Dice]:
         """Every race of so many updates and seeds that the brief trainings make."""
-        seeds = sorted(seed for number, seed in self.brief if number == kind[0])
         return [
             {
                 width: np.concatenate([self.brief[kind[0], seed][width] for seed in group])
                 for width in RACED
             }
-            for group in combinations(seeds, kind[1])
+            for group in combinations(self.seeds(kind[0]), kind[1])
         ]
+
+    def seeds(self, updates: int) -> list[int]:
+        """Of the brief trainings of so many updates."""
+        return sorted(seed for number, seed in self.brief if number == updates)
 
 
 @dataclass(frozen=True)
@@ -325,6 +331,10 @@ def judge(tasks: dict[str, Task], fits: dict[str, Fit], part: Sequence[str]) -> 
                 f"**race and `bayes`**, {name}",
                 lambda _, task, fitted, k=kind, c=count: raced_picks(task, fitted, k, c),
             )
+        add(
+            f"**`verify`**, {kind_name(kind)}, {MAX_HELD_OUT} cases",
+            lambda _, task, fitted, k=kind: verified_picks(task, fitted, k),
+        )
     return rows
 
 
@@ -345,6 +355,37 @@ def raced_picks(task: Task, fitted: Fit, kind: Kind, count: int | None) -> list[
         for dice in task.races(kind)
         for step in task.crossings[:5]
     ]
+
+
+def verified_picks(task: Task, fitted: Fit, kind: Kind) -> list[int]:
+    """What the package's own race recommends, each after some searches, of recorded trainings.
+
+    It begins with what a search picks, and does not train every width.
+    """
+    updates, num_seeds = kind
+    found = []
+    for seeds in combinations(task.seeds(updates), num_seeds):
+        for step in task.crossings[:5]:
+            belief = fitted.unlabeled(task, step)
+            verification = race_widths(
+                pick(belief, task.brief[updates, seeds[0]]),
+                ladder=LADDER,
+                among=RACED,
+                belief=belief,
+                train=lambda width, seed: recorded(task, width, seed, updates),
+                has_time=lambda width, seed: True,
+                seeds=seeds,
+                num_updates=updates,
+            )
+            found.append(verification.recommended)
+    return found
+
+
+def recorded(task: Task, width: int, seed: int, updates: int) -> Training:
+    """A brief training as verify would have had it, with its number of held-out cases."""
+    dice = some_cases({width: task.brief[updates, seed][width]}, MAX_HELD_OUT)[width][0]
+    cases = tuple(map(str, range(len(dice))))
+    return Training(width, 0, seed, 0, (), Evaluation(cases, tuple(map(tuple, dice)), ()), 0.0)
 
 
 def pick(belief: Belief, among: Dice | None = None) -> int:

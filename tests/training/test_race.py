@@ -69,8 +69,9 @@ def test_neighbors_end_with_the_ladder(width, expected) -> None:
 
 def test_race_steps_are_sure_where_the_cases_agree_and_unsure_where_they_do_not() -> None:
     assert race_steps(runs(w16=0.8, w8=0.7, w4=0.5)) == (4, 0)
-    mean, sd = race_steps(runs(w16=0.8, w8=0.79, w4=0.5))
-    assert 3.2 < mean < 3.8 and sd > 0.3
+    close = runs(w16=0.8, w8=0.79, w4=0.5)
+    step, sd = race_steps(close)
+    assert step == math.log2(leader(close)) == 3 and sd > 0.3
     assert race_steps(runs(w16=0.8, w8=0.79, w4=0.5), tolerance=0.1) == (3, 0)
 
 
@@ -95,6 +96,16 @@ def test_race_steps_are_seeded() -> None:
 def test_raced_belief_lies_between_what_was_known_and_what_the_race_says() -> None:
     before = Belief(2.0, 0.8)
     after = raced_belief(before, runs(w32=0.8, w16=0.8, w8=0.7))
-    assert 2 < after.mean < 4 and after.sd < min(before.sd, RACE_SD)
+    assert 2 < after.mean < 4 and after.sd < min(before.sd, RACE_SD[1])
     assert raced_belief(before, runs(w16=0.8)) == before
-    assert math.isclose(after.sd, (before.sd**-2 + RACE_SD**-2) ** -0.5)
+    assert math.isclose(after.sd, (before.sd**-2 + RACE_SD[1] ** -2) ** -0.5)
+
+
+def test_raced_belief_is_surer_the_more_trainings_the_leader_has() -> None:
+    before, two = Belief(2.0, 0.8), runs(w32=0.8, w16=0.8, w8=0.7)
+    one = {width: dice[:1] for width, dice in two.items()}
+    three = {width: np.concatenate([dice, dice[:1]]) for width, dice in two.items()}
+    sds = [raced_belief(before, dice).sd for dice in (one, two, three)]
+    assert sds[0] > sds[1] == sds[2]
+    # The trainings of a width that is out of the race do not matter.
+    assert raced_belief(before, {**two, 8: two[8][:1]}).sd == sds[1]
