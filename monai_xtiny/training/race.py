@@ -19,10 +19,10 @@ TOLERANCE = 0.01
 # Brief trainings favor the wider of two widths: their difference shrinks with a power of the number
 # of updates, of which this many were whole trainings, and none had fewer than the first number.
 # Of docs/benchmarks/race.md.
-FEWEST_UPDATES, WHOLE_UPDATES, SHRINKING = 60, 480, 0.75
+FEWEST_UPDATES, WHOLE_UPDATES, SHRINKING = 60, 480, 0.6
 # What the smallest width of a race within the tolerance is off by, against that of whole trainings,
 # in steps of the ladder: with one training of a width, and with two. Of docs/benchmarks/race.md.
-RACE_SD = (0.68, 0.53)
+RACE_SD = (0.66, 0.55)
 NUM_DRAWS = 2000
 
 
@@ -37,7 +37,7 @@ def brief_tolerance(num_updates: int) -> float:
         num_updates: of each training.
 
     >>> [round(brief_tolerance(updates), 3) for updates in (1, 120, 240, 480, 1000)]
-    [0.048, 0.028, 0.017, 0.01, 0.01]
+    [0.035, 0.023, 0.015, 0.01, 0.01]
     """
     updates = min(max(num_updates, FEWEST_UPDATES), WHOLE_UPDATES)
     return TOLERANCE * (WHOLE_UPDATES / updates) ** SHRINKING
