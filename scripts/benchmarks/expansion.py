@@ -16,21 +16,24 @@ from torch.nn.utils import parametrize
 class Expansion(nn.Module):
     """A kernel (out, in, *k) as ``left (out, r out) middle (r out, r in, *k) right (r in, in)``.
 
-    At first the product is the kernel that was there, and the other directions of ``middle`` are as
-    random as it is.
+    At first the product is the kernel that was there. What of ``middle`` does not show in it is
+    drawn with the kernel's standard deviation.
 
     Args:
         weight: the kernel.
         ratio: ``r``, how many times as many channels are in between.
+        generator: that draws.
     """
 
-    def __init__(self, weight: torch.Tensor, ratio: int) -> None:
+    def __init__(self, weight: torch.Tensor, ratio: int, generator: torch.Generator) -> None:
         super().__init__()
         num_out, num_in, *kernel = weight.shape
-        left = nn.init.orthogonal_(weight.new_empty(num_out, ratio * num_out))
-        right = nn.init.orthogonal_(weight.new_empty(ratio * num_in, num_in))
-        middle = weight.new_empty(ratio * num_out, ratio * num_in, *kernel).normal_()
-        middle *= weight.std()
+        left = weight.new_empty(num_out, ratio * num_out)
+        right = weight.new_empty(ratio * num_in, num_in)
+        for factor in (left, right):
+            nn.init.orthogonal_(factor, generator=generator)
+        middle = weight.new_empty(ratio * num_out, ratio * num_in, *kernel)
+        middle.normal_(std=float(weight.std()), generator=generator)
         self.left, self.right = nn.Parameter(left), nn.Parameter(right)
         # What left and right see of the middle makes way for the kernel.
         self.first = middle + spread(weight - contract(left, middle, right), left, right)
@@ -54,17 +57,19 @@ def spread(weight: torch.Tensor, left: torch.Tensor, right: torch.Tensor) -> tor
     return torch.einsum("oa,oi...,bi->ab...", left, weight, right)
 
 
-def expand(network: nn.Module, ratio: int = 2) -> nn.Module:
+def expand(network: nn.Module, ratio: int = 2, seed: int = 0) -> nn.Module:
     """The network, with every convolution over neighbors expanded; it computes what it did.
 
     Args:
-        network: which is changed in place.
+        network: on the CPU, which is changed in place.
         ratio: channels in between, as a multiple.
+        seed: of what is drawn; the global generator stays as it is.
     """
+    generator = torch.Generator().manual_seed(seed)
     for module in list(network.modules()):
         if isinstance(module, nn.Conv2d | nn.Conv3d) and max(module.kernel_size) > 1:
             parametrize.register_parametrization(
-                module, "weight", Expansion(module.weight.detach(), ratio)
+                module, "weight", Expansion(module.weight.detach(), ratio, generator)
             )
     return network
 
@@ -76,6 +81,9 @@ def contracted(network: nn.Module) -> None:
             parametrize.remove_parametrizations(module, "weight", leave_parametrized=True)
 
 
-def contract_before(evaluator: Engine, network: nn.Module) -> None:
-    """Contract a network as the validation begins, which is to be the last thing that is done."""
+def expand_until_validation(
+    network: nn.Module, evaluator: Engine, ratio: int = 2, seed: int = 0
+) -> nn.Module:
+    """Expand a network; it is contracted as a validation begins, with which training has to end."""
     evaluator.add_event_handler(Events.STARTED, lambda _engine: contracted(network))
+    return expand(network, ratio, seed)

@@ -125,19 +125,26 @@ def trained_with(loss: str, **options: Any) -> dict[str, Any]:
 
 
 def expanded(ratio: int) -> dict[str, Any]:
-    """Kernels that are products of three, until the last weights are measured (expansion.py)."""
+    """Kernels that are products of three, until the last weights are measured (expansion.py).
+
+    The optimizer alone refers to the expanded network: evaluation, which has none, does not expand.
+    """
     return {
-        "network": {
-            "_target_": "expansion.expand",
-            "network": "$@network_def.to(@device)",
-            "ratio": ratio,
-        },
-        "contraction": {
-            "_target_": "expansion.contract_before",
-            "evaluator": "@validate#evaluator",
+        **PLAIN,
+        "val_interval": "@epochs",
+        "expanded": {
+            "_target_": "expansion.expand_until_validation",
             "network": "@network",
+            "evaluator": "@validate#evaluator",
+            "ratio": ratio,
+            "seed": "@seed",
         },
-        "initialize": [SEEDING, "$@network", "$@contraction", SEEDING],
+        "optimizer": {
+            "_target_": "torch.optim.AdamW",
+            "params": "$@expanded.parameters()",
+            "lr": "@learning_rate",
+            "weight_decay": "@weight_decay",
+        },
     }
 
 
@@ -166,7 +173,7 @@ RECIPES: dict[str, dict[str, Any]] = {
 
 
 # What others are compared with.
-EMITTED = ("adamw_poly", "plain")
+EMITTED = ("plain", "adamw_poly")
 
 
 def parse_arguments() -> argparse.Namespace:
