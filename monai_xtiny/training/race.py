@@ -17,12 +17,13 @@ from monai_xtiny.selection.posterior import Belief
 # Dice that a narrower width may lose after a whole training: the margin of non-inferiority.
 TOLERANCE = 0.01
 # Brief trainings favor the wider of two widths: their difference shrinks with a power of the number
-# of updates, of which this many were whole trainings, and none had fewer than the first number.
-# Of docs/benchmarks/race.md.
+# of updates, of which this many were whole trainings; below the first number it is taken to grow no
+# more. Of docs/benchmarks/race.md.
 FEWEST_UPDATES, WHOLE_UPDATES, SHRINKING = 60, 480, 0.6
 # What the smallest width of a race within the tolerance is off by, against that of whole trainings,
-# in steps of the ladder: with one training of a width, and with two. Of docs/benchmarks/race.md.
-RACE_SD = (0.66, 0.55)
+# in steps of the ladder, besides what its cases and trainings show: with one training of the
+# leader, and with more. Of docs/benchmarks/race.md.
+RACE_SD = (0.46, 0.4)
 NUM_DRAWS = 2000
 
 
@@ -64,10 +65,23 @@ def leader(dice: Mapping[int, np.ndarray], *, tolerance: float = TOLERANCE) -> i
     return min(width for width, mean in means.items() if mean >= best - tolerance)
 
 
+def best_width(dice: Mapping[int, np.ndarray]) -> int:
+    """The width of the highest mean Dice; the narrowest on a tie.
+
+    Args:
+        dice: of each width.
+    """
+    return max(sorted(dice), key=lambda width: mean_dice(dice[width]))
+
+
 def next_widths(
     ladder: Sequence[int], dice: Mapping[int, np.ndarray], *, tolerance: float = TOLERANCE
 ) -> tuple[int, ...]:
-    """Neighbors of the leader that have not run, the narrower one first, which costs less.
+    """Widths to run next: neighbors of the leader, the narrower one first, which costs less.
+
+    Where another width is better than the leader by more than half the tolerance, the curve may
+    still rise, and with it what the leader is compared with: then the next wider one of the best
+    runs too.
 
     Args:
         ladder: widths, widest first.
@@ -77,11 +91,11 @@ def next_widths(
     >>> next_widths([32, 16, 8, 4], {16: np.array([[[0.8]]])})
     (8, 32)
     """
-    return tuple(
-        width
-        for width in reversed(neighbors(ladder, leader(dice, tolerance=tolerance)))
-        if width not in dice
-    )
+    first, best = leader(dice, tolerance=tolerance), best_width(dice)
+    widths = [*reversed(neighbors(ladder, first))]
+    if mean_dice(dice[best]) - mean_dice(dice[first]) > tolerance / 2:
+        widths.append(neighbors(ladder, best)[0])
+    return tuple(dict.fromkeys(width for width in widths if width not in dice))
 
 
 def neighbors(ladder: Sequence[int], width: int) -> tuple[int, ...]:
@@ -99,10 +113,9 @@ def race_steps(
 ) -> tuple[float, float]:
     """Log2 of the smallest width within the tolerance of the best, and its standard deviation.
 
-    The deviation is that of a bootstrap, whose mean is farther from the truth than the leader
-    itself (docs/benchmarks/race.md). Cases are drawn with replacement, the same for all widths, and
-    trainings of each width for itself, as :func:`monai_xtiny.training.compare.dice_difference`
-    does.
+    The deviation is that of the leaders of bootstrap draws. Cases are drawn with replacement, the
+    same for all widths, and trainings of each width for itself, as
+    :func:`monai_xtiny.training.compare.dice_difference` does.
 
     Args:
         dice: of each width.

@@ -42,6 +42,7 @@ from monai_xtiny.training.compare import (
 from monai_xtiny.training.labeled import data_options
 from monai_xtiny.training.race import (
     NothingToCompareError,
+    best_width,
     brief_tolerance,
     leader,
     neighbors,
@@ -103,7 +104,8 @@ def verify_bundle(
     """Race the width of a bundle against others of its ladder: brief trainings, all alike.
 
     The race begins with the bundle's width, and goes on until both neighbors of the smallest width
-    within a tolerance of the best have run. These then run again with other seeds, until the
+    within a tolerance of the best have run, and the next wider one of the best where that is much
+    better. These then run again with other seeds, until the
     intervals of their differences decide, or seeds or time are used up. Widths that do not keep to
     the bundle's budget have no part.
 
@@ -227,6 +229,7 @@ def race_widths(
 
     Raises:
         NothingToCompareError: no case held out has a labeled voxel.
+        ValueError: the trainings were measured on different cases, or on too few with a class.
     """
     trainings = [train(selected, seeds[0])]
     cases = trainings[0].evaluation.cases
@@ -253,9 +256,16 @@ def race_widths(
         trainings.append(train(missing[0], seeds[0]))
     found = compared()
     for number in seeds[1:]:
-        # Those that may yet be the answer; the bundle's own is what the others are told against.
-        first = leader(dice_by_width(trainings), tolerance=tolerance)
-        widths = {*neighbors(among, found.recommended), *neighbors(among, first), selected}
+        # Those that may yet be the answer; the bundle's own, which the others are told against; and
+        # the best, which the leader is compared with.
+        dice = dice_by_width(trainings)
+        first = leader(dice, tolerance=tolerance)
+        widths = {
+            *neighbors(among, found.recommended),
+            *neighbors(among, first),
+            selected,
+            best_width(dice),
+        }
         for width in sorted(widths, reverse=True):
             for seed in range(seeds[0], number + 1):
                 if any((item.max_features, item.seed) == (width, seed) for item in trainings):

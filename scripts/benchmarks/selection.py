@@ -318,7 +318,7 @@ def last_and_deepest(network: Any, images: Any, voxels: Any) -> tuple[list[Any],
 
 
 def write_tables(arguments: argparse.Namespace) -> None:
-    """Journal and scores as CSV; rows of tasks that have none in --work stay as they are."""
+    """Journal and scores as CSV; rows stay of tasks that have none in --work, not of the others."""
     import json
 
     import numpy as np
@@ -382,7 +382,7 @@ def write_tables(arguments: argparse.Namespace) -> None:
 
 
 def write_rows(path: Path, header: list[str], rows: list[list[Any]]) -> None:
-    """A CSV file whose rows begin with a task, in place of those of the same tasks that it had."""
+    """A CSV file whose rows begin with a task, in place of all that it had of the same tasks."""
     import csv
 
     kept: list[list[str]] = []

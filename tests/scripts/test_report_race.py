@@ -6,9 +6,20 @@ from pathlib import Path
 import numpy as np
 import pytest
 
+from monai_xtiny.selection.posterior import Belief
+
 sys.path.insert(0, str(Path(__file__).parents[2] / "scripts" / "benchmarks"))
 
-from report_race import RACED, Task, kinds_of, race_error, some_cases  # noqa: E402
+from report_race import (  # noqa: E402
+    RACED,
+    Fit,
+    Task,
+    kinds_of,
+    race_error,
+    recorded,
+    some_cases,
+    verified_picks,
+)  # fmt: skip
 from report_selection import Truth  # noqa: E402
 
 SIZES = {width: width**2 for width in RACED}
@@ -47,7 +58,20 @@ def test_race_error_is_in_steps_from_the_oracle_and_never_too_small() -> None:
     assert race_error([task_of({(120, 0): FLAT})], (120, 1)) == pytest.approx(2)  # 4 for 16
     assert race_error([task_of({(120, 0): STEEP})], (120, 1)) == pytest.approx(1)  # 32 for 16
     right = {32: 0.81, 16: 0.8, 8: 0.7, 4: 0.6}
-    assert race_error([task_of({(120, 0): right})], (120, 1)) == 0.5
+    assert race_error([task_of({(120, 0): right})], (120, 1)) == 0.4
+
+
+def test_verify_is_judged_by_its_own_race_of_recorded_trainings() -> None:
+    steep = {32: 0.9, 16: 0.895, 8: 0.8, 4: 0.7, 2: 0.5}
+    task = task_of({(120, 0): steep, (120, 1): steep, (120, 2): FLAT})
+    fitted = Fit(3.4, 0.7, 1.4, (0.0, 1.5), {(120, 1): 0.5, (120, 2): 0.5}, Belief(3.4, 1.6))
+    assert verified_picks(task, fitted, (120, 1)) == [16, 16, 4]
+    assert verified_picks(task, fitted, (120, 2))[0] == 16  # of seeds 0 and 1
+    assert recorded(task, 8, 1, 120).evaluation.dice == ((0.8,),) * 4
+    # Width 2 has been trained with all seeds of the first pair alone.
+    narrow = {**dict.fromkeys((32, 16, 8, 4), 0.8), 2: 0.799}
+    task = task_of({(120, 0): narrow, (120, 1): narrow})
+    assert verified_picks(task, fitted, (120, 2)) == [2]
 
 
 def test_some_cases_goes_on_until_two_have_a_class() -> None:

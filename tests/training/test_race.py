@@ -44,15 +44,27 @@ def test_leader_is_the_smallest_within_the_tolerance_of_the_best() -> None:
         ({"w16": 0.8, "w8": 0.799}, (4,)),
         ({"w16": 0.8, "w8": 0.7, "w32": 0.9}, ()),
         ({"w2": 0.8, "w1": 0.8}, ()),
+        ({"w4": 0.5, "w8": 0.8, "w16": 0.804}, ()),
+        ({"w4": 0.5, "w8": 0.8, "w16": 0.806}, (32,)),
     ],
-    ids=["at first", "narrower known", "leads", "widest leads", "narrowest leads"],
+    ids=[
+        "at first",
+        "narrower known",
+        "leads",
+        "widest leads",
+        "narrowest leads",
+        "flat above",
+        "rises above",
+    ],
 )
-def test_next_widths_are_the_neighbors_of_the_leader(levels, expected) -> None:
+def test_next_widths_are_the_neighbors_of_the_leader_and_what_it_is_compared_with(
+    levels, expected
+) -> None:
     assert next_widths(LADDER, runs(**levels)) == expected
 
 
 def test_a_race_ends_where_both_neighbors_of_the_leader_are_known() -> None:
-    dice = runs(w1=0.1, w2=0.5, w4=0.795, w8=0.8, w16=0.803, w32=0.804)
+    dice = runs(w1=0.1, w2=0.5, w4=0.795, w8=0.799, w16=0.799, w32=0.804)
     known = {16: dice[16]}
     order = [16]
     while missing := next_widths(LADDER, known):
@@ -101,7 +113,7 @@ def test_raced_belief_lies_between_what_was_known_and_what_the_race_says() -> No
     assert math.isclose(after.sd, (before.sd**-2 + RACE_SD[1] ** -2) ** -0.5)
 
 
-def test_raced_belief_is_surer_the_more_trainings_the_leader_has() -> None:
+def test_raced_belief_is_surer_with_two_trainings_of_the_leader_than_with_one() -> None:
     before, two = Belief(2.0, 0.8), runs(w32=0.8, w16=0.8, w8=0.7)
     one = {width: dice[:1] for width, dice in two.items()}
     three = {width: np.concatenate([dice, dice[:1]]) for width, dice in two.items()}
