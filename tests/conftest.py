@@ -184,6 +184,18 @@ def texture(shape: tuple[int, ...], seed: int) -> np.ndarray:
     return (1 + 254 * field / field.max()).astype(np.uint8)
 
 
+def write_labeled_pictures(root: Path) -> Path:
+    """Ten pictures of 48 x 32 in an nnU-Net folder, whose label is a threshold of the image."""
+    for folder in ("imagesTr", "labelsTr"):
+        (root / folder).mkdir(parents=True)
+    for index in range(10):
+        field = texture((48, 32), index)
+        Image.fromarray(field).save(root / "imagesTr" / f"c{index}_0000.png")
+        mask = (field > field.mean()).astype(np.uint8)
+        Image.fromarray(mask).save(root / "labelsTr" / f"c{index}.png")
+    return root
+
+
 def write_png(path: Path, shape: tuple[int, ...] = (20, 24), seed: int = 0) -> Path:
     """A PNG of (height, width[, 3])."""
     path.parent.mkdir(parents=True, exist_ok=True)

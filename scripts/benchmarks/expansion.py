@@ -74,7 +74,7 @@ def expand(network: nn.Module, ratio: int = 2, seed: int = 0) -> nn.Module:
     return network
 
 
-def contracted(network: nn.Module) -> None:
+def contract_network(network: nn.Module) -> None:
     """Make every expanded convolution one kernel again."""
     for module in network.modules():
         if parametrize.is_parametrized(module, "weight"):
@@ -85,5 +85,5 @@ def expand_until_validation(
     network: nn.Module, evaluator: Engine, ratio: int = 2, seed: int = 0
 ) -> nn.Module:
     """Expand a network; it is contracted as a validation begins, with which training has to end."""
-    evaluator.add_event_handler(Events.STARTED, lambda _engine: contracted(network))
+    evaluator.add_event_handler(Events.STARTED, lambda _engine: contract_network(network))
     return expand(network, ratio, seed)

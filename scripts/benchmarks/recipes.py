@@ -163,12 +163,10 @@ RECIPES: dict[str, dict[str, Any]] = {
     "sgd_poly": sgd(1e-2, 0.99),
     "sgd_poly_1e-1": sgd(1e-1, 0.9),
     "plain": PLAIN,
-    "per_image": trained_with("DiceCELoss", batch=False),
     "smoothed": trained_with("DiceCELoss", label_smoothing=0.1),
     "focal": trained_with("DiceFocalLoss"),
     "generalized": trained_with("GeneralizedDiceFocalLoss", include_background=True),
     "expand": expanded(2),
-    "expand4": expanded(4),
 }
 
 

@@ -271,7 +271,8 @@ def test_sigint_stops_a_training_with_workers_and_it_goes_on(bundle, data, tmp_p
     # Workers are forked, as in a process of its own.
     script = tmp_path / "run.py"
     script.write_text(
-        "import multiprocessing, runpy\n"
+        "import faulthandler, multiprocessing, runpy, signal\n"
+        "faulthandler.register(signal.SIGUSR1)\n"
         "multiprocessing.set_start_method('fork', force=True)\n"
         "runpy.run_module('monai.bundle', run_name='__main__', alter_sys=True)\n"
     )
@@ -291,7 +292,10 @@ def test_sigint_stops_a_training_with_workers_and_it_goes_on(bundle, data, tmp_p
         time.sleep(delay)
         os.kill(process.pid, signal.SIGINT)
         process.join(120)
-        assert process.exitcode not in (None, 0)
+        if process.is_alive():  # where it hangs
+            os.kill(process.pid, signal.SIGUSR1)
+            process.join(5)
+        assert process.exitcode not in (None, 0), (tmp_path / "err").read_text()[-3000:]
         trainer = load(state)["trainer"]
         assert trainer["iteration"] // trainer["epoch_length"] > epoch
         epoch = trainer["iteration"] // trainer["epoch_length"]

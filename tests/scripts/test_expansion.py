@@ -4,20 +4,18 @@ import copy
 import sys
 from pathlib import Path
 
-import numpy as np
 import pytest
 import torch
 from ignite.engine import Engine
 from monai.networks.nets import DynUNet
-from PIL import Image
 from torch import nn
 
 from monai_xtiny.training.train import train_width
-from tests.conftest import texture
+from tests.conftest import write_labeled_pictures
 
 sys.path.insert(0, str(Path(__file__).parents[2] / "scripts" / "benchmarks"))
 
-from expansion import contracted, expand, expand_until_validation  # noqa: E402
+from expansion import contract_network, expand, expand_until_validation  # noqa: E402
 from recipes import RECIPES  # noqa: E402
 
 
@@ -54,20 +52,13 @@ def test_what_was_trained_contracts_to_a_network_of_the_former_shape() -> None:
     fresh = small_network(2)
     fresh.load_state_dict(expanded.state_dict())  # the same names and shapes
     torch.testing.assert_close(fresh(image), trained, rtol=1e-3, atol=1e-4)
-    contracted(fresh)  # has nothing to do
+    contract_network(fresh)  # has nothing to do
     torch.testing.assert_close(fresh(image), trained, rtol=1e-3, atol=1e-4)
 
 
 @pytest.mark.slow
 def test_the_recipe_trains_expanded_and_is_evaluated_contracted(selection, tmp_path) -> None:
-    root = tmp_path / "data"
-    for folder in ("imagesTr", "labelsTr"):
-        (root / folder).mkdir(parents=True)
-    for index in range(10):
-        field = texture((48, 32), index)
-        Image.fromarray(field).save(root / "imagesTr" / f"c{index}_0000.png")
-        mask = Image.fromarray((field > field.mean()).astype(np.uint8))
-        mask.save(root / "labelsTr" / f"c{index}.png")
+    root = write_labeled_pictures(tmp_path / "data")
     trainings = {
         name: train_width(
             selection,

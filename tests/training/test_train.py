@@ -4,10 +4,8 @@ import json
 from dataclasses import asdict
 from pathlib import Path
 
-import numpy as np
 import pytest
 import torch
-from PIL import Image
 
 from monai_xtiny.bundle.results import Evaluation
 from monai_xtiny.training.train import (
@@ -15,22 +13,12 @@ from monai_xtiny.training.train import (
     train_width,
     training_from_dict,
 )
-from tests.conftest import texture
+from tests.conftest import write_labeled_pictures
 
 
 @pytest.fixture
 def labeled(tmp_path: Path) -> Path:
-    """Ten pictures whose label is a threshold of the image."""
-    root = tmp_path / "data"
-    for folder in ("imagesTr", "labelsTr"):
-        (root / folder).mkdir(parents=True)
-    for index in range(10):
-        field = texture((48, 32), index)
-        Image.fromarray(field).save(root / "imagesTr" / f"c{index}_0000.png")
-        Image.fromarray((field > field.mean()).astype(np.uint8)).save(
-            root / "labelsTr" / f"c{index}.png"
-        )
-    return root
+    return write_labeled_pictures(tmp_path / "data")
 
 
 @pytest.mark.slow

@@ -27,7 +27,7 @@ from monai_xtiny.training.race import NothingToCompareError, brief_tolerance
 from monai_xtiny.training.train import Training
 from monai_xtiny.training.update import write_verification
 from monai_xtiny.training.verify import brief_options, verify_bundle
-from tests.conftest import texture, write_nifti
+from tests.conftest import texture, write_labeled_pictures, write_nifti
 from tests.exports import exported
 
 pytestmark = pytest.mark.search
@@ -35,17 +35,7 @@ pytestmark = pytest.mark.search
 
 @pytest.fixture
 def labeled(tmp_path) -> Path:
-    """Ten pictures whose label is a threshold of the image."""
-    root = tmp_path / "data#1 $x"
-    for folder in ("imagesTr", "labelsTr"):
-        (root / folder).mkdir(parents=True)
-    for index in range(10):
-        field = texture((48, 32), index)
-        Image.fromarray(field).save(root / "imagesTr" / f"c{index}_0000.png")
-        Image.fromarray((field > field.mean()).astype(np.uint8)).save(
-            root / "labelsTr" / f"c{index}.png"
-        )
-    return root
+    return write_labeled_pictures(tmp_path / "data#1 $x")
 
 
 @pytest.fixture
