@@ -23,11 +23,11 @@ class Unlabeled:
 
     Args:
         cases: without one.
-        left_out: names of the others, by where their labels are known from.
+        left_out: the others, by where their labels are known from.
     """
 
     cases: tuple[Target, ...]
-    left_out: Mapping[str, tuple[str, ...]]
+    left_out: Mapping[str, tuple[Target, ...]]
 
 
 def without_labeled(
@@ -49,7 +49,7 @@ def without_labeled(
         FileNotFoundError: there is no such folder.
         ValueError: a datalist is damaged.
     """
-    left_out: dict[str, list[str]] = {}
+    left_out: dict[str, list[Target]] = {}
     beside: dict[str, set[str]] = {}
     given = None if labeled is None else _names_in(labeled)
     listed = _listed_images(bundle)
@@ -63,8 +63,8 @@ def without_labeled(
         if reason is None:
             kept.append(case)
         else:
-            left_out.setdefault(reason, []).append(case.name)
-    return Unlabeled(tuple(kept), {place: tuple(names) for place, names in left_out.items()})
+            left_out.setdefault(reason, []).append(case)
+    return Unlabeled(tuple(kept), {place: tuple(some) for place, some in left_out.items()})
 
 
 def _beside(case: Target, known: dict[str, set[str]]) -> str | None:

@@ -51,7 +51,7 @@ class LabelServer:
 
         Args:
             ranking: of the cases; a case is the server's image of the same file name, and none
-                where several cases are called so, in different folders.
+                where several cases are called so, in different folders, ranked or left out.
             bundle: that they were ranked by.
 
         Returns:
@@ -62,7 +62,8 @@ class LabelServer:
         """
         age = int(os.stat(bundle.path(WEIGHTS)).st_mtime)
         names = [item.case.stem for item in ranking.cases if item.case.stem in self._images]
-        counts = Counter(names)
+        left_out = [case.stem for cases in ranking.left_out.values() for case in cases]
+        counts = Counter([*names, *(name for name in left_out if name in names)])
         known = [item for item in ranking.cases if counts[item.case.stem] == 1]
         for item in known:
             info = json.dumps({_SCORE: item.score, _AGE: age})

@@ -51,7 +51,7 @@ class Ranking:
     Args:
         cases: all that could be read.
         num: of them to label next.
-        left_out: names of cases with labels, by where these are known from.
+        left_out: cases with labels, by where these are known from.
         problems: one line for each case that could not be ranked.
         committee: what was uncertain, ``folds``, ``flips`` or ``softmax``.
         files: that were written.
@@ -59,7 +59,7 @@ class Ranking:
 
     cases: tuple[RankedCase, ...]
     num: int
-    left_out: Mapping[str, tuple[str, ...]]
+    left_out: Mapping[str, tuple[Target, ...]]
     problems: tuple[str, ...]
     committee: str
     files: tuple[Path, ...] = ()
@@ -133,8 +133,8 @@ def rank_images(
         images, reads=bundle.kind, in_channels=bundle.plan.in_channels, without=folder
     )
     unlabeled = without_labeled(found.cases, bundle, labeled)
-    for place, names in unlabeled.left_out.items():
-        say(f"left out: {len(names)} with a label in {place}")
+    for place, cases in unlabeled.left_out.items():
+        say(f"left out: {len(cases)} with a label in {place}")
     if found.cases and not unlabeled.cases:
         raise ValueError(
             f"each of the {len(found.cases)} images in {os.fspath(images)!r} has a label: give "
@@ -235,6 +235,8 @@ def _ranking_content(ranking: Ranking, bundle: Bundle, committee: Committee) -> 
             }
             for item in ranking.cases
         ],
-        "left_out": {place: list(names) for place, names in ranking.left_out.items()},
+        "left_out": {
+            place: [case.name for case in cases] for place, cases in ranking.left_out.items()
+        },
         "problems": list(ranking.problems),
     }

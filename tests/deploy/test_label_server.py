@@ -85,6 +85,16 @@ def test_send_leaves_out_names_that_several_files_have(url, tmp_path) -> None:
         "example; it does not have the other 2"
     )
     assert list(Answers.infos) == ["d"]
+    # Nor do those that share a name with a labeled one, which the server may mean by it.
+    Answers.infos = {}
+    cases = ranked(1, "p1/a.png", 0.5), ranked(2, "p1/d.png", 0.5)
+    left_out = {"labels": (ranked(1, "p2/a.png", 0.5).case, ranked(1, "p2/none.png", 0.5).case)}
+    said = LabelServer(url).send(Ranking(cases, 1, left_out, (), "softmax"), bundle)
+    assert said == (
+        f"1 images of {url[:-1]} have their scores; 1 get none, as several have one name, 'a' for "
+        "example"
+    )
+    assert list(Answers.infos) == ["d"]
 
 
 def test_label_server_bounds_what_it_takes_and_shows(url, monkeypatch) -> None:
