@@ -17,6 +17,7 @@ from monai_xtiny.selection.posterior import Belief, least_loss, listed_shares
 from monai_xtiny.selection.rule import Race, RacedWidth
 from monai_xtiny.training.race import (
     TOLERANCE,
+    best_width,
     brief_tolerance,
     mean_dice,
     neighbors,
@@ -196,13 +197,16 @@ def _suffices(
 ) -> bool | None:
     """Whether no wider width that was trained is better by more than the tolerance, for certain.
 
+    A single training of one that is wider than the best, which it did not beat, has shown that the
+    curve rises no more, and is not asked again.
+
     Returns:
         ``False`` if one is for certain; ``None`` if the intervals do not tell, as those of a single
         training do not.
     """
-    is_sure = True
+    is_sure, best = True, best_width(dice)
     for wider, runs in dice.items():
-        if wider <= width:
+        if wider <= width or (wider > best and len(runs) == 1):
             continue
         if min(len(dice[width]), len(runs)) < MIN_SEEDS:
             is_sure = False

@@ -23,7 +23,7 @@ FEWEST_UPDATES, WHOLE_UPDATES, SHRINKING = 60, 480, 0.6
 # What the smallest width of a race within the tolerance is off by, against that of whole trainings,
 # in steps of the ladder, besides what its cases and trainings show: with one training of the
 # leader, and with more. Of docs/benchmarks/race.md.
-RACE_SD = (0.46, 0.4)
+RACE_SD = (0.52, 0.4)
 NUM_DRAWS = 2000
 
 
@@ -79,9 +79,8 @@ def next_widths(
 ) -> tuple[int, ...]:
     """Widths to run next: neighbors of the leader, the narrower one first, which costs less.
 
-    Where another width is better than the leader by more than half the tolerance, the curve may
-    still rise, and with it what the leader is compared with: then the next wider one of the best
-    runs too.
+    Where another width is better than the leader, the curve may still rise, and with it what the
+    leader is compared with: so the next wider one of the best runs too.
 
     Args:
         ladder: widths, widest first.
@@ -92,9 +91,7 @@ def next_widths(
     (8, 32)
     """
     first, best = leader(dice, tolerance=tolerance), best_width(dice)
-    widths = [*reversed(neighbors(ladder, first))]
-    if mean_dice(dice[best]) - mean_dice(dice[first]) > tolerance / 2:
-        widths.append(neighbors(ladder, best)[0])
+    widths = [*reversed(neighbors(ladder, first)), neighbors(ladder, best)[0]]
     return tuple(dict.fromkeys(width for width in widths if width not in dice))
 
 

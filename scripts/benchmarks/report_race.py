@@ -76,7 +76,7 @@ class Task:
     def kinds(self) -> list[Kind]:
         """Numbers of updates, with the numbers of seeds that a race may have had."""
         updates = [number for number, _ in self.brief]
-        return sorted({(n, k + 1) for n in updates for k in range(min(updates.count(n), 2))})
+        return sorted({(n, k + 1) for n in updates for k in range(min(updates.count(n), 3))})
 
     def races(self, kind: Kind) -> list[Dice]:
         """Every race of so many updates and seeds that the brief trainings make."""

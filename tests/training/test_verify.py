@@ -127,7 +127,7 @@ def test_verify_bundle_climbs_until_both_neighbors_of_the_leader_are_known(
     assert found.recommended == 32 and found.is_on_plateau is False
     fake.asked, fake.levels = [], {32: 0.8, 16: 0.8, 8: 0.8, 4: 0.799, 2: 0.798, 1: 0.5}
     found = verify_bundle(bundle, data=labeled)
-    assert [width for width, seed in fake.asked if seed == 0] == [8, 4, 2, 1]
+    assert [width for width, seed in fake.asked if seed == 0] == [8, 4, 2, 1, 16]
     assert (found.recommended, found.is_decided) == (2, True)
 
 
@@ -146,7 +146,7 @@ def test_verify_bundle_races_no_width_outside_of_the_budget(
 def test_verify_bundle_compares_the_leader_with_a_best_that_wider_ones_do_not_beat(
     fake, empty_bundles, bundle, labeled
 ) -> None:
-    fake.levels = {**fake.levels, 32: 0.82, 16: 0.815}
+    fake.levels = {**fake.levels, 32: 0.825, 16: 0.82}
     found = verify_bundle(bundle, data=labeled)
     assert fake.asked[:4] == [(8, 0), (4, 0), (16, 0), (32, 0)]  # 16 is much better than 8
     assert sorted(fake.asked[4:]) == [(4, 1), (8, 1), (16, 1), (32, 1)]
@@ -156,7 +156,7 @@ def test_verify_bundle_compares_the_leader_with_a_best_that_wider_ones_do_not_be
 def test_verify_bundle_runs_undecided_widths_with_more_seeds(
     fake, empty_bundles, bundle, labeled
 ) -> None:
-    fake.levels[16] = 0.8 + 0.99 * brief_tolerance(120)
+    fake.levels[16] = 0.8 + 0.99 * brief_tolerance(verification.NUM_UPDATES)
     found = verify_bundle(bundle, data=labeled, num_seeds=4)
     assert not found.is_decided
     assert {seed for _, seed in fake.asked} == {0, 1, 2, 3}
@@ -175,7 +175,7 @@ def test_verify_bundle_begins_no_training_that_would_not_end_in_time(
     now[0], fake.asked = 0.0, []
     found = verify_bundle(bundle, data=labeled, max_minutes=60)
     assert fake.asked == ALL and found.is_decided
-    fake.levels[16] = 0.8 + 0.99 * brief_tolerance(120)
+    fake.levels[16] = 0.8 + 0.99 * brief_tolerance(verification.NUM_UPDATES)
     now[0], fake.asked = 0.0, []
     found = verify_bundle(bundle, data=labeled, max_minutes=8)
     assert 9 < len(fake.asked) < 17 and not found.is_decided
