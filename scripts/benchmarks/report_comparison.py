@@ -14,7 +14,7 @@ from __future__ import annotations
 import argparse
 import shutil
 from collections import defaultdict
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -118,6 +118,11 @@ def case_means(lines: Sequence[Line], column: str) -> Values:
     return mean_over_seeds([[mean_defined(row) for row in line[column]] for line in lines])
 
 
+def dice_means(lines: Sequence[Line]) -> Values:
+    """Dice of each case."""
+    return case_means(lines, "dice")
+
+
 def instance_means(lines: Sequence[Line]) -> tuple[Values, Values]:
     """F1 and panoptic quality of each case; NaN where neither mask has an object."""
     scores = []
@@ -175,16 +180,24 @@ def pick_of(networks: dict[str, list[Line]]) -> tuple[int, list[Line]]:
     return pick, networks.get(f"width_{pick}", [])
 
 
-def difference(one: Sequence[Line], other: Sequence[Line]) -> tuple[float, float, float]:
-    """Paired difference of the Dice of the cases, with its interval.
+def difference(
+    one: Sequence[Line],
+    other: Sequence[Line],
+    measure: Callable[[Sequence[Line]], Values] = dice_means,
+) -> tuple[float, float, float]:
+    """Difference of a measure, paired by case, with its interval.
+
+    Args:
+        one: trainings of a network.
+        other: of the one that is subtracted.
+        measure: a value of each case.
 
     Raises:
         ValueError: they were measured on different cases.
     """
     if one[0]["cases"] != other[0]["cases"]:
         raise ValueError(f"other cases were held out of {one[0]['task']}: remove its older lines")
-    gap = case_means(one, "dice") - case_means(other, "dice")
-    return interval(gap, one[0]["patients"])
+    return interval(measure(one) - measure(other), one[0]["patients"])
 
 
 def task_table(
@@ -199,6 +212,7 @@ def task_table(
     columns = ["network", "parameters", "GMACs", "ONNX Runtime, ms", "Dice", "NSD", "HD95"]
     columns += ["F1 of objects", "panoptic quality"] * counted
     columns.append("Dice of the pick minus its own")
+    columns += ["F1 of the pick minus its own"] * counted
     rows = [
         f"{len(first['cases'])} cases of {len(set(first['patients']))} patients held out; "
         f"{setting}; seeds {', '.join(map(str, seeds))}; {first['device']}.",
@@ -223,6 +237,9 @@ def task_table(
             cells += [shown(interval(item, patients), 3) for item in instance_means(lines)]
         is_pick = network == f"width_{pick}" or not picked
         cells.append("-" if is_pick else shown(difference(picked, lines), sign="+"))
+        if counted:
+            gap = difference(picked, lines, lambda some: instance_means(some)[0])
+            cells.append("-" if is_pick else shown(gap, 3, "+"))
         rows.append("| " + " | ".join(cells) + " |")
     return [*rows, *latency_note(times)]
 

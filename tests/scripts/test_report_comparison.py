@@ -70,3 +70,14 @@ def test_report_says_where_the_claim_holds() -> None:
     # What half of the updates were worth, against all.
     assert "50 updates, crops, learning rate 0.01 | 0.9240" in text
     assert "| -0.0020 [-0.0020, -0.0020] |" in text
+
+
+def test_report_compares_objects_case_by_case() -> None:
+    lines = [
+        line("width_8", [0.9, 0.9], instances=[[2, 0, 0, 1.6], [1, 1, 1, 0.8]]),
+        line("unext", [0.9, 0.9], instances=[[1, 0, 2, 0.9], [1, 1, 1, 0.8]]),
+    ]
+    text = "\n".join(report(lines, []))
+    row = next(part for part in text.splitlines() if part.startswith("| UNeXt |"))
+    # F1 of 1 and 0.5 against 0.5 and 0.5; both cases are of one patient.
+    assert row.endswith("| +0.0000 [+0.0000, +0.0000] | +0.250 [+0.250, +0.250] |")
