@@ -63,7 +63,7 @@ class LabelServer:
         age = int(os.stat(bundle.path(WEIGHTS)).st_mtime)
         names = [item.case.stem for item in ranking.cases if item.case.stem in self._images]
         left_out = [case.stem for cases in ranking.left_out.values() for case in cases]
-        counts = Counter([*names, *(name for name in left_out if name in names)])
+        counts = Counter([*names, *(name for name in left_out if name in self._images)])
         known = [item for item in ranking.cases if counts[item.case.stem] == 1]
         for item in known:
             info = json.dumps({_SCORE: item.score, _AGE: age})

@@ -66,7 +66,8 @@ class Verification:
         tolerance: in Dice of brief trainings, which favor the wider of two widths.
         confidence_level: of the intervals.
         is_decided: whether the intervals between the recommended width and its neighbors tell that
-            the wider one gains less than ``tolerance`` and the narrower one loses more.
+            the wider one, and the best of all, gain less than ``tolerance``, and the narrower one
+            loses more.
         probabilities: of each width of the ladder to be the smallest that suffices, by these
             trainings and by what was known before; those under half a percent are left out.
     """
@@ -136,12 +137,12 @@ def compare_trainings(
     known = {**{width: None for width in ladder}, **verdicts}
     beside = neighbors(allowed, recommended)
     narrower = [known[width] for width in beside if width < recommended]
-    has_wider = all(width in dice for width in beside)
+    are_known = all(len(dice.get(width, ())) >= MIN_SEEDS for width in beside)
     return Verification(
         selected=selected,
         recommended=recommended,
         is_on_plateau=is_on_plateau(selected, differences, tolerance=tolerance),
-        is_decided=has_wider and known[recommended] is True and narrower in ([], [False]),
+        is_decided=are_known and known[recommended] is True and narrower in ([], [False]),
         probabilities=listed_shares(shares),
         differences=differences,
         trainings=tuple(trainings),
@@ -197,8 +198,8 @@ def _suffices(
 ) -> bool | None:
     """Whether no wider width that was trained is better by more than the tolerance, for certain.
 
-    A single training of one that is wider than the best, which it did not beat, has shown that the
-    curve rises no more, and is not asked again.
+    The single training of a width that is not the best is not asked: what is compared is the best,
+    which runs again.
 
     Returns:
         ``False`` if one is for certain; ``None`` if the intervals do not tell, as those of a single
@@ -206,7 +207,7 @@ def _suffices(
     """
     is_sure, best = True, best_width(dice)
     for wider, runs in dice.items():
-        if wider <= width or (wider > best and len(runs) == 1):
+        if wider <= width or (wider != best and len(runs) < MIN_SEEDS):
             continue
         if min(len(dice[width]), len(runs)) < MIN_SEEDS:
             is_sure = False

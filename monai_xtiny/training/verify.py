@@ -53,8 +53,9 @@ from monai_xtiny.training.train import Training, train_bundle, training_from_dic
 JOURNAL_FILE = "trainings.jsonl"
 # A brief training, whatever the number of cases: the learning rate falls with each epoch.
 NUM_UPDATES = 60
-_NUM_SEEDS = 3
 EPOCH_LENGTH = 20
+# Trainings of a width at most, if nothing else is asked for.
+_NUM_SEEDS = 3
 # Held-out cases of a race, and voxels of its crops in 2D and 3D.
 MAX_HELD_OUT = 16
 MAX_VOXELS = {2: 128**2, 3: 32**3}
@@ -105,9 +106,10 @@ def verify_bundle(
     """Race the width of a bundle against others of its ladder: brief trainings, all alike.
 
     The race begins with the bundle's width, and goes on until both neighbors of the smallest width
-    within a tolerance of the best have run, and the next wider one of the best. These then run again
-    with other seeds, until the intervals of their differences decide, or seeds or time are used up.
-    Widths that do not keep to the bundle's budget have no part.
+    within a tolerance of the best have run, and the next wider one of the best. Those that may be
+    the answer, their neighbors, the bundle's own and the best then run again with other seeds,
+    until the intervals of their differences decide, or seeds or time are used up. Widths that do
+    not keep to the bundle's budget have no part.
 
     Every training is the bundle's own ``train.json`` with the ``network_def`` of its width, in a
     temporary bundle, with a learning rate that falls to its end. With one seed all widths see the
@@ -256,8 +258,8 @@ def race_widths(
         trainings.append(train(missing[0], seeds[0]))
     found = compared()
     for number in seeds[1:]:
-        # Those that may yet be the answer; the bundle's own, which the others are told against; and
-        # the best, which the leader is compared with.
+        # Those that may yet be the answer; the bundle's own, which the others are told against; the
+        # best, which the leader is compared with, and its next wider one where that has not run.
         dice = dice_by_width(trainings)
         first = leader(dice, tolerance=tolerance)
         widths = {
@@ -265,6 +267,7 @@ def race_widths(
             *neighbors(among, first),
             selected,
             best_width(dice),
+            *next_widths(among, dice, tolerance=tolerance),
         }
         for width in sorted(widths, reverse=True):
             for seed in range(seeds[0], number + 1):

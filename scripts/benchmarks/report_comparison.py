@@ -135,6 +135,11 @@ def instance_means(lines: Sequence[Line]) -> tuple[Values, Values]:
     return mean_over_seeds(first), mean_over_seeds(second)
 
 
+def object_f1(lines: Sequence[Line]) -> Values:
+    """F1 of the objects of each case."""
+    return instance_means(lines)[0]
+
+
 def mean_over_seeds(rows: Sequence[Any]) -> Values:
     """Means of (seeds, cases) over the seeds, without undefined values."""
     values = np.array(rows, dtype=float)
@@ -235,11 +240,12 @@ def task_table(
         ]
         if counted:
             cells += [shown(interval(item, patients), 3) for item in instance_means(lines)]
-        is_pick = network == f"width_{pick}" or not picked
-        cells.append("-" if is_pick else shown(difference(picked, lines), sign="+"))
-        if counted:
-            gap = difference(picked, lines, lambda some: instance_means(some)[0])
-            cells.append("-" if is_pick else shown(gap, 3, "+"))
+        if network == f"width_{pick}" or not picked:
+            cells += ["-"] * (1 + counted)
+        else:
+            cells.append(shown(difference(picked, lines), sign="+"))
+            if counted:
+                cells.append(shown(difference(picked, lines, object_f1), 3, "+"))
         rows.append("| " + " | ".join(cells) + " |")
     return [*rows, *latency_note(times)]
 

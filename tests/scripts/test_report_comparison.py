@@ -81,3 +81,5 @@ def test_report_compares_objects_case_by_case() -> None:
     row = next(part for part in text.splitlines() if part.startswith("| UNeXt |"))
     # F1 of 1 and 0.5 against 0.5 and 0.5; both cases are of one patient.
     assert row.endswith("| +0.0000 [+0.0000, +0.0000] | +0.250 [+0.250, +0.250] |")
+    without_pick = "\n".join(report(lines[1:], []))
+    assert "| UNeXt | 5,000 |" in without_pick and without_pick.endswith("| - | - |")

@@ -39,13 +39,14 @@ FLAT = dict.fromkeys(RACED, 0.8)
 STEEP = {32: 0.9, 16: 0.8, 8: 0.7, 4: 0.6}
 
 
-def test_races_of_two_seeds_are_all_pairs_of_brief_trainings() -> None:
+def test_races_of_some_seeds_are_all_their_combinations() -> None:
     task = task_of({(120, 0): FLAT, (120, 1): STEEP, (120, 2): STEEP, (60, 0): FLAT})
-    assert task.kinds == [(60, 1), (120, 1), (120, 2)]
+    assert task.kinds == [(60, 1), (120, 1), (120, 2), (120, 3)]
     single, pairs = task.races((120, 1)), task.races((120, 2))
     assert [race[32][:, 0, 0].tolist() for race in single] == [[0.8], [0.9], [0.9]]
     assert [race[32][:, 0, 0].tolist() for race in pairs] == [[0.8, 0.9], [0.8, 0.9], [0.9, 0.9]]
     assert [race[4].shape for race in pairs] == [(2, 4, 1)] * 3
+    assert [race[4].shape for race in task.races((120, 3))] == [(3, 4, 1)]
 
 
 def test_only_kinds_that_enough_tasks_have_are_judged() -> None:

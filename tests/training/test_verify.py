@@ -129,6 +129,11 @@ def test_verify_bundle_climbs_until_both_neighbors_of_the_leader_are_known(
     found = verify_bundle(bundle, data=labeled)
     assert [width for width, seed in fake.asked if seed == 0] == [8, 4, 2, 1, 16]
     assert (found.recommended, found.is_decided) == (2, True)
+    # A width passed on the way, here 4, need not run again.
+    fake.asked, fake.levels = [], {32: 0.8, 16: 0.8, 8: 0.801, 4: 0.8, 2: 0.8, 1: 0.799}
+    found = verify_bundle(bundle, data=labeled)
+    assert (4, 1) not in fake.asked and (2, 1) in fake.asked and (1, 2) not in fake.asked
+    assert (found.recommended, found.is_decided) == (1, True)
 
 
 def test_verify_bundle_races_no_width_outside_of_the_budget(
@@ -160,6 +165,9 @@ def test_verify_bundle_runs_undecided_widths_with_more_seeds(
     found = verify_bundle(bundle, data=labeled, num_seeds=4)
     assert not found.is_decided
     assert {seed for _, seed in fake.asked} == {0, 1, 2, 3}
+    fake.asked.clear()
+    verify_bundle(bundle, data=labeled)
+    assert {seed for _, seed in fake.asked} == {0, 1, 2}  # by default
 
 
 def test_verify_bundle_begins_no_training_that_would_not_end_in_time(
