@@ -79,8 +79,9 @@ def next_widths(
 ) -> tuple[int, ...]:
     """Widths to run next: neighbors of the leader, the narrower one first, which costs less.
 
-    Where another width is better than the leader, the curve may still rise, and with it what the
-    leader is compared with: so the next wider one of the best runs too.
+    Where the wider neighbor is the best, by more than half the tolerance, the curve may still rise,
+    and with it what the leader is compared with: then the next wider one runs too. No wider ones
+    do, since in brief trainings the curve may rise up to the widest.
 
     Args:
         ladder: widths, widest first.
@@ -91,7 +92,10 @@ def next_widths(
     (8, 32)
     """
     first, best = leader(dice, tolerance=tolerance), best_width(dice)
-    widths = [*reversed(neighbors(ladder, first)), neighbors(ladder, best)[0]]
+    widths = [*reversed(neighbors(ladder, first))]
+    gained = mean_dice(dice[best]) - mean_dice(dice[first])
+    if best in neighbors(ladder, first) and gained > tolerance / 2:
+        widths.append(neighbors(ladder, best)[0])
     return tuple(dict.fromkeys(width for width in widths if width not in dice))
 
 

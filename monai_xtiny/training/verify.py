@@ -106,8 +106,8 @@ def verify_bundle(
     """Race the width of a bundle against others of its ladder: brief trainings, all alike.
 
     The race begins with the bundle's width, and goes on until both neighbors of the smallest width
-    within a tolerance of the best have run, and the next wider one of the best. Those that may be
-    the answer, their neighbors, the bundle's own and the best then run again with other seeds,
+    within a tolerance of the best have run, and the next wider one where the wider neighbor is ahead
+    by more than half the tolerance. Those that may be the answer, their neighbors, the bundle's own and the best then run again with other seeds,
     until the intervals of their differences decide, or seeds or time are used up. Widths that do
     not keep to the bundle's budget have no part.
 
@@ -259,7 +259,7 @@ def race_widths(
     found = compared()
     for number in seeds[1:]:
         # Those that may yet be the answer; the bundle's own, which the others are told against; the
-        # best, which the leader is compared with, and its next wider one where that has not run.
+        # best, which the leader is compared with; and what later seeds ask for.
         dice = dice_by_width(trainings)
         first = leader(dice, tolerance=tolerance)
         widths = {

@@ -41,11 +41,12 @@ def test_leader_is_the_smallest_within_the_tolerance_of_the_best() -> None:
     [
         ({"w16": 0.8}, (8, 32)),
         ({"w16": 0.8, "w8": 0.7}, (32,)),
-        ({"w16": 0.8, "w8": 0.799}, (4, 32)),
+        ({"w16": 0.8, "w8": 0.799}, (4,)),
         ({"w16": 0.8, "w8": 0.7, "w32": 0.9}, ()),
         ({"w2": 0.8, "w1": 0.8}, ()),
-        ({"w4": 0.5, "w8": 0.8, "w16": 0.8}, ()),
-        ({"w4": 0.5, "w8": 0.8, "w16": 0.801}, (32,)),
+        ({"w4": 0.5, "w8": 0.8, "w16": 0.804}, ()),
+        ({"w4": 0.5, "w8": 0.8, "w16": 0.806}, (32,)),
+        ({"w2": 0.5, "w4": 0.8, "w8": 0.806, "w16": 0.809}, ()),
     ],
     ids=[
         "at first",
@@ -55,6 +56,7 @@ def test_leader_is_the_smallest_within_the_tolerance_of_the_best() -> None:
         "narrowest leads",
         "flat above",
         "rises above",
+        "rises on and on",
     ],
 )
 def test_next_widths_are_the_neighbors_of_the_leader_and_what_it_is_compared_with(
