@@ -87,8 +87,8 @@ def verify(
         bundle: the bundle; it stays as it is without --update.
         data: nnU-Net data set root with imagesTr and labelsTr.
         datalist: MSD dataset.json.
-        epochs: over all cases; default: 60 updates, whatever the number of cases.
-        num_seeds: trainings of a width at most, at least 2; default: 3, or with --max_minutes as
+        epochs: over all cases; default: 120 updates, whatever the number of cases.
+        num_seeds: trainings of a width at most, at least 2; default: 2, or with --max_minutes as
             many as decide.
         max_minutes: time after which no training is begun.
         fold: of the split.

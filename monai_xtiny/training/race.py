@@ -23,7 +23,7 @@ FEWEST_UPDATES, WHOLE_UPDATES, SHRINKING = 60, 480, 0.6
 # What the smallest width of a race within the tolerance is off by, against that of whole trainings,
 # in steps of the ladder, besides what its cases and trainings show: with one training of the
 # leader, and with more. Of docs/benchmarks/race.md.
-RACE_SD = (0.52, 0.4)
+RACE_SD = (0.46, 0.4)
 NUM_DRAWS = 2000
 
 
