@@ -104,10 +104,11 @@ def verify_bundle(
     """Race the width of a bundle against others of its ladder: brief trainings, all alike.
 
     The race begins with the bundle's width, and goes on until both neighbors of the smallest width
-    within a tolerance of the best have run, and the next wider one where the wider neighbor is ahead
-    by more than half the tolerance. Those that may be the answer, their neighbors, the bundle's own and the best then run again with other seeds,
-    until the intervals of their differences decide, or seeds or time are used up. Widths that do
-    not keep to the bundle's budget have no part.
+    within a tolerance of the best have run, and the next wider one where the wider neighbor is
+    ahead by more than half the tolerance. Those that may be the answer, their neighbors, the
+    bundle's own and the best then run again with other seeds, until the intervals of their
+    differences decide, or seeds or time are used up. Widths that do not keep to the bundle's budget
+    have no part.
 
     Every training is the bundle's own ``train.json`` with the ``network_def`` of its width, in a
     temporary bundle, with a learning rate that falls to its end. With one seed all widths see the
