@@ -3,7 +3,7 @@
 usage: python scripts/benchmarks/selection.py train --work DIR [--data ROOT] [--jobs 2]
            [--tasks blobs,...] [--seeds 0,1,2] [--widths 32,16,8,4,2,1] [--device cpu]
        python scripts/benchmarks/selection.py score --work DIR [--data ROOT] [--runs 20]
-       python scripts/benchmarks/selection.py tables --work DIR --output docs/benchmarks
+       python scripts/benchmarks/selection.py tables --work DIR --data ROOT --output docs/benchmarks
        python scripts/benchmarks/report_selection.py --output docs/benchmarks
 
 The tasks are the synthetic ones of make_synthetic_data.py and, with --data, the real sets: two of
@@ -115,6 +115,8 @@ def wanted_tasks(arguments: argparse.Namespace) -> list[str]:
 def task_root(arguments: argparse.Namespace, name: str) -> Path:
     """Folder of a task's data set; synthetic ones are drawn when they are first needed."""
     task = TASKS[name]
+    if task.is_real and arguments.data is None:
+        raise SystemExit(f"error: {name} is of real data: give --data ROOT")
     root = arguments.work / "data"
     if name == "hippocampus_merged":
         return merge_classes(arguments.data / MERGED, root / name)

@@ -8,10 +8,9 @@ import numpy as np
 import pytest
 import torch
 from monai.data import MetaTensor
-from PIL import Image
 
 from monai_xtiny.networks.cost import network_cost
-from tests.conftest import texture
+from tests.conftest import write_labeled_pictures
 
 sys.path.insert(0, str(Path(__file__).parents[2] / "scripts" / "benchmarks"))
 
@@ -96,14 +95,7 @@ def test_count_instances_pairs_parts_by_their_overlap() -> None:
 def test_a_light_network_trains_by_the_recipe_and_a_stopped_training_goes_on(
     search, selection, tmp_path
 ) -> None:
-    root = tmp_path / "data" / TASKS["fluorescence"].folder
-    for folder in ("imagesTr", "labelsTr"):
-        (root / folder).mkdir(parents=True)
-    for index in range(10):
-        field = texture((48, 32), index)
-        Image.fromarray(field).save(root / "imagesTr" / f"c{index}_0000.png")
-        mask = (field > field.mean()).astype(np.uint8)
-        Image.fromarray(mask).save(root / "labelsTr" / f"c{index}.png")
+    write_labeled_pictures(tmp_path / "data" / TASKS["fluorescence"].folder)
     options = {
         "work": tmp_path / "work", "data": tmp_path / "data", "device": "cpu", "num_workers": 0,
         "validations": 2,
