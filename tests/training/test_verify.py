@@ -158,6 +158,18 @@ def test_verify_bundle_compares_the_leader_with_a_best_that_wider_ones_do_not_be
     assert found.recommended == 8 and found.is_decided
 
 
+def test_verify_bundle_runs_a_wider_one_that_later_seeds_ask_for(
+    fake, empty_bundles, bundle, labeled
+) -> None:
+    def rise() -> None:
+        fake.levels[16] = 0.83 if fake.asked[-1] == (16, 1) else 0.8
+
+    fake.on_training = rise
+    verify_bundle(bundle, data=labeled, num_seeds=3)
+    assert fake.asked[: len(ALL)] == ALL
+    assert fake.asked[len(ALL) : len(ALL) + 3] == [(32, 0), (32, 1), (32, 2)]
+
+
 def test_verify_bundle_runs_undecided_widths_with_more_seeds(
     fake, empty_bundles, bundle, labeled
 ) -> None:
