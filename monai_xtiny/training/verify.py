@@ -31,6 +31,7 @@ from monai_xtiny.selection.bayes import unlabeled_belief
 from monai_xtiny.selection.posterior import Belief
 from monai_xtiny.system.config_text import check_config_text
 from monai_xtiny.system.files import append_line, read_lines, write_json
+from monai_xtiny.training.batches import SharedBatches
 from monai_xtiny.training.check import check_bundle
 from monai_xtiny.training.compare import (
     MIN_HELD_OUT,
@@ -58,6 +59,8 @@ EPOCH_LENGTH = 20
 MAX_HELD_OUT = 16
 MAX_VOXELS = {2: 128**2, 3: 32**3}
 _MAX_TRAININGS = 1000
+# Keys of train.json with which batches are not shared.
+_OWN_KEYS = ("train", "epochs")
 # Workers start anew with each pass over the cases: not for passes of fewer batches.
 _MIN_BATCHES = 10
 
@@ -162,6 +165,7 @@ def verify_bundle(
     keys = {"fold": fold, **overrides}
     brief = _brief_training(bundle, {**options, **keys}, epochs)
     digest = _recipe_digest(bundle, keys, brief)
+    shared = _shared_batches(bundle, overrides, None if epochs else brief.num_updates)
     with _work_folder(work_dir) as folder:
         journal = folder / JOURNAL_FILE
         done = {
@@ -182,7 +186,7 @@ def verify_bundle(
                     epochs=brief.epochs,
                     fold=fold,
                     seed=number,
-                    overrides={**brief.options, **overrides},
+                    overrides={**brief.options, **overrides, **shared(number)},
                 )
                 append_line(journal, {"digest": digest, **asdict(done[width, number])})
                 _remove_training(copy)
@@ -279,6 +283,23 @@ def race_widths(
         if found.is_decided:
             break
     return found
+
+
+def _shared_batches(
+    bundle: Bundle, overrides: Mapping[str, Any], num_updates: int | None
+) -> Callable[[int], dict[str, Any]]:
+    """Keys of ``train.json`` by which the trainings of a seed share their batches.
+
+    Args:
+        bundle: whose configs train.
+        overrides: of them; where these change how it trains, each training loads for itself.
+        num_updates: of a training; ``None``: of so many that their batches are not kept.
+    """
+    definition = bundle.config("train")["train"].get("dataloader")
+    if not num_updates or not definition or any(key.startswith(_OWN_KEYS) for key in overrides):
+        return lambda _seed: {}
+    batches = SharedBatches(num_updates)
+    return lambda seed: {"train#dataloader": batches.dataloader(seed, definition)}
 
 
 def _clock(

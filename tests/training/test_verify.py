@@ -21,6 +21,7 @@ from monai_xtiny.bundle.results import Evaluation
 from monai_xtiny.cli.commands import main
 from monai_xtiny.selection.rule import Budget
 from monai_xtiny.training import verify as verification
+from monai_xtiny.training.batches import SharedBatches
 from monai_xtiny.training.check import check_bundle
 from monai_xtiny.training.labeled import data_options
 from monai_xtiny.training.race import NothingToCompareError, brief_tolerance
@@ -234,6 +235,22 @@ def test_verify_bundle_makes_brief_trainings_of_as_many_updates_on_any_data(
     assert fake.options["epochs"] == 7 and found.num_updates == 7 * 3  # 8 cases in batches of 3
     assert "train#trainer#epoch_length" not in fake.options["overrides"]
     assert fake.options["overrides"]["batch_size"] == 3
+
+
+def test_verify_bundle_loads_the_batches_of_a_seed_once(
+    fake, empty_bundles, bundle, labeled
+) -> None:
+    def loader() -> object:
+        return fake.options["overrides"].get("train#dataloader")
+
+    verify_bundle(bundle, data=labeled)
+    assert loader()["loader"]["_target_"] == "DataLoader" and loader()["seed"] == 1
+    # Not where that may be many, nor where the caller's keys load otherwise.
+    verify_bundle(bundle, data=labeled, epochs=2)
+    assert loader() is None
+    for keys in ({"epochs": 3}, {"train#dataloader#num_workers": 0}, {"train::dataset::x": 0}):
+        verify_bundle(bundle, data=labeled, overrides=keys)
+        assert loader() is None
 
 
 def test_races_of_slices_crop_in_the_plane_of_the_slices(plan_2d) -> None:
@@ -484,7 +501,9 @@ def test_write_verification_writes_every_case(fake, bundle, labeled) -> None:
 
 @pytest.mark.slow
 def test_widths_of_a_race_see_the_same_crops(bundle, labeled, tmp_path) -> None:
-    def crops(width: int, seed: int) -> tuple[list[float], list[torch.Tensor]]:
+    shared = SharedBatches(6)
+
+    def crops(width: int, seed: int, **keys: object) -> tuple[list[float], dict[str, torch.Tensor]]:
         copy = verification._write_width(
             Bundle.open(bundle), width, tmp_path / f"w{width}_{seed}_segmentation"
         )
@@ -492,7 +511,7 @@ def test_widths_of_a_race_see_the_same_crops(bundle, labeled, tmp_path) -> None:
         parser = ConfigParser(copy.config("train"))
         parser.update({"bundle_root": str(copy.root), **options})
         brief = brief_options(parser, copy.plan, num_updates=20)
-        brief = {**brief, "train#trainer#epoch_length": 3, "epochs": 2}
+        brief = {**brief, "train#trainer#epoch_length": 3, "epochs": 2, **keys}
         workflow = copy.workflow(("train",), {**options, **brief})
         trainer = workflow.parser.get_parsed_content("train#trainer")
         seen = []
@@ -501,14 +520,29 @@ def test_widths_of_a_race_see_the_same_crops(bundle, labeled, tmp_path) -> None:
         )
         workflow.run()
         weights = workflow.parser.get_parsed_content("network_def").state_dict()
-        return [float(value) for value in seen], list(weights.values())
+        return [float(value) for value in seen], weights
+
+    def loader(seed: int, **changes: object) -> dict[str, object]:
+        definition = Bundle.open(bundle).config("train")["train"]["dataloader"]
+        return {"train#dataloader": shared.dataloader(seed, {**definition, **changes})}
 
     narrow, weights = crops(4, 0)
     assert len(narrow) == 6 and len(set(narrow)) == 6
-    assert crops(16, 0)[0] == narrow
+    wide, wide_weights = crops(16, 0)
+    assert wide == narrow
     assert crops(4, 1)[0] != narrow
     again, others = crops(4, 0)
-    assert again == narrow and all(map(torch.equal, weights, others))
+    assert again == narrow and equal(weights, others)
+    # Batches that are shared change nothing, and are loaded once.
+    first, others = crops(4, 0, **loader(0))
+    assert first == narrow and equal(weights, others)
+    later, others = crops(16, 0, **loader(0, _target_="loads.nothing"))
+    assert later == narrow and equal(wide_weights, others)
+
+
+def equal(first: dict[str, torch.Tensor], second: dict[str, torch.Tensor]) -> bool:
+    """Whether the weights of two networks are the same."""
+    return first.keys() == second.keys() and all(map(torch.equal, first.values(), second.values()))
 
 
 @pytest.mark.slow
