@@ -18,8 +18,8 @@ _Place: TypeAlias = tuple[str, ...]
 
 # Keys at the top of a config whose text is a path, a device or an ending: it calls nothing.
 _PLAIN_TEXTS = {
-    "bundle_root", "ckpt_dir", "checkpoint", "output_dir", "log_dir", "dataset_dir", "datalist",
-    "split_file", "model_file", "state_file", "device", "file_endings", "output_ext",
+    "bundle_root", "ckpt_dir", "checkpoint", "teacher", "output_dir", "log_dir", "dataset_dir",
+    "datalist", "split_file", "model_file", "state_file", "device", "file_endings", "output_ext",
     "nnunet_plans", "nnunet_configuration",
 }  # fmt: skip
 # Lists that MONAI runs entry by entry, checks among them.

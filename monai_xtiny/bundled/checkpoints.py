@@ -130,6 +130,7 @@ class TrainingState:
         network: the network, on any device.
         resume: whether to go on with what the file holds.
         checkpoint: weights that the training starts from.
+        teacher: digest of the teacher's weights, if it has one.
     """
 
     def __init__(
@@ -140,8 +141,9 @@ class TrainingState:
         *,
         resume: bool,
         checkpoint: str | None = None,
+        teacher: str | None = None,
     ) -> None:
-        self.file, self.network = file, network
+        self.file, self.network, self.teacher = file, network, teacher
         self.checkpoint = None if checkpoint is None else os.path.abspath(checkpoint)
         self.label_names = split.label_names()
         self.former: dict[str, Any] = {}
@@ -181,6 +183,12 @@ class TrainingState:
             raise ValueError(
                 f"the training in {self.file} did not start from {self.checkpoint}: leave "
                 f"--checkpoint out to go on, pass another --output_dir, {anew}"
+            )
+        if self.former.get("teacher") != self.teacher:
+            what = "another teacher, or none" if self.teacher else "a teacher"
+            raise ValueError(
+                f"the training in {self.file} had {what}: give --teacher as before to go on, pass "
+                f"another --output_dir, {anew}"
             )
         if self.former_epoch > max_epochs:
             raise ValueError(
@@ -267,6 +275,7 @@ class TrainingState:
             "best": {name: getattr(state, name) for name in ("best_metric", "best_metric_epoch")},
             "split": self.label_names,
             "checkpoint": self.checkpoint or self.former.get("checkpoint"),
+            "teacher": self.teacher,
         }
         if best_weights is not None:
             content["best_weights"] = best_weights.written

@@ -15,7 +15,8 @@ from types import ModuleType
 # The files, each after those that it imports.
 FILES = (
     "files", "locks", "masks", "gate", "cases", "splits", "options", "checks", "folds",
-    "geometry", "labeling", "steps", "checkpoints", "curves", "measures", "summaries", "reports",
+    "geometry", "labeling", "steps", "teaching", "checkpoints", "curves", "measures", "summaries",
+    "reports",
 )  # fmt: skip
 
 
@@ -86,3 +87,4 @@ from .options import check_options, check_paths, check_shared_memory
 from .reports import MetricsWriter, SummaryWriter, foreground_names
 from .splits import check_fold, split_cases, split_to_evaluate
 from .steps import GradientClipping, Interruption, check_loss, find_rotated_axes, handlers_of_rank
+from .teaching import read_teacher, teach, teacher_digest

@@ -364,6 +364,7 @@ def export(
     search: str,
     bundle: str,
     label_names: str | None = None,
+    max_features: int | None = None,
     overwrite: bool = False,
     unit_test: bool = False,
     torchscript: bool = False,
@@ -375,6 +376,7 @@ def export(
         search: what 'select' wrote, or a bundle's docs/search.json.
         bundle: folder to write, OUT/NAME_segmentation.
         label_names: names of the classes with commas, background first.
+        max_features: another width of the ladder than the chosen one, of a teacher, say.
         overwrite: replace a bundle that is there, and its test.
         unit_test: write the Model Zoo's unit test too, OUT/test_NAME_segmentation.py.
         torchscript: write models/model.ts too; after training, 'package --torchscript' renews it.
@@ -385,10 +387,14 @@ def export(
         from monai_xtiny.bundle.search_file import read_search
         from monai_xtiny.bundle.writer import export_bundle
         from monai_xtiny.data.labels import read_label_names
+        from monai_xtiny.selection.choice import with_width
 
         names = None if label_names is None else read_label_names(search, label_names)
+        selection = read_search(search)
+        if max_features is not None:
+            selection = with_width(selection, parse_int("max_features", max_features))
         path = export_bundle(
-            read_search(search),
+            selection,
             bundle,
             label_names=names,
             overwrite=parse_flag("overwrite", overwrite),

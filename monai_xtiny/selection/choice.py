@@ -19,6 +19,7 @@ __all__ = [
     "selection_from_dict",
     "selection_to_dict",
     "suited_method",
+    "with_width",
 ]
 
 FORMAT_VERSION = 1
@@ -59,6 +60,26 @@ def select_width(
         max_features=width,
         confidence=selection.votes.get(width, 0.0) if is_stated else None,
     )
+
+
+def with_width(selection: Selection, max_features: int) -> Selection:
+    """Another width of the same ladder, which neither a race nor a budget chose.
+
+    Args:
+        selection: of the ladder; its votes remain.
+        max_features: the width.
+
+    Raises:
+        ValueError: it is not in the ladder.
+    """
+    if max_features not in selection.table.widths:
+        raise ValueError(
+            f"width {max_features} is not in the ladder {selection.table.widths}: give one of it"
+        )
+    if max_features == selection.max_features:
+        return selection
+    share = None if selection.confidence is None else selection.votes.get(max_features, 0.0)
+    return replace(selection, max_features=max_features, confidence=share, race=None, budget=None)
 
 
 def selection_to_dict(selection: Selection) -> dict[str, Any]:

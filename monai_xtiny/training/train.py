@@ -14,6 +14,7 @@ from ignite.engine import Engine, Events
 from monai_xtiny.bundle.folder import Bundle
 from monai_xtiny.bundle.results import Evaluation, evaluation_from_dict
 from monai_xtiny.bundle.writer import export_bundle
+from monai_xtiny.selection.choice import with_width
 from monai_xtiny.training.evaluate import evaluate_bundle
 from monai_xtiny.training.labeled import data_options
 
@@ -77,11 +78,7 @@ def train_width(
     Raises:
         ValueError: the width is not in the ladder.
     """
-    if max_features not in selection.table.widths:
-        raise ValueError(
-            f"width {max_features} is not in the ladder {selection.table.widths}: give one of it"
-        )
-    chosen = dataclasses.replace(selection, max_features=max_features)
+    chosen = with_width(selection, max_features)
     return train_bundle(
         Bundle.open(export_bundle(chosen, bundle_dir, overwrite=True)),
         data=data,

@@ -23,7 +23,7 @@ from monai.bundle import ConfigParser
 from monai.utils import get_seed, set_determinism
 
 from monai_xtiny.bundle.folder import EVALUATE, TRAIN, Bundle
-from monai_xtiny.bundle.writer import export_bundle
+from monai_xtiny.bundle.writer import emitted_configs, export_bundle
 from monai_xtiny.bundled.cases import name_some
 from monai_xtiny.bundled.locks import write_lock
 from monai_xtiny.plan.unet_plan import UNetPlan
@@ -59,7 +59,8 @@ EPOCH_LENGTH = 20
 MAX_HELD_OUT = 16
 MAX_VOXELS = {2: 128**2, 3: 32**3}
 _MAX_TRAININGS = 1000
-# Keys of train.json with which batches are not shared.
+# Keys of train.json with which batches are not shared: paths in it, and what a caller gives.
+_PATHS = ("train#", "train::")
 _OWN_KEYS = ("train", "epochs")
 # Workers start anew with each pass over the cases: not for passes of fewer batches.
 _MIN_BATCHES = 10
@@ -295,8 +296,13 @@ def _shared_batches(
         overrides: of them; where these change how it trains, each training loads for itself.
         num_updates: of a training; ``None``: of so many that their batches are not kept.
     """
-    definition = bundle.config("train")["train"].get("dataloader")
-    if not num_updates or not definition or any(key.startswith(_OWN_KEYS) for key in overrides):
+    config = bundle.config("train")
+    definition = emitted_configs(bundle.selection)["train"]["train"]["dataloader"]
+    is_emitted = config["train"].get("dataloader") == definition
+    # Keys may change it from anywhere: those of a config that begin so, and the caller's.
+    changing = any(key.startswith(_PATHS) for key in config)
+    changing = changing or any(key.startswith(_OWN_KEYS) for key in overrides)
+    if not num_updates or not is_emitted or changing:
         return lambda _seed: {}
     batches = SharedBatches(num_updates)
     return lambda seed: {"train#dataloader": batches.dataloader(seed, definition)}
@@ -362,6 +368,8 @@ def _brief_training(bundle: Bundle, options: Mapping[str, Any], epochs: int | No
         )
     num_batches = math.ceil(len(training) / parser.get_parsed_content("batch_size"))
     files = [file for case in [*training, *held_out] for file in _case_files(case)]
+    if teacher := parser.get("teacher"):
+        files += Path(teacher, "models").glob("*.pt")
     return _Brief(
         epochs=epochs or NUM_UPDATES // EPOCH_LENGTH,
         num_updates=epochs * num_batches if epochs else NUM_UPDATES,

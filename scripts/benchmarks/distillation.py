@@ -1,9 +1,4 @@
-"""Distillation for recipes.py: a trained bundle teaches a narrower network, an experiment.
-
-The student's loss is its own on the labels plus the divergence from the teacher's softened
-probabilities (Hinton et al. 2015, arXiv:1503.02531). Unlabeled images join with the teacher's
-labels.
-"""
+"""Unlabeled images for recipes.py, with the labels of a teacher."""
 
 from __future__ import annotations
 
@@ -11,93 +6,6 @@ import json
 import os
 from pathlib import Path
 from typing import Any
-
-import torch
-from monai.inferers import SimpleInferer
-from torch import nn
-from torch.nn.functional import kl_div, log_softmax
-
-
-def distill(teacher: Path, weight: float = 0.5, temperature: float = 2.0) -> dict[str, Any]:
-    """Keys of train.json that make a bundle the teacher.
-
-    Args:
-        teacher: trained bundle, whose images are preprocessed as the student's.
-        weight: of the teacher in the loss; the labels have the rest.
-        temperature: that logits are divided by.
-    """
-    from monai_xtiny.system.config_text import PlainPath
-
-    return {
-        "teacher": PlainPath(str(teacher.resolve())),
-        "train#inferer": {
-            "_target_": "distillation.TeacherInferer",
-            "bundle": "@teacher",
-            "device": "@device",
-        },
-        "plain_loss": {
-            "_target_": "DiceCELoss",
-            "include_background": False,
-            "to_onehot_y": True,
-            "softmax": True,
-            "batch": "@batch_dice",
-        },
-        "loss": {
-            "_target_": "distillation.DistillationLoss",
-            "loss": "@plain_loss",
-            "inferer": "@train#inferer",
-            "weight": weight,
-            "temperature": temperature,
-        },
-    }
-
-
-class TeacherInferer(SimpleInferer):
-    """The network's logits, while the teacher's of the same images are kept for the loss.
-
-    Args:
-        bundle: folder of the teacher.
-        device: that computes.
-    """
-
-    def __init__(self, bundle: str, device: torch.device) -> None:
-        from monai_xtiny.bundle.folder import Bundle
-
-        super().__init__()
-        self.teacher = Bundle.open(bundle).network().to(device)
-        self.logits: torch.Tensor | None = None
-
-    def __call__(self, inputs: torch.Tensor, network: Any, *args: Any, **kwargs: Any) -> Any:
-        """Logits (B, K, *spatial) of images (B, C, *spatial)."""
-        with torch.no_grad():
-            self.logits = self.teacher(inputs)
-        return super().__call__(inputs, network, *args, **kwargs)
-
-
-class DistillationLoss(nn.Module):
-    """``(1 - w) * loss(p, y) + w * T^2 * KL(softmax(t / T) || softmax(p / T))``, mean over voxels.
-
-    Args:
-        loss: of logits ``p`` and labels ``y``.
-        inferer: that has the teacher's logits ``t``.
-        weight: ``w``.
-        temperature: ``T``.
-    """
-
-    def __init__(
-        self, loss: nn.Module, inferer: Any, weight: float = 0.5, temperature: float = 2.0
-    ) -> None:
-        super().__init__()
-        self.loss, self.inferer = loss, inferer
-        self.weight, self.temperature = weight, temperature
-
-    def forward(self, pred: torch.Tensor, label: torch.Tensor) -> torch.Tensor:
-        """Loss of logits (B, K, *spatial) and labels (B, 1, *spatial)."""
-        softened = [
-            log_softmax(logits / self.temperature, dim=1) for logits in (pred, self.inferer.logits)
-        ]
-        gap = kl_div(*softened, reduction="none", log_target=True).sum(dim=1).mean()
-        return (1 - self.weight) * self.loss(pred, label) + self.weight * self.temperature**2 * gap
 
 
 def label_by_teacher(teacher: Path, images: Path, labels: Path) -> list[dict[str, Any]]:

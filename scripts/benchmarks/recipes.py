@@ -12,7 +12,7 @@ the table is printed from all its lines. With a --val_interval of all epochs the
 measured, and none are chosen on the cases held out.
 
 With --teacher the recipes "distill" and, with --unlabeled too, "plain_unlabeled" and
-"distill_unlabeled" are compared with the emitted one, "plain": see distillation.py. The teacher is
+"distill_unlabeled" are compared with the emitted one, "plain". The teacher is
 to be trained on the same fold of the same data; with one seed all see the same crops. With
 --num_labeled only that many cases of the fold keep their labels, and the others are unlabeled.
 """
@@ -26,7 +26,7 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-from distillation import distill, label_by_teacher, link_images, write_datalist
+from distillation import label_by_teacher, link_images, write_datalist
 from report_comparison import interval, mean_defined, mean_over_seeds, shown
 from trainings import Unit, quiet, train_missing
 
@@ -221,9 +221,10 @@ def main() -> None:
     if arguments.teacher is not None:
         recipes = taught_recipes(arguments, folder, cases, held_out)
     wanted = list(recipes) if arguments.recipes is None else arguments.recipes.split(",")
+    teacher = {} if arguments.teacher is None else {"teacher": describe_teacher(arguments.teacher)}
     units = [
         Unit(
-            {**names, "recipe": recipe},
+            {**names, "recipe": recipe, **({} if recipe in RECIPES else teacher)},
             arguments.search,
             arguments.width,
             arguments.data,
@@ -240,17 +241,26 @@ def main() -> None:
     print(table(read_lines(journal)))
 
 
+def describe_teacher(bundle: Path) -> str:
+    """Width and epochs of a trained bundle, and a few digits that tell its weights from others."""
+    from monai_xtiny.bundle.folder import Bundle
+    from monai_xtiny.bundle.measured import trained_epochs
+    from monai_xtiny.bundled.teaching import teacher_digest
+
+    teacher, digest = Bundle.open(bundle), teacher_digest(str(bundle), 0) or ""
+    width = teacher.selection.max_features
+    return f"width {width}, {trained_epochs(teacher)} epochs, {digest[:6]}"
+
+
 def taught_recipes(
     arguments: argparse.Namespace, folder: Path, cases: Cases, held_out: Cases
 ) -> dict[str, dict[str, Any]]:
     """The emitted recipe, and what a teacher makes of it."""
-    # Seeded anew once the weights of both are there.
+    from monai_xtiny.system.config_text import PlainPath
+
     recipes: dict[str, dict[str, Any]] = {
         "plain": PLAIN,
-        "distill": {
-            **distill(arguments.teacher),
-            "initialize": [SEEDING, "$@network_def", "$@train#inferer", SEEDING],
-        },
+        "distill": {**PLAIN, "teacher": PlainPath(str(arguments.teacher.resolve()))},
     }
     images = arguments.unlabeled
     if arguments.num_labeled is not None:
@@ -304,7 +314,10 @@ def table(lines: list[dict[str, Any]]) -> str:
         training = training_from_dict(line)
         data = (line.get("crop", "patch"), line.get("labeled", "all"))
         key = (line["set"], training.max_features, training.epochs, *data)
-        groups.setdefault(key, {}).setdefault(line["recipe"], []).append(training)
+        recipe = line["recipe"]
+        if "teacher" in line:
+            recipe += f" ({line['teacher']})"
+        groups.setdefault(key, {}).setdefault(recipe, []).append(training)
     for key, recipes in sorted(groups.items(), key=lambda item: tuple(map(str, item[0]))):
         emitted = next((recipes[name] for name in EMITTED if name in recipes), [])
         for recipe, trainings in sorted(recipes.items(), key=lambda item: -mean_last(item[1])):

@@ -150,7 +150,7 @@ def main() -> None:
 
 def is_real(name: str) -> bool:
     """Whether a task is a real data set."""
-    return name in (*REAL, "hippocampus_merged", "ultrasound", "cardiac")
+    return name in (*REAL, "ultrasound", "cardiac")
 
 
 def read_tasks(folder: Path) -> dict[str, Task]:

@@ -40,6 +40,7 @@ class Task:
         is_real: needs --data.
         search: further options of the search that plans.
         overrides: keys of train.json that reduce the cost.
+        is_trained: whether so many epochs train it, so that it has an oracle.
     """
 
     folder: str
@@ -47,6 +48,7 @@ class Task:
     is_real: bool = False
     search: tuple[str, ...] = ()
     overrides: dict[str, Any] = field(default_factory=dict)
+    is_trained: bool = True
 
 
 SYNTHETIC = (
@@ -66,10 +68,14 @@ TASKS = {
     "hippocampus_merged": Task(
         "hippocampus_merged", 5, is_real=True, search=("--spatial_dims", "2")
     ),
-    "ultrasound": Task("Dataset070_BUSIhalf", 8, is_real=True, overrides=CROP),
+    "ultrasound": Task("Dataset070_BUSIhalf", 8, is_real=True, overrides=CROP, is_trained=False),
     # Several frames of a patient, whose name comes first.
     "cardiac": Task(
-        "Dataset078_SunnybrookLV", 9, is_real=True, overrides={**CROP, "group": r"(SC-.+-\d+)-\d+"}
+        "Dataset078_SunnybrookLV",
+        9,
+        is_real=True,
+        overrides={**CROP, "group": r"(SC-.+-\d+)-\d+"},
+        is_trained=False,
     ),
 }
 MERGED = "Dataset004_Hippocampus"
@@ -320,7 +326,10 @@ def last_and_deepest(network: Any, images: Any, voxels: Any) -> tuple[list[Any],
 
 
 def write_tables(arguments: argparse.Namespace) -> None:
-    """Journal and scores as CSV; rows stay of tasks that have none in --work, not of the others."""
+    """Journal and scores of tasks that are trained enough as CSV.
+
+    Rows stay of tasks that have none in --work, not of the others.
+    """
     import json
 
     import numpy as np
@@ -331,8 +340,14 @@ def write_tables(arguments: argparse.Namespace) -> None:
     from monai_xtiny.system.files import read_lines
     from monai_xtiny.training.train import training_from_dict
 
-    lines = read_lines(arguments.work / "trainings.jsonl")
-    scores = sorted((arguments.work / "scores").glob("*.json"))
+    trained = [name for name in wanted_tasks(arguments) if TASKS[name].is_trained]
+    journal = read_lines(arguments.work / "trainings.jsonl")
+    lines = [line for line in journal if line["task"] in trained]
+    scores = [
+        path
+        for path in sorted((arguments.work / "scores").glob("*.json"))
+        if path.stem.rsplit("_", 1)[0] in trained
+    ]
     write_rows(
         arguments.output / "selection_ladders.csv",
         ["task", "max_features", "num_parameters"],

@@ -15,6 +15,7 @@ import numpy as np
 import pytest
 from monai.bundle import ConfigParser
 
+from monai_xtiny.bundle.folder import Bundle
 from monai_xtiny.bundle.search_file import read_search
 from monai_xtiny.system.config_text import PlainPath
 from tests.cli.typed import refused, run_main
@@ -311,6 +312,19 @@ def test_the_stages_one_by_one_give_what_search_gives(tmp_path, png_folder, sear
     for name in ("train", "inference"):
         theirs, ours = ((b / "configs" / f"{name}.json").read_text() for b in (whole, parts))
         assert ours == theirs
+
+
+def test_export_writes_another_width_when_told(capsys, tmp_path, searched) -> None:
+    search, wide = searched / "docs" / "search.json", tmp_path / "wide_segmentation"
+    export = ("export", "--search", search, "--bundle", wide, "--max_features")
+    assert run_main(*export, 32) == 0
+    assert Bundle.open(wide).selection.max_features == 32
+    config = json.loads((wide / "configs" / "train.json").read_text())
+    assert max(config["network_def"]["filters"]) == 32
+    for width, message in ((7, "width 7 is not in the ladder"), ("wide", "give a whole number")):
+        assert run_main(*export, width, "--overwrite") == 2
+        assert message in capsys.readouterr().err
+    assert Bundle.open(wide).selection.max_features == 32
 
 
 @pytest.mark.search

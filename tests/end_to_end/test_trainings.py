@@ -15,9 +15,11 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
+from ignite.engine import Events
 from PIL import Image
 
 from monai_xtiny.bundle.folder import CARD, EVALUATION, Bundle
+from monai_xtiny.selection.choice import with_width
 from monai_xtiny.system.errors import innermost
 from tests.conftest import texture
 from tests.exports import exported
@@ -196,6 +198,82 @@ def test_a_training_starts_from_the_weights_of_checkpoint(bundle, data, tmp_path
     assert "own.pt are of another network than network_def" in message
     message = refusal(bundle, data, resume=False, checkpoint=str(tmp_path / "none.pt"))
     assert "there is no file" in message and "none.pt" in message
+
+
+@pytest.fixture
+def teacher(tmp_path, selection, data) -> Bundle:
+    """A trained bundle of width 16."""
+    wide = with_width(selection, 16)
+    teacher = Bundle.open(exported(wide, tmp_path / "teacher_segmentation"))
+    train(teacher, data)
+    return teacher
+
+
+def test_a_teacher_changes_the_loss_and_nothing_else(bundle, data, teacher, tmp_path) -> None:
+    def run(name: str, **options: Any) -> tuple[list[float], dict[str, Any]]:
+        copy = Bundle.open(shutil.copytree(bundle.root, tmp_path / f"{name}_segmentation"))
+        workflow = copy.workflow(("train",), {"dataset_dir": str(data), **SHORT, **options})
+        trainer = workflow.parser.get_parsed_content("train#trainer")
+        images: list[float] = []
+        trainer.add_event_handler(
+            Events.ITERATION_COMPLETED,
+            lambda: images.append(float(trainer.state.batch[0]["image"].sum())),
+        )
+        workflow.run()
+        return images, load(copy.path("eval/checkpoints/training_state.pt"))
+
+    images, state = run("alone")
+    taught_images, taught = run("taught", teacher=str(teacher.root))
+    assert images == taught_images
+    assert not are_equal(state["network"], taught["network"])
+    assert state["teacher"] is None and len(taught["teacher"]) == 64
+    train(teacher, data, fold=1)
+    train(bundle, data, fold=1, teacher=str(teacher.root))
+
+
+def test_a_teacher_is_kept_to_and_must_suit(bundle, data, teacher, tmp_path, selection) -> None:
+    folder = str(teacher.root)
+    train(bundle, data, teacher=folder)
+    train(bundle, data, teacher=folder, epochs=2)
+    assert "had a teacher: give --teacher as before" in refusal(bundle, data, epochs=3)
+    # Without a state to go on with.
+    options = {"resume": False, "teacher": folder}
+    message = refusal(bundle, data, **options, val_fraction=0.6)
+    assert "was trained on c" in message and "teacher_segmentation" in message
+    message = refusal(bundle, data, **options, fold=1)
+    assert "there is no file" in message and "datalist_fold1.json" in message
+    config = teacher.path("configs/train.json")
+    content = json.loads(config.read_text())
+    for key, value in (("preprocessing_transforms", []), ("num_classes", 9)):
+        config.write_text(json.dumps({**content, key: value}))
+        message = refusal(bundle, data, **options)
+        assert f"has other {key} than this bundle: export one" in message
+    for definition in (
+        {**content["network_def"], "_target_": "os.system"},
+        {**content["network_def"], "filters": "$print('no')"},
+        {**content["network_def"], "filters": [16]},
+        {**content["network_def"], "filters": [10**30] * len(content["network_def"]["filters"])},
+    ):
+        config.write_text(json.dumps({**content, "network_def": definition}))
+        assert "has other network_def" in refusal(bundle, data, **options)
+    larger = {"filters": [512] * len(content["network_def"]["filters"])}
+    config.write_text(json.dumps({**content, "network_def": content["network_def"] | larger}))
+    assert "is smaller than the weights" in refusal(bundle, data, **options)
+    for text in ("[]", "[" * 100_000):
+        config.write_text(text)
+        assert "is no config of a training" in refusal(bundle, data, **options)
+    config.write_text(json.dumps(content))
+    untrained = exported(with_width(selection, 16), tmp_path / "u_segmentation")
+    message = refusal(bundle, data, resume=False, teacher=str(untrained))
+    assert "there is no file" in message and "datalist.json" in message
+    shutil.copy(teacher.path("configs/datalist.json"), untrained / "configs")
+    assert "were not trained" in refusal(bundle, data, resume=False, teacher=str(untrained))
+    message = refusal(bundle, data, resume=False, teacher=str(bundle.root))
+    assert "is the bundle that is trained" in message
+    missing = str(tmp_path / "none")
+    assert "give --teacher FOLDER" in refusal(bundle, data, resume=False, teacher=missing)
+    assert "give --teacher FOLDER" in refusal(bundle, data, resume=False, teacher="")
+    assert "--teacher is 7, which is no path" in refusal(bundle, data, resume=False, teacher=7)
 
 
 def test_without_foreground_the_last_weights_are_kept_and_that_is_said(

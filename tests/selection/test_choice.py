@@ -14,6 +14,7 @@ from monai_xtiny.selection.choice import (
     selection_from_dict,
     selection_to_dict,
     suited_method,
+    with_width,
 )
 from monai_xtiny.selection.rule import Budget, Race, RacedWidth
 from tests.conftest import DATA
@@ -242,3 +243,18 @@ def test_selection_from_dict_refuses_an_odd_budget(plan_2d, changed, message) ->
         short = {key: value for key, value in content["budget"].items() if key != name}
         with pytest.raises(ValueError, match="no selection"):
             selection_from_dict({**content, "budget": short}, table)
+
+
+def test_with_width_is_another_width_that_no_budget_and_no_race_chose(plan_2d) -> None:
+    table = make_table(plan_2d, [CASES[1]["sensitivity"]])
+    race = Race(8, 120, 16, True, (RacedWidth(8, 0.8, 0.0, 0.0, 0.0),))
+    chosen = replace(select_width(table), budget=BUDGET, race=race, votes={8: 0.9, 4: 0.1})
+    chosen = replace(chosen, confidence=0.9)
+    assert with_width(chosen, chosen.max_features) is chosen
+    for width, share in ((4, 0.1), (32, 0.0)):
+        other = with_width(chosen, width)
+        assert (other.max_features, other.confidence) == (width, share)
+        assert (other.budget, other.race, other.votes) == (None, None, chosen.votes)
+        assert selection_from_dict(selection_to_dict(other), table) == other
+    with pytest.raises(ValueError, match="width 7 is not in the ladder"):
+        with_width(chosen, 7)

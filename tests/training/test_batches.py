@@ -65,9 +65,9 @@ def test_what_a_training_does_to_a_batch_is_not_kept(noise) -> None:
 
 def test_a_training_that_stops_early_leaves_nothing_behind(noise) -> None:
     shared = SharedBatches(3)
-    batches = parsed(shared, 0, noise)
+    batches = iter(parsed(shared, 0, noise))
     next(batches), next(batches)
-    batches.close()
+    del batches
     assert len(list(parsed(shared, 0, noise))) == 3
     calls = noise.num_calls
     assert len(list(parsed(shared, 0, noise))) == 3 and noise.num_calls == calls
@@ -86,14 +86,35 @@ def test_batches_beyond_the_memory_are_loaded_each_time(noise, num_kept, loads) 
 
 
 def test_a_loader_without_cases_gives_nothing() -> None:
-    assert list(SharedBatches(3)._first(0, [])) == []
+    loader = SharedBatches(3).dataloader(0, [])
+    assert list(loader["_target_"](SharedBatches(3), 0, [])) == []
+
+
+def test_batches_have_the_length_of_their_loader(noise) -> None:
+    shared = SharedBatches(7)
+    loader = parsed(shared, 0, noise)
+    assert len(loader) == 3
+    list(loader)
+    assert len(parsed(shared, 0, noise)) == 3
+
+
+def test_batches_that_are_no_dictionaries_are_loaded_each_time() -> None:
+    shared = SharedBatches(2)
+    for _ in range(2):
+        loader = ConfigParser({"loader": shared.dataloader(0, [(1, 2), (3, 4)])})
+        assert list(loader.get_parsed_content("loader")) == [(1, 2), (3, 4)]
 
 
 @pytest.mark.slow
 def test_workers_end_with_the_last_batch(noise) -> None:
     before = set(multiprocessing.active_children())
-    batches = parsed(SharedBatches(4), 0, noise, workers=2)
+    shared = SharedBatches(4)
+    batches = iter(parsed(shared, 0, noise, workers=2))
     seen = [next(batches) for _ in range(3)]
     assert len(set(multiprocessing.active_children()) - before) == 2
     seen.append(next(batches))  # and the generator is not asked again, as an engine does not
     assert len(seen) == 4 and set(multiprocessing.active_children()) <= before
+    # Memory that is shared with workers is little, and each tensor in it an open file.
+    later = list(parsed(shared, 0, noise))
+    assert len(later) == 4 and not any(batch["image"].is_shared() for batch in later)
+    assert any(batch["image"].is_shared() for batch in seen)

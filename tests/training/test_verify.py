@@ -251,6 +251,13 @@ def test_verify_bundle_loads_the_batches_of_a_seed_once(
     for keys in ({"epochs": 3}, {"train#dataloader#num_workers": 0}, {"train::dataset::x": 0}):
         verify_bundle(bundle, data=labeled, overrides=keys)
         assert loader() is None
+    # Nor where the bundle's own config loads otherwise.
+    file = bundle / "configs" / "train.json"
+    content = json.loads(file.read_text())
+    content["train"]["dataloader"]["drop_last"] = True
+    file.write_text(json.dumps(content))
+    verify_bundle(bundle, data=labeled)
+    assert loader() is None
 
 
 def test_races_of_slices_crop_in_the_plane_of_the_slices(plan_2d) -> None:
