@@ -111,13 +111,15 @@ def check_bundle(
     ]
     without_image = list(labeled.unmatched.values())
     read = _NotingReader(Compose(parser.get_parsed_content("reading_transforms")), bundle.plan)
+    # Looked up once: MONAI compares a key that is not there with every other.
+    sizes = (parser.get_parsed_content("crop_size"), parser["patch_size"], parser.get("spacing"))
     num_padded = 0
     held: dict[str, set[int]] = {}
     for case in cases:
         if case.get("label") is None:
             problems.append(f"case {case['image']!r} has no label: add one, or leave it out")
         elif case not in without_image:
-            problem, share, classes = _check_case(case, read, parser)
+            problem, share, classes = _check_case(case, read, *sizes)
             problems += [] if problem is None else [problem]
             num_padded += problem is None and share < 1
             held[str(case["label"])] = classes
@@ -208,9 +210,21 @@ def _weight_problems(bundle: Bundle, parser: ConfigParser) -> list[str]:
 
 
 def _check_case(
-    case: Mapping[str, Any], read: Callable[..., Any], parser: ConfigParser
+    case: Mapping[str, Any],
+    read: Callable[..., Any],
+    crop: Sequence[int],
+    patch: Sequence[int],
+    spacing: Sequence[float] | None,
 ) -> tuple[str | None, float, set[int]]:
-    """What is wrong with one labeled case, its smallest share of the patch, and its classes."""
+    """What is wrong with one labeled case, its smallest share of the patch, and its classes.
+
+    Args:
+        case: image and label.
+        read: reads it.
+        crop: size in voxels that a training takes.
+        patch: size in voxels of the plan.
+        spacing: that images are resampled to, in mm; ``None``: they are not.
+    """
     name = os.path.basename(case["image"][0] if isinstance(case["image"], list) else case["image"])
     try:
         content = read(dict(case))
@@ -219,11 +233,9 @@ def _check_case(
         problem = text if name in text else f"case {name!r}: {text}: repair it"
         return problem, 0.0, set()
     image, classes = content["image"], {int(value) for value in content["label"].unique()}
-    spacing = parser.get("spacing")
     if spacing is not None:
         image = Orientation("RAS", labels=None)(image)
     own = affine_to_spacing(image.affine).tolist()
-    crop = parser.get_parsed_content("crop_size")
     share = min(
         size * (step / planned if planned > 0 else 1) / wanted
         for size, step, planned, wanted in zip(
@@ -235,7 +247,7 @@ def _check_case(
     return (
         (
             f"case {name!r}: {tuple(image.shape[1:])} voxels are less than half of the patch "
-            f"{tuple(parser['patch_size'])} of the bundle: leave it out, or search again on images "
+            f"{tuple(patch)} of the bundle: leave it out, or search again on images "
             "like it"
         ),
         share,
