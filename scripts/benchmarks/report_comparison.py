@@ -220,7 +220,8 @@ def task_table(
     columns += ["F1 of the pick minus its own"] * counted
     rows = [
         f"{len(first['cases'])} cases of {len(set(first['patients']))} patients held out; "
-        f"{setting}; seeds {', '.join(map(str, seeds))}; {first['device']}.",
+        f"{setting} ({first['num_updates']} updates in whole epochs); "
+        f"seeds {', '.join(map(str, seeds))}; {first['device']}.",
         "",
         "| " + " | ".join(columns) + " |",
         "|---|" + "---:|" * (len(columns) - 1),
