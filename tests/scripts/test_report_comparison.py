@@ -14,8 +14,8 @@ from report_comparison import case_means, difference, interval, report  # noqa: 
 def line(network: str, dice: list[float], *, seed: int = 0, updates: int = 100, **other) -> dict:
     return {
         "task": "cardiac", "network": network, "seed": seed, "updates": updates,
-        "num_updates": updates + 4, "learning_rate": 0.01, "whole": False, "pick": 8, "num_parameters": 1000 * len(network),
-        "gmacs": 1.0, "device": "CPU", "curve": [], "cases": [f"c{i}" for i in range(len(dice))],
+        "num_updates": updates + 4, "learning_rate": 0.01, "whole": False, "pick": 8,
+        "num_parameters": 1000 * len(network), "gmacs": 1.0, "device": "CPU", "curve": [], "cases": [f"c{i}" for i in range(len(dice))],
         "patients": ["a", "a", "b", "b", "c", "d"][: len(dice)], "dice": [[v] for v in dice],
         "nsd": [[v] for v in dice], "hd95": [[None], *([1.0] for _ in dice[1:])], "instances": [],
         **other,
