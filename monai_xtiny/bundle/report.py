@@ -28,10 +28,9 @@ from monai_xtiny.bundle.records import (
     read_speed,
 )
 from monai_xtiny.bundle.sheets import is_sheet_of
-from monai_xtiny.bundle.summary import advice, budget_sentence, comparison
+from monai_xtiny.bundle.summary import advice, budget_sentence, comparison, description
 from monai_xtiny.bundle.templates import page_environment, printable
-from monai_xtiny.scores.table import Rung, ScoreTable
-from monai_xtiny.selection.rule import Rule
+from monai_xtiny.scores.table import Rung
 from monai_xtiny.selection.rules import find_rule
 from monai_xtiny.system.files import write_text
 
@@ -106,7 +105,7 @@ def report_page(bundle: Bundle, *, name: str | None = None, private: bool = Fals
         full=table.ladder[0],
         stages=drawn_stages(plan, rung.features_per_stage),
         ladder=[(row, _mean_band(row), float(_mean(table.compared(row)))) for row in table.ladder],
-        description=_plain_description(rule, table),
+        description=_plain(description(selection)) if rule else "",
         voters="" if rule is None else rule.voters(table),
         comparison="" if imported else comparison(table),
         budget=budget_sentence(selection),
@@ -130,11 +129,9 @@ def report_page(bundle: Bundle, *, name: str | None = None, private: bool = Fals
     )
 
 
-def _plain_description(rule: Rule | None, table: ScoreTable) -> str:
-    """How a rule chose, as the card says it, for a page that has no Markdown and no references."""
-    if rule is None:
-        return ""
-    return rule.describe(table).replace("`", "").replace("see References", "see Cite")
+def _plain(text: str) -> str:
+    """What the card says, for a page that has no Markdown and no references."""
+    return text.replace("`", "").replace("see References", "see Cite")
 
 
 def _sheet(bundle: Bundle, name: str, count: int) -> str | None:

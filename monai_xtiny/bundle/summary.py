@@ -83,6 +83,17 @@ def advice(selection: Selection) -> str:
     )
 
 
+def description(selection: Selection) -> str:
+    """How the width came about, as the card says it."""
+    text = find_rule(selection.method).describe(selection.table)
+    if selection.in_place_of is None:
+        return text
+    return (
+        f"{text} The choice was width {selection.in_place_of}; width {selection.max_features} was "
+        "asked for in its place."
+    )
+
+
 def budget_sentence(selection: Selection) -> str:
     """The limits of a choice, and what keeping to them is expected to cost; empty without any."""
     budget = selection.budget

@@ -79,7 +79,15 @@ def with_width(selection: Selection, max_features: int) -> Selection:
     if max_features == selection.max_features:
         return selection
     share = None if selection.confidence is None else selection.votes.get(max_features, 0.0)
-    return replace(selection, max_features=max_features, confidence=share, race=None, budget=None)
+    chosen = selection.in_place_of or selection.max_features
+    return replace(
+        selection,
+        max_features=max_features,
+        confidence=share,
+        race=None,
+        budget=None,
+        in_place_of=None if max_features == chosen else chosen,
+    )
 
 
 def selection_to_dict(selection: Selection) -> dict[str, Any]:
@@ -99,6 +107,7 @@ def selection_to_dict(selection: Selection) -> dict[str, Any]:
         **({} if selection.threshold is None else {"threshold": selection.threshold}),
         **({} if selection.race is None else {"race": asdict(selection.race)}),
         **({} if selection.budget is None else {"budget": _budget_to_dict(selection.budget)}),
+        **({} if selection.in_place_of is None else {"in_place_of": selection.in_place_of}),
     }
 
 
@@ -111,6 +120,7 @@ def selection_from_dict(content: Mapping[str, Any], table: ScoreTable) -> Select
     """
     try:
         confidence, threshold = content["confidence"], content.get("threshold")
+        in_place_of = content.get("in_place_of")
         selection = Selection(
             method=str(content["method"]),
             max_features=int(content["selected"]["max_features"]),
@@ -120,10 +130,11 @@ def selection_from_dict(content: Mapping[str, Any], table: ScoreTable) -> Select
             threshold=None if threshold is None else float(threshold),
             race=None if content.get("race") is None else _race_from_dict(content["race"]),
             budget=None if content.get("budget") is None else _budget_from_dict(content["budget"]),
+            in_place_of=None if in_place_of is None else int(in_place_of),
         )
     except (LookupError, TypeError, ValueError, AttributeError, OverflowError) as error:
         raise ValueError(f"no selection ({error}): write it with monai_xtiny select") from error
-    if selection.max_features not in table.widths:
+    if not {selection.max_features, in_place_of or selection.max_features} <= set(table.widths):
         raise ValueError(
             f"the selected width {selection.max_features} is not in the ladder {table.widths}"
         )

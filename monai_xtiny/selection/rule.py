@@ -104,6 +104,8 @@ class Selection:
         race: brief trainings that moved or kept the choice; votes and confidence are probabilities
             then. ``None``: there were none.
         budget: limits that the choice keeps to. ``None``: none were given.
+        in_place_of: width that was chosen, where somebody asked for another one, which
+            ``max_features`` is. ``None``: nobody did.
     """
 
     method: str
@@ -114,6 +116,7 @@ class Selection:
     threshold: float | None = None
     race: Race | None = None
     budget: Budget | None = None
+    in_place_of: int | None = None
 
     @property
     def rung(self) -> Rung:

@@ -98,6 +98,7 @@ def update_bundle(bundle: Bundle, verification: Verification) -> Path | None:
         confidence=confidence,
         race=race,
         budget=_raced_budget(former, verification),
+        in_place_of=None,
     )
     with tempfile.TemporaryDirectory(prefix="monai_xtiny_") as name:
         old, new = (

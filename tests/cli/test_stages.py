@@ -321,6 +321,11 @@ def test_export_writes_another_width_when_told(capsys, tmp_path, searched) -> No
     assert Bundle.open(wide).selection.max_features == 32
     config = json.loads((wide / "configs" / "train.json").read_text())
     assert max(config["network_def"]["filters"]) == 32
+    chosen = Bundle.open(searched).selection.max_features
+    says = f"The choice was width {chosen}; width 32 was asked for in its place."
+    for page in ("README.md", "report.html"):
+        assert says in (wide / "docs" / page).read_text()
+        assert "was asked for" not in (searched / "docs" / page).read_text()
     for width, message in ((7, "width 7 is not in the ladder"), ("wide", "give a whole number")):
         assert run_main(*export, width, "--overwrite") == 2
         assert message in capsys.readouterr().err

@@ -255,6 +255,12 @@ def test_with_width_is_another_width_that_no_budget_and_no_race_chose(plan_2d) -
         other = with_width(chosen, width)
         assert (other.max_features, other.confidence) == (width, share)
         assert (other.budget, other.race, other.votes) == (None, None, chosen.votes)
+        assert other.in_place_of == chosen.max_features
+        assert with_width(other, chosen.max_features).in_place_of is None
         assert selection_from_dict(selection_to_dict(other), table) == other
     with pytest.raises(ValueError, match="width 7 is not in the ladder"):
         with_width(chosen, 7)
+    for value in (7, [], "x"):
+        content = {**selection_to_dict(chosen), "in_place_of": value}
+        with pytest.raises(ValueError, match="is not in the ladder|no selection"):
+            selection_from_dict(content, table)
