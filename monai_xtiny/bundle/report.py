@@ -105,7 +105,7 @@ def report_page(bundle: Bundle, *, name: str | None = None, private: bool = Fals
         full=table.ladder[0],
         stages=drawn_stages(plan, rung.features_per_stage),
         ladder=[(row, _mean_band(row), float(_mean(table.compared(row)))) for row in table.ladder],
-        description=_plain(description(selection)) if rule else "",
+        description=_without_markdown(description(selection)) if rule else "",
         voters="" if rule is None else rule.voters(table),
         comparison="" if imported else comparison(table),
         budget=budget_sentence(selection),
@@ -129,7 +129,7 @@ def report_page(bundle: Bundle, *, name: str | None = None, private: bool = Fals
     )
 
 
-def _plain(text: str) -> str:
+def _without_markdown(text: str) -> str:
     """What the card says, for a page that has no Markdown and no references."""
     return text.replace("`", "").replace("see References", "see Cite")
 
