@@ -258,7 +258,7 @@ def race_widths(
     tolerance = brief_tolerance(num_updates)
     while missing := next_widths(among, dice_by_width(trainings), tolerance=tolerance):
         if not has_time(missing[0], seeds[0]):
-            return compared()
+            break
         trainings.append(train(missing[0], seeds[0]))
     found = compared()
     for number in seeds[1:]:
@@ -273,15 +273,16 @@ def race_widths(
             best_width(dice),
             *next_widths(among, dice, tolerance=tolerance),
         }
+        former = len(trainings)
         for width in sorted(widths, reverse=True):
             for seed in range(seeds[0], number + 1):
                 if any((item.max_features, item.seed) == (width, seed) for item in trainings):
                     continue
                 if not has_time(width, seed):
-                    return compared()
+                    break  # for a narrower one there may be
                 trainings.append(train(width, seed))
         found = compared()
-        if found.is_decided:
+        if found.is_decided or len(trainings) == former:
             break
     return found
 

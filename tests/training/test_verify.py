@@ -191,7 +191,8 @@ def test_verify_bundle_begins_no_training_that_would_not_end_in_time(
     fake.on_training = lambda: now.__setitem__(0, now[0] + 30)
     fake.seconds = 30.0
     found = verify_bundle(bundle, data=labeled, max_minutes=1.6)  # 96 s
-    assert fake.asked == [(8, 0), (4, 0)]  # a wider one takes longer
+    # A wider one takes longer; the time that is left goes to second seeds.
+    assert fake.asked == [(8, 0), (4, 0), (8, 1)]
     assert not found.is_decided and found.recommended == 8
     now[0], fake.asked = 0.0, []
     found = verify_bundle(bundle, data=labeled, max_minutes=60)
