@@ -369,7 +369,8 @@ def _brief_training(bundle: Bundle, options: Mapping[str, Any], epochs: int | No
         )
     num_batches = math.ceil(len(training) / parser.get_parsed_content("batch_size"))
     files = [file for case in [*training, *held_out] for file in _case_files(case)]
-    if teacher := parser.get("teacher"):
+    teacher = parser.get("teacher")
+    if isinstance(teacher, str):  # another value is refused by the training
         files += Path(teacher, "models").glob("*.pt")
     return _Brief(
         epochs=epochs or NUM_UPDATES // EPOCH_LENGTH,
