@@ -23,7 +23,8 @@ class Evaluation:
         dice: one row per case, one value per foreground class; ``None`` where the label lacks the
             class.
         hd95: 95th percentile of the symmetric surface distance, likewise, in ``length_unit``;
-            ``None`` where label or prediction is empty.
+            ``None`` where label or prediction is empty. It and what follows is empty where the Dice
+            alone was measured.
         nsd: normalized surface Dice, likewise; ``None`` where the label lacks the class. It and
             what follows is empty in evaluations of earlier versions.
         volume: of the prediction, likewise, in ``volume_unit``; 0 where it is empty.
@@ -37,7 +38,7 @@ class Evaluation:
 
     cases: tuple[str, ...]
     dice: Rows
-    hd95: Rows
+    hd95: Rows = ()
     nsd: Rows = ()
     volume: Rows = ()
     label_volume: Rows = ()

@@ -102,6 +102,7 @@ def train_bundle(
     seed: int = 0,
     overrides: Mapping[str, Any] | None = None,
     progress: Callable[[int, float], None] | None = None,
+    only_dice: bool = False,
 ) -> Training:
     """Train a bundle by its own ``train.json``, and evaluate it.
 
@@ -117,6 +118,7 @@ def train_bundle(
         seed: of initialization and augmentation.
         overrides: further keys of ``train.json``.
         progress: called with epoch and mean Dice after each validation.
+        only_dice: whether to measure the Dice alone, as :func:`evaluate_bundle` does.
 
     Returns:
         The measured training.
@@ -135,7 +137,7 @@ def train_bundle(
     curve, seconds = run_training(bundle, options, progress)
     # Of the weights that were trained, not of those that the training began with.
     options.pop("checkpoint", None)
-    evaluation = evaluate_bundle(bundle, options)
+    evaluation = evaluate_bundle(bundle, options, only_dice=only_dice)
     return Training(
         bundle.selection.max_features,
         fold,

@@ -188,6 +188,7 @@ def verify_bundle(
                     fold=fold,
                     seed=number,
                     overrides={**brief.options, **overrides, **shared(number)},
+                    only_dice=True,
                 )
                 append_line(journal, {"digest": digest, **asdict(done[width, number])})
                 _remove_training(copy)
@@ -405,6 +406,7 @@ def brief_options(
         # No validation during training: the held-out cases are for the verdict alone.
         "val_interval": (epochs or num_updates) + 1,
         "validate#dataset#data": f"$@val_cases[:{MAX_HELD_OUT}]",
+        "validate#dataset#cache_rate": 0,
         "tensorboard": False,
         # Nobody reads the Dice of training crops, which takes a tenth of the time.
         "train#trainer#key_train_metric": None,

@@ -15,7 +15,8 @@ and the recipe's batch, as those on volumes do anyway. On a GPU the recipe's mix
 
 The pick is the width that the default search chooses from the images alone. Each finished training
 is a line of DIR/comparison.jsonl and is not repeated; one that was stopped goes on from its last
-epoch. 'latency' exports every network and times all in one run: DIR/comparison_latency.jsonl.
+epoch. 'latency' exports every network to DIR/onnx, where it is not there, and times all in one run:
+DIR/comparison_latency.jsonl.
 """
 
 from __future__ import annotations
@@ -25,13 +26,17 @@ import json
 import shutil
 import tempfile
 import time
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from case_measures import count_instances, surface_dice
 from selection import TASKS, Task
 from trainings import in_processes, quiet, search_once, share_of_cores
+
+if TYPE_CHECKING:
+    from monai_xtiny.deploy.segmenter import InputFormat
+    from monai_xtiny.deploy.timing import EngineModel, EngineTiming
 
 SIX = (
     "fluorescence", "stain", "hippocampus_3d", "hippocampus_slices", "ultrasound", "cardiac",
@@ -370,10 +375,10 @@ def time_all(arguments: argparse.Namespace, tasks: list[str], networks: list[str
     from monai_xtiny.system.files import write_text
 
     rows = []
+    target = arguments.work / "comparison_latency.jsonl"
     for task in tasks:
-        search = search_task(arguments, task)
-        names = networks_of(search, networks)
-        for name, size, timing in time_task(search, names, arguments.threads):
+        models = export_networks(arguments, task, networks)
+        for name, size, timing in time_networks(models, arguments.threads):
             rows.append(
                 {"task": task, "network": name, "size": size, "ms": timing.network_ms,
                  "p95_ms": timing.network_p95_ms, "threads": timing.num_threads,
@@ -381,13 +386,14 @@ def time_all(arguments: argparse.Namespace, tasks: list[str], networks: list[str
                  "date": time.strftime("%Y-%m-%d")}
             )  # fmt: skip
             print(task, name, f"{timing.network_ms:.1f} ms", flush=True)
-    target = arguments.work / "comparison_latency.jsonl"
-    write_text(target, "".join(json.dumps(row) + "\n" for row in rows))
+        write_text(target, "".join(json.dumps(row) + "\n" for row in rows))
     print(target)
 
 
-def time_task(search: Path, names: list[str], threads: int) -> list[tuple[str, Any, Any]]:
-    """Networks at their initialization, with the size that each takes and its timing.
+def export_networks(
+    arguments: argparse.Namespace, task: str, networks: list[str]
+) -> list[tuple[EngineModel, InputFormat]]:
+    """Networks of a task at their initialization, as ONNX files; those in --work are kept.
 
     A patch that a network's stride does not divide is padded, which its latency includes.
     """
@@ -398,30 +404,45 @@ def time_task(search: Path, names: list[str], threads: int) -> list[tuple[str, A
     from monai_xtiny.bundle.search_file import read_search
     from monai_xtiny.deploy.onnx_model import write_onnx
     from monai_xtiny.deploy.segmenter import InputFormat
-    from monai_xtiny.deploy.timing import ONNX, EngineModel, benchmark_engines
+    from monai_xtiny.deploy.timing import ONNX, EngineModel
 
+    search = search_task(arguments, task)
     plan = read_search(search).table.plan
     labels = tuple(str(number) for number in range(plan.out_channels))
-    groups: dict[tuple[int, ...], list[tuple[EngineModel, InputFormat]]] = {}
-    with tempfile.TemporaryDirectory() as folder:
-        for name in names:
-            stride = LIGHT[name][1] if name in LIGHT else 0
-            divisor = (stride,) * plan.spatial_dims if stride else plan.divisor
-            form = InputFormat(data_kind(plan), plan.in_channels, plan.patch_size, divisor, labels)
-            path = Path(folder, f"{name}.onnx")
+    folder = arguments.work / "onnx" / task
+    folder.mkdir(parents=True, exist_ok=True)
+    models = []
+    for name in networks_of(search, networks):
+        stride = LIGHT[name][1] if name in LIGHT else 0
+        divisor = (stride,) * plan.spatial_dims if stride else plan.divisor
+        form = InputFormat(data_kind(plan), plan.in_channels, plan.patch_size, divisor, labels)
+        form = replace(form, patch_size=form.padded(plan.patch_size))
+        path = folder / f"{name}.onnx"
+        if not path.is_file():
             torch.manual_seed(0)
             network = ConfigParser({"it": definition(name, plan)}).get_parsed_content("it")
             with quiet():
                 write_onnx(network.eval(), form, path)
-            model = EngineModel(name, width_of(name) or 0, ONNX, path)
-            groups.setdefault(form.padded(plan.patch_size), []).append((model, form))
-        return [
-            (timing.network, list(size), timing)
-            for size, group in groups.items()
-            for timing in benchmark_engines(
-                [model for model, _ in group], group[0][1], (), size, threads=(threads,)
-            )
-        ]
+        models.append((EngineModel(name, width_of(name) or 0, ONNX, path), form))
+    return models
+
+
+def time_networks(
+    models: list[tuple[EngineModel, InputFormat]], threads: int
+) -> list[tuple[str, list[int], EngineTiming]]:
+    """The size that each network takes, and its timing; those of one size take turns."""
+    from monai_xtiny.deploy.timing import benchmark_engines
+
+    groups: dict[tuple[int, ...], list[tuple[EngineModel, InputFormat]]] = {}
+    for model, form in models:
+        groups.setdefault(form.patch_size, []).append((model, form))
+    return [
+        (timing.network, list(size), timing)
+        for size, group in groups.items()
+        for timing in benchmark_engines(
+            [model for model, _ in group], group[0][1], (), size, threads=(threads,)
+        )
+    ]
 
 
 if __name__ == "__main__":

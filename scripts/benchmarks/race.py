@@ -148,6 +148,7 @@ def train_briefly(
                 "num_workers": 0,
                 **overrides,
             },
+            only_dice=True,
         )
     shutil.rmtree(folder)
     return {"task": task, "updates": updates, **asdict(training)}

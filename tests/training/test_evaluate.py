@@ -1,6 +1,7 @@
 from __future__ import annotations
 
 import csv
+import dataclasses
 import json
 import shutil
 from functools import reduce
@@ -15,7 +16,7 @@ from monai.metrics import compute_hausdorff_distance, compute_surface_dice
 from monai_xtiny.bundle.figures import Plane
 from monai_xtiny.bundle.folder import Bundle
 from monai_xtiny.bundle.measured import read_evaluation, write_evaluation
-from monai_xtiny.bundle.results import Evaluation
+from monai_xtiny.bundle.results import Evaluation, evaluation_from_dict
 from monai_xtiny.bundled.locks import hold_lock
 from monai_xtiny.cli.commands import main
 from monai_xtiny.training.evaluate import (
@@ -118,6 +119,16 @@ def test_evaluate_bundle_evaluates_another_predictor_in_place_of_the_network(vol
     none, _ = evaluate_held_out(Bundle.open(bundle), data=data, predict=background)
     assert none.dice == ((0.0, 0.0),)
     assert (bundle / "eval" / "val_mean_dice_raw.csv").read_bytes() == results
+
+
+def test_evaluate_bundle_measures_the_dice_alone(volumes) -> None:
+    bundle, data = volumes
+    options = {**data_options(data, None), **HELD_OUT}
+    found = evaluate_bundle(Bundle.open(bundle), options, only_dice=True)
+    expected = evaluate_bundle(Bundle.open(bundle), options)
+    others = {name: () for name in ("hd95", "nsd", "volume", "label_volume", "ece")}
+    assert found == dataclasses.replace(expected, **others)
+    assert evaluation_from_dict(json.loads(json.dumps(dataclasses.asdict(found)))) == found
 
 
 def test_evaluate_bundle_gives_distances_in_mm(volumes, tmp_path) -> None:
