@@ -2,8 +2,8 @@
 
 usage: python scripts/benchmarks/recipes.py --data ROOT/DATASET --search search.json --width 8
            --epochs 30 [--recipes sgd_poly,adamw_onecycle] [--seeds 0,1,2] [--crop 128]
-           [--val_interval 5] [--num_labeled 48] [--work DIR] [--jobs 2]
-           [--teacher BUNDLE [--unlabeled DIR]]
+           [--batch_size 2] [--val_interval 5] [--num_labeled 48] [--group PATTERN] [--work DIR]
+           [--jobs 2] [--teacher BUNDLE [--unlabeled DIR]]
        python scripts/benchmarks/recipes.py --table recipes.jsonl
 
 Every recipe is the emitted train.json with the overrides below, on the same fold and the same
@@ -163,6 +163,8 @@ RECIPES: dict[str, dict[str, Any]] = {
     "sgd_poly": sgd(1e-2, 0.99),
     "sgd_poly_1e-1": sgd(1e-1, 0.9),
     "plain": PLAIN,
+    # Images of bodies that lie alike, neither mirrored nor turned over.
+    "oriented": {**PLAIN, "mirror_prob": 0.0, "rotation_range": math.radians(15)},
     "smoothed": trained_with("DiceCELoss", label_smoothing=0.1),
     "focal": trained_with("DiceFocalLoss"),
     "generalized": trained_with("GeneralizedDiceFocalLoss", include_background=True),
@@ -185,10 +187,12 @@ def parse_arguments() -> argparse.Namespace:
     parser.add_argument("--recipes", help="names with commas (default: all)")
     parser.add_argument("--seeds", default="0", help="with commas")
     parser.add_argument("--crop", type=int, help="4 square crops an update in place of patches")
+    parser.add_argument("--batch_size", type=int, help="patches an update (default: the recipe's)")
     parser.add_argument("--val_interval", type=int, default=5, help="epochs between validations")
     parser.add_argument("--teacher", type=Path, help="trained bundle, of the same fold")
     parser.add_argument("--unlabeled", type=Path, help="images for the teacher to label")
     parser.add_argument("--num_labeled", type=int, help="cases that keep labels (default: all)")
+    parser.add_argument("--group", help="which cases are of one patient, as train.json takes it")
     parser.add_argument("--work", type=Path, default=Path("recipes"))
     parser.add_argument("--jobs", type=int, default=1, help="trainings at a time")
     arguments = parser.parse_args()
@@ -210,6 +214,11 @@ def main() -> None:
     if arguments.crop is not None:
         names["crop"] = str(arguments.crop)
         changes = {"crop_size": [arguments.crop] * 2, "batch_size": 4}
+    if arguments.batch_size is not None:
+        names["batch"] = str(arguments.batch_size)
+        changes["batch_size"] = arguments.batch_size
+    if arguments.group is not None:
+        changes["group"] = arguments.group
     folder = arguments.work / names["set"]
     cases, held_out, batch_size = split_cases(arguments, changes)
     if arguments.num_labeled is not None:
