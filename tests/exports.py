@@ -7,7 +7,7 @@ import tempfile
 from collections.abc import Callable, Sequence
 from pathlib import Path
 
-from monai_xtiny.bundle.writer import export_bundle
+from monai_xtiny.bundle import writer
 from monai_xtiny.selection.choice import Selection
 
 # What was written, by what it was written from: files and their bytes.
@@ -21,7 +21,7 @@ def exported(
     label_names: Sequence[str] | None = None,
     report: bool = False,
 ) -> Path:
-    """What :func:`export_bundle` writes, for tests that begin with a bundle.
+    """What the exporter writes, for tests that begin with a bundle.
 
     Args:
         selection: the choice.
@@ -34,9 +34,11 @@ def exported(
     """
 
     def write(target: Path) -> object:
-        return export_bundle(selection, target, label_names=label_names, report=report)
+        return writer.export_bundle(selection, target, label_names=label_names, report=report)
 
-    return copied(repr((selection, label_names, report)), bundle_dir, write)
+    # Some tests put another function in the place of what draws.
+    drawn_by = writer.plot_sensitivity.__qualname__
+    return copied(repr((selection, label_names, report, drawn_by)), bundle_dir, write)
 
 
 def copied(key: str, bundle_dir: Path, write: Callable[[Path], object]) -> Path:
