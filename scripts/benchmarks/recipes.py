@@ -218,7 +218,7 @@ def main() -> None:
         names["batch"] = str(arguments.batch_size)
         changes["batch_size"] = arguments.batch_size
     if arguments.group is not None:
-        changes["group"] = arguments.group
+        names["group"] = changes["group"] = arguments.group
     folder = arguments.work / names["set"]
     cases, held_out, batch_size = split_cases(arguments, changes)
     if arguments.num_labeled is not None:
@@ -314,14 +314,14 @@ def listed(training: Cases, held_out: Cases, target: Path) -> dict[str, Any]:
 def table(lines: list[dict[str, Any]]) -> str:
     """Markdown: the last validation of every recipe, and what it gains on the emitted one."""
     rows = [
-        "| data set | width | epochs | crop | labels | recipe | seeds | last Dice | best Dice "
-        "| Dice gained, over cases [95 %] |",
-        "|---|---:|---:|---|---|---|---:|---:|---:|---|",
+        "| data set | width | epochs | crop | batch | labels | recipe | seeds | last Dice "
+        "| best Dice | Dice gained, over cases [95 %] |",
+        "|---|---:|---:|---|---|---|---|---:|---:|---:|---|",
     ]
     groups: dict[tuple[Any, ...], dict[str, list[Training]]] = {}
     for line in lines:
         training = training_from_dict(line)
-        data = (line.get("crop", "patch"), line.get("labeled", "all"))
+        data = (line.get("crop", "patch"), line.get("batch", "-"), line.get("labeled", "all"))
         key = (line["set"], training.max_features, training.epochs, *data)
         recipe = line["recipe"]
         if "teacher" in line:
