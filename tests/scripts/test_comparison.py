@@ -2,6 +2,7 @@ from __future__ import annotations
 
 import json
 import sys
+from argparse import Namespace
 from pathlib import Path
 
 import numpy as np
@@ -16,12 +17,15 @@ sys.path.insert(0, str(Path(__file__).parents[2] / "scripts" / "benchmarks"))
 
 from case_measures import count_instances, surface_dice  # noqa: E402
 from comparison import (  # noqa: E402
+    LIGHT,
     TASKS,
     Comparison,
     cost,
     definition,
+    export_networks,
     missing,
     networks_of,
+    time_networks,
     train_network,
 )
 from light_networks import CMUNeXt  # noqa: E402
@@ -55,6 +59,23 @@ def test_missing_leaves_out_what_the_journal_holds() -> None:
 def test_the_pick_is_trained_once(search, selection) -> None:
     pick = f"width_{selection.max_features}"
     assert networks_of(search, ["full", "pick", pick, "unext"]) == ["full", pick, "unext"]
+
+
+@pytest.mark.slow
+def test_networks_are_exported_once_and_timed_at_a_size_that_their_stride_divides(
+    search, tmp_path, monkeypatch
+) -> None:
+    network, _, is_3d = LIGHT["basicunet_small"]
+    monkeypatch.setitem(LIGHT, "basicunet_small", (network, 48, is_3d))
+    monkeypatch.setattr("comparison.search_task", lambda _arguments, _task: search)
+    arguments = Namespace(work=tmp_path)
+    ((model, form),) = export_networks(arguments, "stain", ["basicunet_small"])
+    assert all(edge % 48 == 0 for edge in form.patch_size)
+    written = model.path.stat().st_mtime_ns
+    models = export_networks(arguments, "stain", ["basicunet_small"])
+    assert models == [(model, form)] and model.path.stat().st_mtime_ns == written
+    ((name, size, timing),) = time_networks(models, 1)
+    assert (name, tuple(size)) == ("basicunet_small", form.patch_size) and timing.network_ms > 0
 
 
 @pytest.mark.search
