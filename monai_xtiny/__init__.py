@@ -25,6 +25,7 @@ _HOMES = {
     "LoadOnced": "data.loading",
     "image_reader": "data.images",
     "load_sample": "data.images",
+    "measure_orientation": "data.orientation",
     "read_headers": "data.headers",
     "read_label_names": "data.labels",
     "sample_cases": "data.cases",

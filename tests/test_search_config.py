@@ -23,7 +23,7 @@ from monai_xtiny.cli.commands import main
 from monai_xtiny.cli.options import make_workflow
 from monai_xtiny.plan.preprocessing import preprocessing_fragment
 from monai_xtiny.system.errors import innermost
-from tests.conftest import DATA, write_dicom_series, write_nifti, write_png
+from tests.conftest import DATA, texture, write_dicom_series, write_nifti, write_png
 
 CONFIG = Path(__file__).parents[1] / "configs" / "search.json"
 SAVED_COPY = DATA / "search_0.1.0.json"
@@ -176,6 +176,37 @@ def test_search_scores_wide_widths_on_as_many_images_as_the_rule_asks_for(tmp_pa
             assert rung == whole
         else:
             assert rung.sensitivity[0] == pytest.approx(whole.sensitivity[0][:few], rel=1e-5)
+
+
+@pytest.mark.search
+@pytest.mark.parametrize("is_alike", [True, False], ids=["alike", "anyhow"])
+def test_search_emits_a_recipe_that_suits_how_the_images_lie(tmp_path, is_alike) -> None:
+    folder = tmp_path / "images"
+    folder.mkdir()
+    for index in range(20):
+        pixels = texture((64, 56), index) // 2
+        pixels[4:24, 6:40] += 100
+        image = PIL.Image.fromarray(pixels)
+        image = image if is_alike or index % 2 else image.rotate(180)
+        image.save(folder / f"{index}.png")
+    bundle = tmp_path / "x_segmentation"
+    options = ("--num_images", "2", "--method", "paper")
+    main(["search", "--images", str(folder), "--bundle", str(bundle), *options])
+    content = json.loads((bundle / "docs" / "search.json").read_text())
+    assert (content["shared_orientation"] > 0.5) == is_alike
+    train = json.loads((bundle / "configs" / "train.json").read_text())
+    assert train["mirror_prob"] == (0.0 if is_alike else 0.5)
+    again = tmp_path / "again_segmentation"
+    main(["export", "--search", str(bundle / "docs" / "search.json"), "--bundle", str(again)])
+    assert json.loads((again / "configs" / "train.json").read_text()) == train
+
+
+@pytest.mark.parametrize("kind", ["nifti", "png"])
+def test_search_says_nothing_of_how_volumes_or_few_pictures_lie(tmp_path, kind) -> None:
+    write_images(tmp_path, kind)
+    for dims in (2, 3) if kind == "nifti" else (2,):
+        parser = config_parser(tmp_path, num_images=2, spatial_dims=dims)
+        assert parser.get_parsed_content("shared_orientation") is None
 
 
 def test_search_reads_again_what_a_changed_copy_loads_in_its_own_way(tmp_path, opened) -> None:

@@ -109,6 +109,16 @@ def budget_sentence(selection: Selection) -> str:
     )
 
 
+def orientation_sentence(table: ScoreTable) -> str:
+    """What training makes of images that lie alike; empty where they do not, or nobody knows."""
+    if not table.is_oriented:
+        return ""
+    return (
+        f"the images lie alike (by {table.shared_orientation:.2f}): training neither mirrors them "
+        "nor turns them by more than 15 degrees (mirror_prob, rotation_range in configs/train.json)"
+    )
+
+
 def limits_text(budget: Budget) -> str:
     """The limits in words, with the latencies that were measured."""
     measured = ", ".join(
@@ -134,6 +144,7 @@ def search_summary(selection: Selection, bundle: str | os.PathLike[str]) -> str:
         f"{full.num_parameters:,} (method {selection.method}{sure})",
         budget_sentence(selection),
         advice(selection),
+        orientation_sentence(table),
         f"{len(table.images)} images: loaded in {seconds['load']:.1f} s, "
         f"scored in {seconds['score']:.1f} s",
         f"bundle: {os.path.abspath(bundle)}",

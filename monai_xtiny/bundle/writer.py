@@ -44,6 +44,10 @@ from monai_xtiny.selection.choice import (
 from monai_xtiny.system.config_text import check_config_text, path_text
 from monai_xtiny.system.files import read_json, write_json
 
+# Where images lie alike a network may learn where to look: it is neither shown them mirrored nor
+# turned by more than 15 degrees (docs/benchmarks/recipes.md).
+_ORIENTED = {"mirror_prob": 0.0, "rotation_range": 0.2618}
+
 
 def check_destination(
     bundle_dir: str | os.PathLike[str], *, overwrite: bool = False, unit_test: bool = False
@@ -272,6 +276,8 @@ def emitted_configs(selection: Selection) -> dict[str, dict[str, Any]]:
     }
     for workflow in ("train", "inference"):
         configs[workflow].update(_plan_keys(selection, kind))
+    if kind == "images" and selection.table.is_oriented:
+        configs["train"].update(_ORIENTED)
     configs["train"]["preprocessing_transforms"] = preprocessing_fragment(kind, "@resampled_keys")
     configs["inference"]["preprocessing"]["transforms"] += preprocessing_fragment(kind)
     return configs

@@ -108,15 +108,25 @@ def _check_shape(image: torch.Tensor, case: Case, header: Header | None) -> None
         )
 
 
-def _load_case(case: Case, transform: Callable[[Mapping[Hashable, Any]], Any]) -> torch.Tensor:
-    """One case through a transform, its errors naming the case; shape (C, *spatial)."""
+def load_case(case: Case, transform: Callable[[Mapping[Hashable, Any]], Any]) -> torch.Tensor:
+    """One case through a transform; shape (C, *spatial).
+
+    Raises:
+        ValueError: it cannot be read or transformed; the message names the case.
+    """
     try:
-        image = transform({"image": list(case.images)})["image"]
+        image: torch.Tensor = transform({"image": list(case.images)})["image"]
     except Exception as error:
         raise ValueError(
             f"case {case.name!r}: {root_cause(error)} ({case.images[0]}): "
             "repair the file or leave it out"
         ) from error
+    return image
+
+
+def _load_case(case: Case, transform: Callable[[Mapping[Hashable, Any]], Any]) -> torch.Tensor:
+    """One case through a transform, refused where no network should be scored on it."""
+    image = load_case(case, transform)
     check_image(image, f"case {case.name!r}")
     return image
 

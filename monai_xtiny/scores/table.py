@@ -11,6 +11,8 @@ from monai_xtiny.plan.unet_plan import UNetPlan
 
 # More parameters than any network has; whatever is less can be divided and printed.
 _MAX_COUNT = 10**15
+# Above what 16 to 32 images that lie anyhow have by chance (docs/benchmarks/recipes.md).
+MIN_SHARED_ORIENTATION = 0.1
 
 
 @dataclass(frozen=True)
@@ -51,6 +53,9 @@ class ScoreTable:
         environment: versions, and the device that computed the scores.
         alignment_seeds: of the initializations that were aligned; narrow widths with more of them
             than wide ones.
+        shared_orientation: by how much the images lie alike, of
+            :func:`monai_xtiny.data.orientation.shared_orientation`; ``None`` where it was not
+            measured.
     """
 
     plan: UNetPlan
@@ -60,6 +65,12 @@ class ScoreTable:
     seconds: Mapping[str, float]
     environment: Mapping[str, str]
     alignment_seeds: tuple[int, ...] = ()
+    shared_orientation: float | None = None
+
+    @property
+    def is_oriented(self) -> bool:
+        """Whether the images lie alike, so that a network may learn where to look."""
+        return (self.shared_orientation or 0.0) > MIN_SHARED_ORIENTATION
 
     @property
     def widths(self) -> tuple[int, ...]:
@@ -94,6 +105,11 @@ def table_to_dict(table: ScoreTable) -> dict[str, Any]:
         "images": list(table.images),
         "seeds": list(table.seeds),
         **({"alignment_seeds": list(table.alignment_seeds)} if table.alignment_seeds else {}),
+        **(
+            {}
+            if table.shared_orientation is None
+            else {"shared_orientation": table.shared_orientation}
+        ),
         "ladder": [_rung_to_dict(rung) for rung in table.ladder],
         "seconds": dict(table.seconds),
         "environment": dict(table.environment),
@@ -136,6 +152,7 @@ def table_from_dict(content: Mapping[str, Any]) -> ScoreTable:
             seconds=dict(content["seconds"]),
             environment=dict(content["environment"]),
             alignment_seeds=tuple(int(seed) for seed in content.get("alignment_seeds", ())),
+            shared_orientation=_optional_float(content.get("shared_orientation")),
         )
     except (LookupError, TypeError, ValueError, AttributeError, OverflowError) as error:
         raise ValueError(
@@ -146,6 +163,15 @@ def table_from_dict(content: Mapping[str, Any]) -> ScoreTable:
     for rung in table.ladder:
         _check_rung(rung, table)
     return table
+
+
+def _optional_float(value: Any) -> float | None:
+    """A finite number, or ``None``."""
+    if value is None:
+        return None
+    if not isfinite(value):
+        raise ValueError(f"shared_orientation is {value}")
+    return float(value)
 
 
 def _check_rung(rung: Rung, table: ScoreTable) -> None:

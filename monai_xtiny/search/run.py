@@ -33,6 +33,7 @@ def run_search(
     refine: Callable[[ScoreTable], Mapping[int, int]] | None = None,
     align: bool = False,
     num_wide_images: int | None = None,
+    shared_orientation: float | None = None,
     device: str = "auto",
     journal: str | os.PathLike[str] | None = None,
     max_memory_gb: float | None = None,
@@ -55,6 +56,7 @@ def run_search(
         num_wide_images: images, the first ones, that wider ones are scored on; ``None``, or more
             than there are, for all. Fewer save most of the time of a search whose choice does not
             rest on them.
+        shared_orientation: by how much the images lie alike, for the table.
         device: ``auto``, ``cpu``, ``cuda``, ``cuda:1``, ...
         journal: file to which every finished unit is appended, and from which an interrupted search
             goes on; see :class:`monai_xtiny.search.journal.Journal`.
@@ -111,6 +113,7 @@ def run_search(
             seconds={"load": sample.seconds, "score": seconds - sample.seconds, "total": seconds},
             environment=describe_environment(target),
             alignment_seeds=drawn if align else (),
+            shared_orientation=shared_orientation,
         )
         wanted = {} if refine is None else refine(table)
         more = {width: max(count, wanted.get(width, 0)) for width, count in counts.items()}

@@ -163,6 +163,9 @@ RECIPES: dict[str, dict[str, Any]] = {
     "sgd_poly": sgd(1e-2, 0.99),
     "sgd_poly_1e-1": sgd(1e-1, 0.9),
     "plain": PLAIN,
+    # As nnU-Net does with 2D patches that are about square, and without mirroring.
+    "mirrored": {**PLAIN, "mirror_prob": 0.5, "rotation_range": math.pi},
+    "turned": {**PLAIN, "rotation_range": math.pi},
     # Images of bodies that lie alike, neither mirrored nor turned over.
     "oriented": {**PLAIN, "mirror_prob": 0.0, "rotation_range": math.radians(15)},
     "smoothed": trained_with("DiceCELoss", label_smoothing=0.1),

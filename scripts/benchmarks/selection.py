@@ -18,6 +18,7 @@ makes every table and figure from the CSV alone.
 from __future__ import annotations
 
 import argparse
+import math
 import subprocess
 import sys
 import time
@@ -56,6 +57,8 @@ SYNTHETIC = (
     "textures8in1",
 )  # fmt: skip
 CROP = {"crop_size": [128, 128], "batch_size": 4}
+# Bodies that lie alike: whole images, neither mirrored nor turned over.
+ORIENTED = {"batch_size": 2, "mirror_prob": 0.0, "rotation_range": math.radians(15)}
 TASKS = {
     **{name: Task(name, epochs=30) for name in SYNTHETIC},
     "fluorescence": Task("Dataset076_DSB2018Fluo", 10, is_real=True, overrides=CROP),
@@ -68,14 +71,13 @@ TASKS = {
     "hippocampus_merged": Task(
         "hippocampus_merged", 5, is_real=True, search=("--spatial_dims", "2")
     ),
-    "ultrasound": Task("Dataset070_BUSIhalf", 8, is_real=True, overrides=CROP, is_trained=False),
+    "ultrasound": Task("Dataset070_BUSIhalf", 4, is_real=True, overrides=ORIENTED),
     # Several frames of a patient, whose name comes first.
     "cardiac": Task(
         "Dataset078_SunnybrookLV",
-        9,
+        5,
         is_real=True,
-        overrides={**CROP, "group": r"(SC-.+-\d+)-\d+"},
-        is_trained=False,
+        overrides={**ORIENTED, "group": r"(SC-.+-\d+)-\d+"},
     ),
 }
 MERGED = "Dataset004_Hippocampus"

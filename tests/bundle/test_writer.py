@@ -1,14 +1,22 @@
 from __future__ import annotations
 
 import json
+import math
 import stat
+from dataclasses import replace
 
 import pytest
 import torch
+from monai.bundle import ConfigParser
 
 from monai_xtiny.bundle import replace as swap
 from monai_xtiny.bundle import writer as export
-from monai_xtiny.bundle.writer import check_destination, clear_finished, export_bundle
+from monai_xtiny.bundle.writer import (
+    check_destination,
+    clear_finished,
+    emitted_configs,
+    export_bundle,
+)
 from monai_xtiny.networks.dynunet import build_network
 from monai_xtiny.search.journal import Journal, UnitScore, journal_path
 from tests.exports import exported
@@ -36,6 +44,29 @@ def test_export_bundle_fills_what_the_plan_decides(tmp_path, selection) -> None:
         assert config["num_classes"] == plan.out_channels
         assert "spacing" not in config  # pictures have none
         assert config["bundle_root"] == "."
+
+
+@pytest.mark.parametrize(
+    ("measured", "mirrored", "degrees"),
+    [(None, 0.5, 180), (0.05, 0.5, 180), (0.3, 0.0, 15)],
+    ids=["not measured", "anyhow", "alike"],
+)
+def test_training_shows_images_that_lie_alike_as_they_lie(
+    selection, measured, mirrored, degrees
+) -> None:
+    table = replace(selection.table, shared_orientation=measured)
+    parser = ConfigParser(emitted_configs(replace(selection, table=table))["train"])
+    assert parser.get_parsed_content("mirror_prob") == mirrored
+    angle = parser.get_parsed_content("rotation_range")
+    assert math.degrees(angle) == pytest.approx(degrees, abs=0.1)
+
+
+def test_slices_of_volumes_are_neither_mirrored_nor_turned_over(selection) -> None:
+    plan = replace(selection.table.plan, slice_axis=2)
+    sliced = replace(selection, table=replace(selection.table, plan=plan))
+    parser = ConfigParser(emitted_configs(sliced)["train"])
+    assert parser.get_parsed_content("mirror_prob") == 0
+    assert math.degrees(parser.get_parsed_content("rotation_range")) == pytest.approx(15, abs=0.1)
 
 
 def test_export_bundle_gives_the_folder_the_mode_of_a_new_folder(tmp_path, selection) -> None:

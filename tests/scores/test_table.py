@@ -26,6 +26,20 @@ def test_table_survives_json(table) -> None:
     assert table_from_dict(json.loads(json.dumps(table_to_dict(table)))) == table
 
 
+def test_table_keeps_how_the_images_lie_where_it_was_measured(table) -> None:
+    assert "shared_orientation" not in table_to_dict(table)
+    alike = replace(table, shared_orientation=0.3)
+    assert table_from_dict(json.loads(json.dumps(table_to_dict(alike)))) == alike
+    for value, is_oriented in ((None, False), (-1.0, False), (0.09, False), (0.11, True)):
+        assert replace(table, shared_orientation=value).is_oriented == is_oriented
+
+
+@pytest.mark.parametrize("value", [float("nan"), "upright", [0.3]], ids=str)
+def test_table_from_dict_refuses_an_orientation_that_is_no_number(table, value) -> None:
+    with pytest.raises(ValueError, match="no table of scores"):
+        table_from_dict({**table_to_dict(table), "shared_orientation": value})
+
+
 @pytest.mark.parametrize("field", ["plan", "ladder", "seeds", "images", "seconds"])
 def test_table_from_dict_names_the_missing_field(table, field) -> None:
     content = table_to_dict(table)
