@@ -178,35 +178,59 @@ def test_search_scores_wide_widths_on_as_many_images_as_the_rule_asks_for(tmp_pa
             assert rung.sensitivity[0] == pytest.approx(whole.sensitivity[0][:few], rel=1e-5)
 
 
-@pytest.mark.search
-@pytest.mark.parametrize("is_alike", [True, False], ids=["alike", "anyhow"])
-def test_search_emits_a_recipe_that_suits_how_the_images_lie(tmp_path, is_alike) -> None:
-    folder = tmp_path / "images"
-    folder.mkdir()
-    for index in range(20):
+def write_oriented(folder: Path, *, is_shared: bool = True, count: int = 24) -> None:
+    """2D images with a bright part at one side, or at either."""
+    folder.mkdir(exist_ok=True)
+    for index in range(count):
         pixels = texture((64, 56), index) // 2
         pixels[4:24, 6:40] += 100
         image = PIL.Image.fromarray(pixels)
-        image = image if is_alike or index % 2 else image.rotate(180)
-        image.save(folder / f"{index}.png")
-    bundle = tmp_path / "x_segmentation"
+        image = image if is_shared or index % 2 else image.rotate(180)
+        image.save(folder / f"{index:02d}.png")
+
+
+@pytest.mark.search
+@pytest.mark.parametrize("is_shared", [True, False], ids=["shared", "any"])
+def test_search_emits_a_recipe_that_suits_the_orientation(tmp_path, is_shared) -> None:
+    folder, bundle = tmp_path / "images", tmp_path / "x_segmentation"
+    write_oriented(folder, is_shared=is_shared)
     options = ("--num_images", "2", "--method", "paper")
     main(["search", "--images", str(folder), "--bundle", str(bundle), *options])
     content = json.loads((bundle / "docs" / "search.json").read_text())
-    assert (content["shared_orientation"] > 0.5) == is_alike
+    assert (content["shared_orientation"] > 0.5) == is_shared
     train = json.loads((bundle / "configs" / "train.json").read_text())
-    assert train["mirror_prob"] == (0.0 if is_alike else 0.5)
+    assert train["mirror_prob"] == (0.0 if is_shared else 0.5)
     again = tmp_path / "again_segmentation"
     main(["export", "--search", str(bundle / "docs" / "search.json"), "--bundle", str(again)])
     assert json.loads((again / "configs" / "train.json").read_text()) == train
 
 
-@pytest.mark.parametrize("kind", ["nifti", "png"])
-def test_search_says_nothing_of_how_volumes_or_few_pictures_lie(tmp_path, kind) -> None:
-    write_images(tmp_path, kind)
-    for dims in (2, 3) if kind == "nifti" else (2,):
-        parser = config_parser(tmp_path, num_images=2, spatial_dims=dims)
-        assert parser.get_parsed_content("shared_orientation") is None
+def test_search_measures_the_orientation_with_a_blank_image_and_a_given_plan(tmp_path) -> None:
+    write_oriented(tmp_path)
+    PIL.Image.new("L", (56, 64)).save(tmp_path / "99.png")
+    plans = DATA / "nnUNetPlans_Dataset004_Hippocampus.json"
+    parser = config_parser(tmp_path, num_images=2, plans=str(plans))
+    assert parser.get_parsed_content("shared_orientation") > 0.5
+
+
+def test_search_opens_sampled_images_once_though_their_orientation_is_measured(
+    tmp_path, opened
+) -> None:
+    write_oriented(tmp_path)
+    parser = config_parser(tmp_path, num_images=2, bundle=str(tmp_path / "x"))
+    parser.get_parsed_content("shared_orientation")
+    for name in parser.get_parsed_content("sample").names:
+        # For its header by the sample, the plan and the measure, and once for its voxels.
+        assert opened[str(tmp_path / name)] == 3
+    assert parser.get_parsed_content(LOADING).num_bytes == 0
+
+
+@pytest.mark.parametrize("dims", [2, 3])
+def test_search_measures_no_orientation_of_volumes(tmp_path, monkeypatch, dims) -> None:
+    write_images(tmp_path, "nifti")
+    monkeypatch.setattr(monai_xtiny, "measure_orientation", pytest.fail, raising=False)
+    parser = config_parser(tmp_path, num_images=2, spatial_dims=dims)
+    assert parser.get_parsed_content("shared_orientation") is None
 
 
 def test_search_reads_again_what_a_changed_copy_loads_in_its_own_way(tmp_path, opened) -> None:

@@ -14,7 +14,13 @@ import numpy as np
 from monai_xtiny.bundle.folder import data_kind
 from monai_xtiny.bundle.imported import is_imported
 from monai_xtiny.bundle.results import Evaluation
-from monai_xtiny.bundle.summary import advice, budget_sentence, comparison, description
+from monai_xtiny.bundle.summary import (
+    advice,
+    budget_sentence,
+    comparison,
+    description,
+    orientation_sentence,
+)
 from monai_xtiny.bundle.templates import template_environment
 from monai_xtiny.bundled.summaries import summary_notes, summary_rows, tolerance_text
 from monai_xtiny.selection.rule import Selection
@@ -88,6 +94,7 @@ def model_card(
         },
         description=description(selection),
         budget=budget_sentence(selection),
+        orientation=orientation_sentence(table),
         voters=rule.voters(table),
         advice="" if former_width is not None else advice(selection),
     )

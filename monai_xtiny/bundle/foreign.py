@@ -10,7 +10,7 @@ from typing import Any, TypeAlias
 
 from monai_xtiny.bundle.folder import METADATA, Bundle
 from monai_xtiny.bundle.imported import RAS_READER, SETTINGS, imported_configs, is_imported
-from monai_xtiny.bundle.templates import script_sources, templates_dir
+from monai_xtiny.bundle.templates import any_rotation, script_sources, templates_dir
 from monai_xtiny.bundle.writer import emitted_configs
 from monai_xtiny.system.files import read_json
 
@@ -157,11 +157,17 @@ def _differences(found: Mapping[_Place, Any], emitted: Mapping[_Place, Any]) -> 
 
 
 def _may_replace(place: _Place, has: Any, wants: Any) -> bool:
-    """Whether a value is a setting where it stands: no code, and no check that it turns off."""
+    """Whether a value is a setting where it stands: no code, and no check that it turns off.
+
+    The angle of 2D images may stand for that of slices, which earlier versions rotated alike, and
+    for that of images which share an orientation.
+    """
     if _is_special(place) or place[0] in _STEPS or any(map(_MERGING.search, place)):
         return False
     if _is_setting(has):
         return True
+    if place == ("rotation_range",):
+        return bool(has == any_rotation())
     is_plain = isinstance(has, str) and not has.startswith(("$", "@", "%"))
     return is_plain and (place[0] in _PLAIN_TEXTS or (len(place) == 1 and wants is None))
 

@@ -9,7 +9,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import Any
 
-from monai_xtiny.bundle.templates import merged_template, templates_dir
+from monai_xtiny.bundle.templates import any_rotation, merged_template, templates_dir
 from monai_xtiny.networks.dynunet import network_definition
 from monai_xtiny.plan.unet_plan import UNetPlan
 from monai_xtiny.selection.rule import Selection
@@ -113,10 +113,12 @@ def _adapt_training(
     evaluate.pop("resampled_keys")
     if kind != "images":
         train["spacing"] = list(plan.pixdim)
-    # Fine-tuning: from what nnU-Net trained, in smaller steps, and flipped as nnU-Net did.
+    # Fine-tuning: from what nnU-Net trained, in smaller steps, flipped and rotated as nnU-Net did.
     train["checkpoint"] = "@first_model"
     train["learning_rate"] = 0.001
     train["mirror_prob"] = 0.5 if keys["mirror_axes"] else 0.0
+    if kind == "slices":
+        train["rotation_range"] = any_rotation()
     train["preprocessing_transforms"] = [*turn, "$@nnunet.PreprocessCase(@settings)"]
     reading = "@reading_transforms"
     if turn:

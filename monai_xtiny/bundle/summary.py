@@ -110,12 +110,12 @@ def budget_sentence(selection: Selection) -> str:
 
 
 def orientation_sentence(table: ScoreTable) -> str:
-    """What training makes of images that lie alike; empty where they do not, or nobody knows."""
+    """How training augments images that share an orientation; empty where they do not."""
     if not table.is_oriented:
         return ""
     return (
-        f"the images lie alike (by {table.shared_orientation:.2f}): training neither mirrors them "
-        "nor turns them by more than 15 degrees (mirror_prob, rotation_range in configs/train.json)"
+        f"the images share an orientation ({table.shared_orientation:.2f}): training does not "
+        "mirror them, and rotates them by 15 degrees at most"
     )
 
 

@@ -71,6 +71,11 @@ def _as_printed(value: object) -> object:
     return printable(str(value)) if is_text else value
 
 
+def any_rotation() -> str:
+    """How 2D images in any orientation are rotated in training: the expression of their config."""
+    return str(read_json(templates_dir() / "train_images.json")["rotation_range"])
+
+
 def merged_template(workflow: str, kind: str, templates: Path) -> dict[str, Any]:
     """A template with the overlay of the data's kind laid over it."""
     config = read_json(templates / f"{workflow}.json")

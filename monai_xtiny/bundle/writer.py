@@ -44,8 +44,8 @@ from monai_xtiny.selection.choice import (
 from monai_xtiny.system.config_text import check_config_text, path_text
 from monai_xtiny.system.files import read_json, write_json
 
-# Where images lie alike a network may learn where to look: it is neither shown them mirrored nor
-# turned by more than 15 degrees (docs/benchmarks/recipes.md).
+# Images that share an orientation are neither mirrored nor rotated by more than 15 degrees, so that
+# a network can learn where to look (docs/benchmarks/recipes.md).
 _ORIENTED = {"mirror_prob": 0.0, "rotation_range": 0.2618}
 
 

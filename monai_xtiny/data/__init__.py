@@ -18,6 +18,8 @@ _HOMES = {
     "CheckImaged": "images",
     "MiddleSliced": "images",
     "LoadOnced": "loading",
+    "measure_orientation": "orientation",
+    "shared_orientation": "orientation",
     "read_headers": "headers",
     "read_label_names": "labels",
 }

@@ -42,7 +42,7 @@ def load_sample(
     for case in tqdm(
         cases, desc="loading", unit="image", disable=None if progress else True, leave=False
     ):
-        image = _load_case(case, transform).as_subclass(torch.Tensor)
+        image = _load_checked(case, transform).as_subclass(torch.Tensor)
         if images and image.shape != images[0].shape:
             raise ValueError(
                 f"case {case.name!r} has shape {tuple(image.shape)} after the transforms, but "
@@ -56,6 +56,18 @@ def load_sample(
 def image_reader(case: Case) -> type[ImageReader] | str:
     """What ``LoadImaged`` reads the files of a case with: a class, or a name that MONAI knows."""
     return ChannelReader if case.kind == "nifti" else case.reader
+
+
+def read_once(loading: Callable[..., Any] | None, case: Case) -> LoadOnced:
+    """The step that reads: the preprocessing's own, or MONAI's reader, which keeps nothing.
+
+    Args:
+        loading: first step of the preprocessing.
+        case: one of those that are read.
+    """
+    if isinstance(loading, LoadOnced):
+        return loading
+    return LoadOnced(LoadImaged("image", reader=image_reader(case), ensure_channel_first=True))
 
 
 def measure_nonzero(
@@ -81,15 +93,13 @@ def measure_nonzero(
         ValueError: a case cannot be read, holds non-finite or constant values, or is not as its
             header says.
     """
-    if not isinstance(loading, LoadOnced):
-        reader = image_reader(cases[0])
-        loading = LoadOnced(LoadImaged("image", reader=reader, ensure_channel_first=True))
+    reading = read_once(loading, cases[0])
     to_ras = Orientation("RAS", labels=None)
     shapes: list[tuple[int, ...]] = []
     for case in tqdm(
         cases, desc="planning", unit="image", disable=None if progress else True, leave=False
     ):
-        image = _load_case(case, loading.peek)
+        image = _load_checked(case, reading.peek)
         if image.ndim > 3:  # a 2D image is left as it lies in its file
             image = to_ras(image)
         _check_shape(image, case, headers[len(shapes)] if headers else None)
@@ -124,7 +134,7 @@ def load_case(case: Case, transform: Callable[[Mapping[Hashable, Any]], Any]) ->
     return image
 
 
-def _load_case(case: Case, transform: Callable[[Mapping[Hashable, Any]], Any]) -> torch.Tensor:
+def _load_checked(case: Case, transform: Callable[[Mapping[Hashable, Any]], Any]) -> torch.Tensor:
     """One case through a transform, refused where no network should be scored on it."""
     image = load_case(case, transform)
     check_image(image, f"case {case.name!r}")

@@ -297,8 +297,8 @@ def open_engine(
 def mirror_axes(bundle: Bundle) -> tuple[int, ...]:
     """Axes that the network was trained to see flipped, by ``mirror_prob`` of ``train.json``.
 
-    As in nnU-Net, all spatial axes where training mirrored, and none where it did not: volumes
-    have an anatomical orientation, and are not mirrored by default.
+    As in nnU-Net, all spatial axes where training mirrored, and none where it did not: volumes,
+    their slices, and 2D images that share an orientation are not mirrored by default.
 
     Raises:
         ValueError: training did not mirror, or the bundle was imported from nnU-Net.

@@ -11,7 +11,7 @@ from monai_xtiny.plan.unet_plan import UNetPlan
 
 # More parameters than any network has; whatever is less can be divided and printed.
 _MAX_COUNT = 10**15
-# Above what 16 to 32 images that lie anyhow have by chance (docs/benchmarks/recipes.md).
+# More than 24 images in any orientation show by chance (docs/benchmarks/recipes.md).
 MIN_SHARED_ORIENTATION = 0.1
 
 
@@ -53,9 +53,9 @@ class ScoreTable:
         environment: versions, and the device that computed the scores.
         alignment_seeds: of the initializations that were aligned; narrow widths with more of them
             than wide ones.
-        shared_orientation: by how much the images lie alike, of
-            :func:`monai_xtiny.data.orientation.shared_orientation`; ``None`` where it was not
-            measured.
+        shared_orientation: of the images, as
+            :func:`monai_xtiny.data.orientation.shared_orientation` defines it, from -2 to 2;
+            ``None`` where it was not measured.
     """
 
     plan: UNetPlan
@@ -69,7 +69,7 @@ class ScoreTable:
 
     @property
     def is_oriented(self) -> bool:
-        """Whether the images lie alike, so that a network may learn where to look."""
+        """Whether the images share an orientation, so that a network can learn where to look."""
         return (self.shared_orientation or 0.0) > MIN_SHARED_ORIENTATION
 
     @property
@@ -152,7 +152,7 @@ def table_from_dict(content: Mapping[str, Any]) -> ScoreTable:
             seconds=dict(content["seconds"]),
             environment=dict(content["environment"]),
             alignment_seeds=tuple(int(seed) for seed in content.get("alignment_seeds", ())),
-            shared_orientation=_optional_float(content.get("shared_orientation")),
+            shared_orientation=_read_orientation(content.get("shared_orientation")),
         )
     except (LookupError, TypeError, ValueError, AttributeError, OverflowError) as error:
         raise ValueError(
@@ -165,12 +165,12 @@ def table_from_dict(content: Mapping[str, Any]) -> ScoreTable:
     return table
 
 
-def _optional_float(value: Any) -> float | None:
-    """A finite number, or ``None``."""
+def _read_orientation(value: Any) -> float | None:
+    """What was measured, refused where it cannot be."""
     if value is None:
         return None
-    if not isfinite(value):
-        raise ValueError(f"shared_orientation is {value}")
+    if isinstance(value, bool) or not -2 <= value <= 2:
+        raise ValueError(f"shared_orientation is {value!r}, not from -2 to 2")
     return float(value)
 
 

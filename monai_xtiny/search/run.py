@@ -56,7 +56,7 @@ def run_search(
         num_wide_images: images, the first ones, that wider ones are scored on; ``None``, or more
             than there are, for all. Fewer save most of the time of a search whose choice does not
             rest on them.
-        shared_orientation: by how much the images lie alike, for the table.
+        shared_orientation: of the images, for the table.
         device: ``auto``, ``cpu``, ``cuda``, ``cuda:1``, ...
         journal: file to which every finished unit is appended, and from which an interrupted search
             goes on; see :class:`monai_xtiny.search.journal.Journal`.

@@ -166,7 +166,7 @@ RECIPES: dict[str, dict[str, Any]] = {
     # As nnU-Net does with 2D patches that are about square, and without mirroring.
     "mirrored": {**PLAIN, "mirror_prob": 0.5, "rotation_range": math.pi},
     "turned": {**PLAIN, "rotation_range": math.pi},
-    # Images of bodies that lie alike, neither mirrored nor turned over.
+    # Of images that share an orientation.
     "oriented": {**PLAIN, "mirror_prob": 0.0, "rotation_range": math.radians(15)},
     "smoothed": trained_with("DiceCELoss", label_smoothing=0.1),
     "focal": trained_with("DiceFocalLoss"),
@@ -176,7 +176,7 @@ RECIPES: dict[str, dict[str, Any]] = {
 
 
 # What others are compared with.
-EMITTED = ("plain", "adamw_poly")
+EMITTED = ("plain", "mirrored", "turned", "adamw_poly")
 
 
 def parse_arguments() -> argparse.Namespace:
@@ -358,7 +358,8 @@ def gained(trainings: list[Training], emitted: list[Training]) -> str:
         mean_over_seeds([[mean_defined(row) for row in group[seed].dice] for seed in seeds])
         for group in groups
     )
-    return shown(interval(dice - plain, groups[0][seeds[0]].cases), sign="+")
+    measured = groups[0][seeds[0]]
+    return shown(interval(dice - plain, measured.patients or measured.cases), sign="+")
 
 
 if __name__ == "__main__":

@@ -40,7 +40,7 @@ class Task:
         epochs: of each training; about 500 updates of the recipe.
         is_real: needs --data.
         search: further options of the search that plans.
-        overrides: keys of train.json that reduce the cost.
+        overrides: keys of train.json that reduce the cost, or suit the images.
         is_trained: whether so many epochs train it, so that it has an oracle.
     """
 
@@ -57,7 +57,7 @@ SYNTHETIC = (
     "textures8in1",
 )  # fmt: skip
 CROP = {"crop_size": [128, 128], "batch_size": 4}
-# Bodies that lie alike: whole images, neither mirrored nor turned over.
+# Images that share an orientation: whole, neither mirrored nor rotated by more than 15 degrees.
 ORIENTED = {"batch_size": 2, "mirror_prob": 0.0, "rotation_range": math.radians(15)}
 TASKS = {
     **{name: Task(name, epochs=30) for name in SYNTHETIC},

@@ -2,6 +2,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -11,6 +12,7 @@ from PIL import Image
 
 from monai_xtiny.bundle.folder import Bundle
 from monai_xtiny.bundle.foreign import foreign_code
+from monai_xtiny.bundle.templates import any_rotation
 from tests.cli.typed import refused, run_main
 from tests.conftest import write_png
 from tests.exports import exported
@@ -50,6 +52,20 @@ def test_foreign_code_leaves_settings_to_their_owner(root) -> None:
     edit(root, "train", lambda config: config["network_def"].update(dropout=0.1))
     edit(root, "metadata", lambda config: config.update(authors="A. Person", version="0.1.1"))
     assert foreign_code(Bundle.open(root)) == ()
+
+
+@pytest.mark.parametrize("kind", ["slices", "oriented"])
+def test_foreign_code_takes_the_angle_of_images_in_any_orientation(
+    tmp_path, selection, kind
+) -> None:
+    """Earlier versions wrote it for slices; for images that share one it is the way back."""
+    plan = replace(selection.table.plan, slice_axis=2 if kind == "slices" else None)
+    table = replace(selection.table, plan=plan, shared_orientation=0.3)
+    root = exported(replace(selection, table=table), tmp_path / "x_segmentation")
+    edit(root, "train", lambda config: config.update(rotation_range=any_rotation()))
+    assert foreign_code(Bundle.open(root)) == ()
+    edit(root, "train", lambda config: config.update(rotation_range=PAYLOAD))
+    assert "rotation_range" in foreign_code(Bundle.open(root))[0]
 
 
 PAYLOAD = "$__import__('pathlib').Path('pwned').touch()"

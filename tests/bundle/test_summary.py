@@ -29,11 +29,13 @@ def test_search_summary_states_size_time_and_place(paper_choice) -> None:
     assert ("confidence 100%" in text) == (len(paper_choice.table.seeds) > 1)
 
 
-def test_search_summary_says_what_training_makes_of_images_that_lie_alike(paper_choice) -> None:
-    alike = replace(paper_choice, table=replace(paper_choice.table, shared_orientation=0.304))
-    words = "the images lie alike (by 0.30): training neither mirrors them nor turns them by more"
-    assert words in search_summary(alike, "out/x")
-    assert "lie alike" not in search_summary(paper_choice, "out/x")
+def test_summary_and_card_say_that_images_share_an_orientation(paper_choice) -> None:
+    oriented = replace(paper_choice, table=replace(paper_choice.table, shared_orientation=0.304))
+    words = "he images share an orientation (0.30): training does not mirror them, and rotates them"
+    assert f"\nt{words}" in search_summary(oriented, "out/x")
+    assert f" T{words}" in card(oriented)
+    for text in (search_summary(paper_choice, "out/x"), card(paper_choice)):
+        assert "share an orientation" not in text
 
 
 @pytest.mark.parametrize(

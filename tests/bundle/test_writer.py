@@ -49,9 +49,9 @@ def test_export_bundle_fills_what_the_plan_decides(tmp_path, selection) -> None:
 @pytest.mark.parametrize(
     ("measured", "mirrored", "degrees"),
     [(None, 0.5, 180), (0.05, 0.5, 180), (0.3, 0.0, 15)],
-    ids=["not measured", "anyhow", "alike"],
+    ids=["not measured", "any", "shared"],
 )
-def test_training_shows_images_that_lie_alike_as_they_lie(
+def test_training_keeps_the_orientation_that_images_share(
     selection, measured, mirrored, degrees
 ) -> None:
     table = replace(selection.table, shared_orientation=measured)
@@ -61,7 +61,7 @@ def test_training_shows_images_that_lie_alike_as_they_lie(
     assert math.degrees(angle) == pytest.approx(degrees, abs=0.1)
 
 
-def test_slices_of_volumes_are_neither_mirrored_nor_turned_over(selection) -> None:
+def test_training_keeps_the_orientation_of_slices(selection) -> None:
     plan = replace(selection.table.plan, slice_axis=2)
     sliced = replace(selection, table=replace(selection.table, plan=plan))
     parser = ConfigParser(emitted_configs(sliced)["train"])

@@ -13,6 +13,7 @@ from monai_xtiny.bundle.card import check_marks
 from monai_xtiny.bundle.folder import CARD, Bundle
 from monai_xtiny.bundle.foreign import foreign_code
 from monai_xtiny.bundle.measured import write_evaluation
+from monai_xtiny.bundle.templates import any_rotation
 from monai_xtiny.bundled.nnunet_preprocessing import preprocess, read_preprocessing, restore_logits
 from monai_xtiny.bundled.nnunet_windows import NnunetInferer
 from monai_xtiny.cli.commands import main
@@ -71,6 +72,7 @@ def test_import_checkpoint_of_slices_and_of_images(tmp_path) -> None:
     slices = imported(tmp_path / "a", "2d", inference_allowed_mirroring_axes=(0,))
     assert (slices.kind, slices.plan.slice_axis) == ("slices", 2)
     assert slices.config("inference")["mirror_axes"] == [1]  # nnU-Net's y
+    assert slices.config("train")["rotation_range"] == any_rotation()  # as nnU-Net rotates slices
     assert foreign_code(slices) == ()
     (tmp_path / "b").mkdir()
     images = imported(tmp_path / "b", "2d", plans=small_plans(FLUO), dataset=NUCLEI,

@@ -26,7 +26,7 @@ def test_table_survives_json(table) -> None:
     assert table_from_dict(json.loads(json.dumps(table_to_dict(table)))) == table
 
 
-def test_table_keeps_how_the_images_lie_where_it_was_measured(table) -> None:
+def test_table_keeps_the_shared_orientation_where_it_was_measured(table) -> None:
     assert "shared_orientation" not in table_to_dict(table)
     alike = replace(table, shared_orientation=0.3)
     assert table_from_dict(json.loads(json.dumps(table_to_dict(alike)))) == alike
@@ -34,8 +34,10 @@ def test_table_keeps_how_the_images_lie_where_it_was_measured(table) -> None:
         assert replace(table, shared_orientation=value).is_oriented == is_oriented
 
 
-@pytest.mark.parametrize("value", [float("nan"), "upright", [0.3]], ids=str)
-def test_table_from_dict_refuses_an_orientation_that_is_no_number(table, value) -> None:
+@pytest.mark.parametrize(
+    "value", [float("nan"), float("inf"), -2.1, 10**400, True, "upright", [0.3]], ids=type
+)
+def test_table_from_dict_refuses_an_orientation_that_cannot_be(table, value) -> None:
     with pytest.raises(ValueError, match="no table of scores"):
         table_from_dict({**table_to_dict(table), "shared_orientation": value})
 
