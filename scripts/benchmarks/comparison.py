@@ -10,8 +10,9 @@ Every network is trained by the emitted train.json with nothing changed but netw
 split, for the same number of updates, without deep supervision, which that recipe does not have;
 with one seed all see the same crops in the same order, augmented alike. The last weights are
 measured, as the learning rate falls to zero: none are chosen on the cases held out. By default
-trainings on 2D images take 4 crops of 128 x 128 per update; with --whole they take the plan's patch
-and the recipe's batch, as those on volumes do anyway. On a GPU the recipe's mixed precision is on.
+trainings on 2D images take 4 crops of 128 x 128 per update, or 2 whole images where they share an
+orientation; with --whole they take the plan's patch and the recipe's batch, as those on volumes do
+anyway. On a GPU the recipe's mixed precision is on.
 
 The pick is the width that the default search chooses from the images alone. Each finished training
 is a line of DIR/comparison.jsonl and is not repeated; one that was stopped goes on from its last
@@ -252,6 +253,7 @@ def train_network(
     curve = sorted({**former, **dict(training.curve)}.items())
     return {
         **unit.names,
+        "images": images_of(unit),
         "pick": bundle.selection.max_features,
         **cost(definition(unit.network, bundle.plan), bundle.plan),
         "epochs": epochs,
@@ -285,6 +287,15 @@ def training_keys(bundle: Any, unit: Comparison, options: dict[str, Any]) -> dic
         **reduced,
         **group,
     }
+
+
+def images_of(unit: Comparison) -> str:
+    """What an update sees, for the tables."""
+    keys = TASKS[unit.task].overrides
+    if unit.whole or "batch_size" not in keys:
+        return "the recipe's patches"
+    size = " x ".join(map(str, keys.get("crop_size", ())))
+    return f"{keys['batch_size']} " + (f"crops of {size}" if size else "whole images")
 
 
 def split_facts(bundle: Any, root: Path, keys: dict[str, Any]) -> tuple[int, list[str]]:

@@ -41,16 +41,15 @@ class Setting:
     task: str
     updates: int
     learning_rate: float
-    whole: bool
+    images: str
 
     @classmethod
     def of(cls, line: Line) -> Setting:
         """That of a training."""
-        return cls(*(line[name] for name in ("task", "updates", "learning_rate", "whole")))
+        return cls(*(line[name] for name in ("task", "updates", "learning_rate", "images")))
 
     def __str__(self) -> str:
-        size = "whole patches" if self.whole else "crops"
-        return f"{self.updates} updates, {size}, learning rate {self.learning_rate:g}"
+        return f"{self.updates} updates of {self.images}, learning rate {self.learning_rate:g}"
 
 
 def main() -> None:

@@ -14,7 +14,8 @@ from report_comparison import case_means, difference, interval, report  # noqa: 
 def line(network: str, dice: list[float], *, seed: int = 0, updates: int = 100, **other) -> dict:
     return {
         "task": "cardiac", "network": network, "seed": seed, "updates": updates,
-        "num_updates": updates + 4, "learning_rate": 0.01, "whole": False, "pick": 8,
+        "num_updates": updates + 4, "learning_rate": 0.01, "whole": False, "images": "2 crops",
+        "pick": 8,
         "num_parameters": 1000 * len(network), "gmacs": 1.0, "device": "CPU", "curve": [],
         "cases": [f"c{i}" for i in range(len(dice))],
         "patients": ["a", "a", "b", "b", "c", "d"][: len(dice)], "dice": [[v] for v in dice],
@@ -69,8 +70,8 @@ def test_report_says_where_the_claim_holds() -> None:
     assert "| UNeXt | 5,000 | 1 | 12.3 |" in text and "(1 without)" in text
     assert "| **width 8, the pick** |" in text
     # What half of the updates were worth, against all.
-    assert "100 updates, crops, learning rate 0.01 (104 updates in whole epochs)" in text
-    assert "50 updates, crops, learning rate 0.01 | 0.9240" in text
+    assert "100 updates of 2 crops, learning rate 0.01 (104 updates in whole epochs)" in text
+    assert "50 updates of 2 crops, learning rate 0.01 | 0.9240" in text
     assert "| -0.0020 [-0.0020, -0.0020] |" in text
 
 
