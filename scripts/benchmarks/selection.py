@@ -71,13 +71,16 @@ TASKS = {
     "hippocampus_merged": Task(
         "hippocampus_merged", 5, is_real=True, search=("--spatial_dims", "2")
     ),
-    "ultrasound": Task("Dataset070_BUSIhalf", 4, is_real=True, overrides=ORIENTED),
+    "ultrasound": Task(
+        "Dataset070_BUSIhalf", 4, is_real=True, overrides=ORIENTED, is_trained=False
+    ),
     # Several frames of a patient, whose name comes first.
     "cardiac": Task(
         "Dataset078_SunnybrookLV",
         5,
         is_real=True,
         overrides={**ORIENTED, "group": r"(SC-.+-\d+)-\d+"},
+        is_trained=False,
     ),
 }
 MERGED = "Dataset004_Hippocampus"
