@@ -163,9 +163,10 @@ RECIPES: dict[str, dict[str, Any]] = {
     "sgd_poly": sgd(1e-2, 0.99),
     "sgd_poly_1e-1": sgd(1e-1, 0.9),
     "plain": PLAIN,
-    # As nnU-Net does with 2D patches that are about square, and without mirroring.
+    # As nnU-Net does with 2D patches that are about square.
     "mirrored": {**PLAIN, "mirror_prob": 0.5, "rotation_range": math.pi},
-    "turned": {**PLAIN, "rotation_range": math.pi},
+    # The same without mirroring.
+    "turned": {**PLAIN, "mirror_prob": 0.0, "rotation_range": math.pi},
     # Of images that share an orientation.
     "oriented": {**PLAIN, "mirror_prob": 0.0, "rotation_range": math.radians(15)},
     "smoothed": trained_with("DiceCELoss", label_smoothing=0.1),
