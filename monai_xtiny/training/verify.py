@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import hashlib
+import itertools
 import json
 import math
 import os
@@ -218,11 +219,14 @@ def race_widths(
     among: Sequence[int],
     belief: Belief,
     train: Callable[[int, int], Training],
-    has_time: Callable[[int, int], bool],
+    has_time: Callable[..., bool],
     seeds: Sequence[int],
     num_updates: int,
 ) -> Verification:
     """Run widths until their intervals decide, or seeds or time are used up.
+
+    A width further than the leader's neighbors takes the longest: it runs at first where it leaves
+    the time for second trainings of these, else after them.
 
     Args:
         selected: width that begins.
@@ -230,7 +234,7 @@ def race_widths(
         among: widths of the ladder that may run: of a choice with a budget, those that keep to it.
         belief: what was known of the width before.
         train: trains a width with a seed.
-        has_time: whether a training of a width with a seed may begin.
+        has_time: whether trainings, each a width and a seed, may begin one after the other.
         seeds: of the trainings of a width.
         num_updates: of a training.
 
@@ -258,7 +262,9 @@ def race_widths(
 
     tolerance = brief_tolerance(num_updates)
     while missing := next_widths(among, dice_by_width(trainings), tolerance=tolerance):
-        if not has_time(missing[0], seeds[0]):
+        beside = neighbors(among, leader(dice_by_width(trainings), tolerance=tolerance))
+        again = () if missing[0] in beside else itertools.product(beside, seeds[1:2])
+        if not has_time((missing[0], seeds[0]), *again):
             break
         trainings.append(train(missing[0], seeds[0]))
     found = compared()
@@ -275,11 +281,11 @@ def race_widths(
             *next_widths(among, dice, tolerance=tolerance),
         }
         former = len(trainings)
-        for width in sorted(widths, reverse=True):
+        for width in sorted(widths, key=lambda width: (width in dice, width), reverse=True):
             for seed in range(seeds[0], number + 1):
                 if any((item.max_features, item.seed) == (width, seed) for item in trainings):
                     continue
-                if not has_time(width, seed):
+                if not has_time((width, seed)):
                     break  # for a narrower one there may be
                 trainings.append(train(width, seed))
         found = compared()
@@ -312,8 +318,8 @@ def _shared_batches(
 
 def _clock(
     bundle: Bundle, done: Mapping[tuple[int, int], Training], deadline: float | None
-) -> Callable[[int, int], bool]:
-    """Whether a training may begin, as far as the former ones tell how long it takes.
+) -> Callable[..., bool]:
+    """Whether trainings may begin, as far as the former ones tell how long they take.
 
     Args:
         bundle: of the widths.
@@ -322,14 +328,17 @@ def _clock(
     """
     macs = {rung.max_features: rung.gmacs for rung in bundle.selection.table.ladder}
 
-    def has_time(width: int, seed: int) -> bool:
-        if deadline is None or (width, seed) in done:
-            return True
+    def seconds(width: int) -> float:
         # A wider network takes longer, in proportion at most.
-        seconds = [
+        return min(
             item.seconds * max(1.0, macs[width] / macs[item.max_features]) for item in done.values()
-        ]
-        return time.monotonic() + min(seconds) <= deadline
+        )
+
+    def has_time(*trainings: tuple[int, int]) -> bool:
+        missing = [width for width, seed in trainings if (width, seed) not in done]
+        if deadline is None or not missing:
+            return True
+        return time.monotonic() + sum(map(seconds, missing)) <= deadline
 
     return has_time
 

@@ -377,7 +377,7 @@ def verified_picks(task: Task, fitted: Fit, kind: Kind) -> list[int]:
                 among=sorted(recorded_widths, reverse=True),
                 belief=belief,
                 train=lambda width, seed: recorded(task, width, seed, updates),
-                has_time=lambda width, seed: True,
+                has_time=lambda *trainings: True,
                 seeds=seeds,
                 num_updates=updates,
             )

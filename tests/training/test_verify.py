@@ -168,7 +168,7 @@ def test_verify_bundle_runs_a_wider_one_that_later_seeds_ask_for(
     fake.on_training = rise
     verify_bundle(bundle, data=labeled, num_seeds=3)
     assert fake.asked[: len(ALL)] == ALL
-    assert fake.asked[len(ALL) : len(ALL) + 3] == [(32, 0), (32, 1), (32, 2)]
+    assert [seed for width, seed in fake.asked[len(ALL) :] if width == 32] == [0, 1, 2]
 
 
 def test_verify_bundle_runs_undecided_widths_with_more_seeds(
@@ -201,6 +201,22 @@ def test_verify_bundle_begins_no_training_that_would_not_end_in_time(
     now[0], fake.asked = 0.0, []
     found = verify_bundle(bundle, data=labeled, max_minutes=8)
     assert 9 < len(fake.asked) < 17 and not found.is_decided
+
+
+def test_verify_bundle_trains_near_widths_twice_before_a_far_one_that_leaves_no_time_for_it(
+    fake, empty_bundles, bundle, labeled, monkeypatch
+) -> None:
+    now = [0.0]
+    monkeypatch.setattr(verification.time, "monotonic", lambda: now[0])
+    fake.on_training = lambda: now.__setitem__(0, now[0] + 30)
+    fake.seconds = 30.0
+    fake.levels = {**fake.levels, 32: 0.82, 16: 0.815}
+    first = [(8, 0), (4, 0), (16, 0)]
+    verify_bundle(bundle, data=labeled, max_minutes=3.5)  # enough for one training of width 32
+    assert fake.asked[:6] == [*first, (16, 1), (8, 1), (4, 1)]
+    now[0], fake.asked = 0.0, []
+    verify_bundle(bundle, data=labeled, max_minutes=4.5)
+    assert fake.asked[:4] == [*first, (32, 0)]
 
 
 def test_verify_bundle_holds_out_whole_patients(fake, empty_bundles, bundle, labeled) -> None:
