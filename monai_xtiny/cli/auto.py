@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING, Any
 from monai_xtiny.cli.bundles import deploy, evaluate, opened_to_run, parse_minutes
 from monai_xtiny.cli.job import Job, as_typed
 from monai_xtiny.cli.options import SearchOptions, parse_int
-from monai_xtiny.cli.stages import find_labels, search, search_and_race
+from monai_xtiny.cli.stages import find_labels, race_folder, search, search_and_race
 
 if TYPE_CHECKING:
     from monai_xtiny.bundle.folder import Bundle
@@ -188,12 +188,19 @@ def _search_alone(options: SearchOptions) -> None:
 def _search(options: SearchOptions, clock: TimePlan, labeled: Mapping[str, str]) -> None:
     """Search and race, unless a bundle is there and its race has ended."""
     from monai_xtiny.training.race import NothingToCompareError
-    from monai_xtiny.training.race_folder import RaceFolder
 
-    root = Path(str(options.bundle))
-    if _is_bundle(str(root)) and not RaceFolder(root, {}).path.is_dir():
-        _skip("search", str(root))
-        return
+    root = str(options.bundle)
+    kept = race_folder(options, None, labeled)
+    if _is_bundle(root):
+        if not kept.path.is_dir():
+            _skip("search", root)
+            return
+        for name, former in kept.other_options().items():
+            option = "--data" if name == "images" else f"--{name}"
+            raise ValueError(
+                f"the race of {root!r} was begun with another {option} ({former}): give that, or "
+                "another --bundle"
+            )
     _announce("search and race")
     seconds = clock.share(RACE_SHARE)
     minutes = None if seconds is None else seconds / 60
@@ -201,7 +208,7 @@ def _search(options: SearchOptions, clock: TimePlan, labeled: Mapping[str, str])
         search_and_race(options, None, max_minutes=minutes, **labeled)
     except NothingToCompareError as error:  # the network can be trained all the same
         print(f"no race: {error}", flush=True)
-        RaceFolder(root, {}).remove()
+        kept.remove()
 
 
 def _refuse_other_options(bundle: str, asked: Mapping[str, Any]) -> None:

@@ -4,9 +4,10 @@ from __future__ import annotations
 
 import json
 import os
+from collections.abc import Mapping
 from dataclasses import asdict
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from monai_xtiny.cli.bundles import opened_to_run, parse_minutes, race_bundle
 from monai_xtiny.cli.job import Job, as_typed
@@ -21,6 +22,9 @@ from monai_xtiny.cli.options import (
 )
 from monai_xtiny.system.files import read_json
 from monai_xtiny.system.startup import import_monai
+
+if TYPE_CHECKING:
+    from monai_xtiny.training.race_folder import RaceFolder
 
 
 @as_typed
@@ -134,15 +138,9 @@ def search_and_race(
     """
     import_monai()
     from monai_xtiny.bundled.locks import write_lock
-    from monai_xtiny.training.race_folder import RaceFolder
 
     overrides = options.overrides()
-    # Neither how long and where it may take nor how a path is typed makes another command; the
-    # bundle is where this is kept.
-    limits = dict.fromkeys(("max_seconds", "max_memory_gb", "device"))
-    asked = {**asdict(options), **limits, "config_file": config_file, **labeled, "bundle": None}
-    asked = {name: _resolved(value) for name, value in asked.items()}
-    kept = RaceFolder(Path(str(options.bundle)), json.loads(json.dumps(asked, default=str)))
+    kept = race_folder(options, config_file, labeled)
     if kept.is_searched():
         print(f"{options.bundle} is searched: going on with its race", flush=True)
     else:
@@ -158,6 +156,20 @@ def search_and_race(
             work = {"work_dir": kept.trainings, "max_minutes": max_minutes}
             race_bundle(bundle, is_update=True, **work, **labeled)
         kept.remove()
+
+
+def race_folder(
+    options: SearchOptions, config_file: str | None, labeled: Mapping[str, Any]
+) -> RaceFolder:
+    """What is kept of a search and race until it ends; the arguments of :func:`search_and_race`."""
+    from monai_xtiny.training.race_folder import RaceFolder
+
+    # Neither how long and where it may take nor how a path is typed makes another command; the
+    # bundle is where this is kept.
+    limits = dict.fromkeys(("max_seconds", "max_memory_gb", "device"))
+    asked = {**asdict(options), **limits, "config_file": config_file, **labeled, "bundle": None}
+    asked = {name: _resolved(value) for name, value in asked.items()}
+    return RaceFolder(Path(str(options.bundle)), json.loads(json.dumps(asked, default=str)))
 
 
 def _resolved(value: Any) -> Any:

@@ -6,6 +6,8 @@ deviations are first inflated by :math:`\sqrt{n / (n - 1)}`.
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+
 import numpy as np
 
 
@@ -16,6 +18,39 @@ def draw_counts(generator: np.random.Generator, count: int, num_draws: int) -> n
     array([3, 3, 3, 3, 3])
     """
     return generator.multinomial(count, [1 / count] * count, num_draws)
+
+
+def draw_cases(
+    generator: np.random.Generator, patients: Sequence[str | int], num_draws: int
+) -> np.ndarray:
+    """How often each case is drawn, (num_draws, cases): all cases of a drawn patient.
+
+    >>> draw_cases(np.random.default_rng(0), ["a", "a", "b"], 3)
+    array([[1, 1, 1],
+           [1, 1, 1],
+           [0, 0, 2]])
+    """
+    names, index = np.unique(np.asarray(patients), return_inverse=True)
+    return draw_counts(generator, len(names), num_draws)[:, index]
+
+
+def inflate_cases(values: np.ndarray, patients: Sequence[str | int]) -> np.ndarray:
+    """Move the Dice of cases away from their mean until a bootstrap has the right variance.
+
+    Args:
+        values: (seeds, cases, classes), NaN where a case lacks the class.
+        patients: of each case; those that have a class are counted.
+
+    >>> inflate_cases(np.array([[[0.0], [1.0]]]), ["a", "b"]).ravel().round(2)
+    array([-0.21,  1.21])
+    """
+    has_class = np.isfinite(values[0])
+    names = np.asarray(patients)
+    counts = np.array([len(np.unique(names[has])) for has in has_class.T])
+    factors = np.sqrt(counts / np.maximum(counts - 1, 1))
+    sums = np.nansum(values, axis=1, keepdims=True)
+    means = sums / np.maximum(has_class.sum(axis=0), 1)
+    return values + (factors - 1) * (values - means)
 
 
 def inflate_deviations(values: np.ndarray, axis: int, *, over: int | None = None) -> np.ndarray:

@@ -21,7 +21,7 @@ from monai_xtiny.data.case import Case, Header
 from monai_xtiny.plan.data_set import describe_data_set
 from monai_xtiny.plan.unet_plan import UNetPlan
 from monai_xtiny.system.config_text import check_config_text
-from monai_xtiny.system.errors import root_cause
+from monai_xtiny.system.errors import innermost, root_cause
 from monai_xtiny.training.labeled import data_options
 
 # Names that begin with a patient's number, such as "SC-HF-I-01-0048" or "patient3_slice7".
@@ -89,13 +89,14 @@ def check_bundle(
     root = check_config_text(str(bundle.root), "bundle path")
     parser.update({"bundle_root": root, **options})
     # The bundle's own Python finds and checks the cases; this module's types are those it has.
-    labeled: LabeledCases = parser.get_parsed_content("labeled_cases")
+    labeled: LabeledCases = _parsed(parser, "labeled_cases")
     cases = labeled.cases + labeled.validation
     if not cases:
         raise ValueError(
             f"no labeled case in {str(datalist or data)!r}: it needs imagesTr/CASE_0000 and "
             "labelsTr/CASE, or an MSD datalist"
         )
+    split: Split = _parsed(parser, "split")  # refuses a group that finds no patients
     problems = _weight_problems(bundle, parser)
     problems += [
         f"label {case!r} has no image with the plan's channels: add imagesTr/{case}_0000, ..."
@@ -123,10 +124,17 @@ def check_bundle(
             problems += [] if problem is None else [problem]
             num_padded += problem is None and share < 1
             held[str(case["label"])] = classes
-    split: Split = parser.get_parsed_content("split")
     warnings = _class_warnings(split, held, bundle.label_names)
     warnings += _patient_warnings(cases) if group is None else []
     return DataCheck(len(cases), tuple(problems), num_padded, read.describe(cases), tuple(warnings))
+
+
+def _parsed(parser: ConfigParser, name: str) -> Any:
+    """What a key of a config is; an error in its own words, not in those that MONAI wraps it in."""
+    try:
+        return parser.get_parsed_content(name)
+    except RuntimeError as error:
+        raise innermost(error) from None
 
 
 def _class_warnings(

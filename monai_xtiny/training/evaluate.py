@@ -120,6 +120,7 @@ def _held_out_options(
             )
         return {"datalist": PlainPath(os.fspath(split_file))}
     content = read_json(datalist)
+    _check_entries(content, datalist)
     test = content.get("test")
     listed = test if isinstance(test, list) else []
     labeled = [case for case in listed if isinstance(case, Mapping) and case.get("label")]
@@ -133,6 +134,16 @@ def _held_out_options(
     held_out = labeled if section == "test" else content["validation"]
     _refuse_trained(split.get("training", []), held_out, datalist, root)
     return {"section": section}
+
+
+def _check_entries(content: Mapping[str, Any], datalist: str | os.PathLike[str]) -> None:
+    """Refuse a validation section that is no list of cases."""
+    section = content.get("validation") or []
+    if not isinstance(section, list) or not all(isinstance(case, Mapping) for case in section):
+        raise ValueError(
+            f"the validation section of {os.fspath(datalist)!r} is no list of cases: give a list "
+            'of objects with "image" and "label"'
+        )
 
 
 def _refuse_untrained(bundle: Bundle, fold: int) -> None:

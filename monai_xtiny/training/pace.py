@@ -68,6 +68,7 @@ def measure_pace(bundle: Bundle, options: Mapping[str, Any]) -> Pace:
         copy = Path(folder).resolve() / bundle.name
         copytree(bundle.root, copy, ignore=ignore_patterns("eval", "former_*"))
         brief = {"epochs": 2, "val_interval": 2, "tensorboard": False, "log_iterations": False}
+        start = time.monotonic()
         train = Bundle.open(copy).workflow(("train",), {**options, **brief})
         trainer = train.parser.get_parsed_content("train#trainer")
         evaluator = train.parser.get_parsed_content("validate#evaluator")
@@ -75,7 +76,6 @@ def measure_pace(bundle: Bundle, options: Mapping[str, Any]) -> Pace:
             trainer.add_event_handler(event, lambda: begun.append(time.monotonic()))
         for event in (Events.STARTED, Events.COMPLETED):
             evaluator.add_event_handler(event, lambda: validated.append(time.monotonic()))
-        start = time.monotonic()
         train.run()
         train.finalize()
     validation = validated[1] - validated[0] if len(validated) > 1 else 0.0

@@ -11,7 +11,12 @@ from collections.abc import Mapping, Sequence
 
 import numpy as np
 
-from monai_xtiny.selection.bootstrap import draw_counts, inflate_deviations
+from monai_xtiny.selection.bootstrap import (
+    draw_cases,
+    draw_counts,
+    inflate_cases,
+    inflate_deviations,
+)
 from monai_xtiny.selection.posterior import Belief
 
 # Dice that a narrower width may lose after a whole training: the margin of non-inferiority.
@@ -110,7 +115,11 @@ def neighbors(ladder: Sequence[int], width: int) -> tuple[int, ...]:
 
 
 def race_steps(
-    dice: Mapping[int, np.ndarray], *, tolerance: float = TOLERANCE, seed: int = 0
+    dice: Mapping[int, np.ndarray],
+    *,
+    tolerance: float = TOLERANCE,
+    patients: Sequence[str] | None = None,
+    seed: int = 0,
 ) -> tuple[float, float]:
     """Log2 of the smallest width within the tolerance of the best, and its standard deviation.
 
@@ -121,6 +130,7 @@ def race_steps(
     Args:
         dice: of each width.
         tolerance: in Dice.
+        patients: of each case, drawn with all their cases; default: each case is one.
         seed: of the draws.
 
     Returns:
@@ -133,11 +143,13 @@ def race_steps(
     has_class = np.isfinite(dice[widths[0]][0])
     labeled = has_class.any(axis=1)
     generator = np.random.default_rng(seed)
-    cases = draw_counts(generator, int(labeled.sum()), NUM_DRAWS)
+    names = np.arange(labeled.size) if patients is None else np.asarray(patients)
+    cases = draw_cases(generator, names[labeled], NUM_DRAWS)
     counts = cases @ has_class[labeled]  # (draws, classes)
     curves = []
     for width in widths:
-        runs = np.nan_to_num(inflate_deviations(dice[width][:, labeled], 0))
+        runs = inflate_cases(dice[width][:, labeled], names[labeled])
+        runs = np.nan_to_num(inflate_deviations(runs, 0))
         shares = draw_counts(generator, len(runs), NUM_DRAWS) / len(runs)
         sums = np.einsum("ds,dn,snc->dc", shares, cases, runs, optimize=True)
         means = np.divide(sums, counts, out=np.zeros_like(sums), where=counts > 0)
@@ -149,7 +161,11 @@ def race_steps(
 
 
 def raced_belief(
-    belief: Belief, dice: Mapping[int, np.ndarray], *, tolerance: float = TOLERANCE
+    belief: Belief,
+    dice: Mapping[int, np.ndarray],
+    *,
+    tolerance: float = TOLERANCE,
+    patients: Sequence[str] | None = None,
 ) -> Belief:
     """What is known of the width after a race.
 
@@ -159,9 +175,10 @@ def raced_belief(
         belief: before it.
         dice: of each width that has run; a single one says nothing.
         tolerance: in Dice.
+        patients: of each case; default: each case is one.
     """
     if len(dice) < 2:
         return belief
-    steps, sd = race_steps(dice, tolerance=tolerance)
+    steps, sd = race_steps(dice, tolerance=tolerance, patients=patients)
     num_seeds = len(dice[leader(dice, tolerance=tolerance)])
     return belief.updated(steps, math.hypot(sd, RACE_SD[min(num_seeds, len(RACE_SD)) - 1]))

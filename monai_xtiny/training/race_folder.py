@@ -66,10 +66,20 @@ class RaceFolder:
 
     def remove(self) -> None:
         """The race is in the bundle."""
+        hidden = self.path.with_name(f"{self.path.name}.removed")
+        shutil.rmtree(hidden, ignore_errors=True)  # a kill may have left it
         if self.path.is_dir():
-            # First what makes a half removed folder one of an unfinished race.
-            self._file.unlink(missing_ok=True)
-            shutil.rmtree(self.path)
+            self.path.rename(hidden)  # at once: half a folder would be that of an unfinished race
+            shutil.rmtree(hidden)
+
+    def other_options(self) -> dict[str, Any]:
+        """Options of which the command that began the race had other values, with these."""
+        begun = self._begun()
+        former = begun["asked"] if begun is not None else self.asked
+        names = dict.fromkeys((*self.asked, *former))
+        return {
+            name: former.get(name) for name in names if former.get(name) != self.asked.get(name)
+        }
 
     @property
     def _file(self) -> Path:

@@ -27,6 +27,7 @@ from monai_xtiny.bundle.folder import EVALUATE, TRAIN, Bundle
 from monai_xtiny.bundle.writer import emitted_configs, export_bundle
 from monai_xtiny.bundled.cases import name_some
 from monai_xtiny.bundled.locks import write_lock
+from monai_xtiny.bundled.splits import find_patients
 from monai_xtiny.plan.unet_plan import UNetPlan
 from monai_xtiny.selection.bayes import unlabeled_belief
 from monai_xtiny.selection.posterior import Belief
@@ -118,7 +119,8 @@ def verify_bundle(
     Every training is the bundle's own ``train.json`` with the ``network_def`` of its width, in a
     temporary bundle, with a learning rate that falls to its end. With one seed all widths see the
     same crops, augmented alike. The last weights are measured on the cases that the split holds
-    out, at most 16 of them, which have no part in the training. The bundle itself stays as it is.
+    out, at most 16 of them, spread over the patients, which have no part in the training. The
+    bundle itself stays as it is.
 
     Narrow networks learn more slowly, so brief trainings favor the wider. How far is known from
     whole trainings: a width that is 0.023 behind after 120 updates loses 0.01 in the end
@@ -175,11 +177,13 @@ def verify_bundle(
             for line in read_lines(journal)
             if line.get("digest") == digest
         }
+        took = {key: training.seconds for key, training in done.items()}
         for width, number in done:
             _remove_training(_training_folder(folder, width, number))  # a kill may have left it
 
         def train(width: int, number: int) -> Training:
             if (width, number) not in done:
+                began = time.monotonic()
                 copy = _training_folder(folder, width, number)
                 done[width, number] = train_bundle(
                     _write_width(bundle, width, copy),
@@ -193,11 +197,12 @@ def verify_bundle(
                 )
                 append_line(journal, {"digest": digest, **asdict(done[width, number])})
                 _remove_training(copy)
+                took[width, number] = time.monotonic() - began
             if progress is not None:
                 progress(done[width, number])
             return done[width, number]
 
-        has_time = _clock(bundle, done, None if max_minutes is None else start + 60 * max_minutes)
+        has_time = _clock(bundle, took, None if max_minutes is None else start + 60 * max_minutes)
         last = seed + (num_seeds or (MIN_SEEDS if max_minutes is None else _MAX_TRAININGS))
         table = bundle.selection.table
         return race_widths(
@@ -244,14 +249,18 @@ def race_widths(
     """
     trainings = [train(selected, seeds[0])]
     cases = trainings[0].evaluation.cases
-    if not np.isfinite(dice_by_width(trainings)[selected]).any():
+    labeled = np.isfinite(dice_by_width(trainings)[selected]).any(axis=(0, 2))
+    if labeled.sum() < MIN_HELD_OUT:
         raise NothingToCompareError(
-            f"none of the {len(cases)} cases held out of the race has a labeled voxel "
-            f"({name_some(cases)}): give another --fold, or a --datalist whose validation has some"
+            f"{int(labeled.sum()) or 'none'} of the {len(cases)} cases held out of the race has a "
+            f"labeled voxel ({name_some(cases)}), and an interval needs {MIN_HELD_OUT}: give "
+            "another --fold, or a --datalist whose validation has some"
         )
 
+    tolerance = brief_tolerance(num_updates)
+
     def compared() -> Verification:
-        return compare_trainings(
+        found = compare_trainings(
             selected,
             trainings,
             ladder=ladder,
@@ -259,8 +268,9 @@ def race_widths(
             belief=belief,
             num_updates=num_updates,
         )
+        asked = next_widths(among, dice_by_width(trainings), tolerance=tolerance)
+        return replace(found, is_decided=found.is_decided and not asked)
 
-    tolerance = brief_tolerance(num_updates)
     while missing := next_widths(among, dice_by_width(trainings), tolerance=tolerance):
         beside = neighbors(among, leader(dice_by_width(trainings), tolerance=tolerance))
         again = () if missing[0] in beside else itertools.product(beside, seeds[1:2])
@@ -268,7 +278,7 @@ def race_widths(
             break
         trainings.append(train(missing[0], seeds[0]))
     found = compared()
-    for number in seeds[1:]:
+    for number in seeds[1:] if not found.is_decided else ():
         # Those that may yet be the answer; the bundle's own, which the others are told against; the
         # best, which the leader is compared with; and what later seeds ask for.
         dice = dice_by_width(trainings)
@@ -281,7 +291,9 @@ def race_widths(
             *next_widths(among, dice, tolerance=tolerance),
         }
         former = len(trainings)
-        for width in sorted(widths, key=lambda width: (width in dice, width), reverse=True):
+        near = neighbors(among, first)
+        order = {width: (width in dice, width in near, width) for width in widths}
+        for width in sorted(widths, key=order.__getitem__, reverse=True):
             for seed in range(seeds[0], number + 1):
                 if any((item.max_features, item.seed) == (width, seed) for item in trainings):
                     continue
@@ -317,25 +329,25 @@ def _shared_batches(
 
 
 def _clock(
-    bundle: Bundle, done: Mapping[tuple[int, int], Training], deadline: float | None
+    bundle: Bundle, took: Mapping[tuple[int, int], float], deadline: float | None
 ) -> Callable[..., bool]:
     """Whether trainings may begin, as far as the former ones tell how long they take.
 
     Args:
         bundle: of the widths.
-        done: trainings that are over, by width and seed.
+        took: seconds of the trainings that are over, by width and seed, with what goes before and
+            after; of a journal's the training alone.
         deadline: by ``time.monotonic``; ``None``: there is none.
     """
     macs = {rung.max_features: rung.gmacs for rung in bundle.selection.table.ladder}
 
     def seconds(width: int) -> float:
-        # A wider network takes longer, in proportion at most.
-        return min(
-            item.seconds * max(1.0, macs[width] / macs[item.max_features]) for item in done.values()
-        )
+        # A wider network takes longer, in proportion at most; later seeds may have to load cases.
+        longest = {former: max(took[key] for key in took if key[0] == former) for former, _ in took}
+        return min(longest[former] * max(1.0, macs[width] / macs[former]) for former in longest)
 
     def has_time(*trainings: tuple[int, int]) -> bool:
-        missing = [width for width, seed in trainings if (width, seed) not in done]
+        missing = [width for width, seed in trainings if (width, seed) not in took]
         if deadline is None or not missing:
             return True
         return time.monotonic() + sum(map(seconds, missing)) <= deadline
@@ -370,6 +382,11 @@ def _brief_training(bundle: Bundle, options: Mapping[str, Any], epochs: int | No
     parser = ConfigParser(bundle.config("train"))
     parser.update({"bundle_root": str(bundle.root), **options})
     training, held_out = (parser.get_parsed_content(f"{part}_cases") for part in ("train", "val"))
+    if len(held_out) >= MIN_HELD_OUT > len(set(_held_out_patients(parser))):
+        raise ValueError(
+            f"fold {options['fold']} holds out cases of one patient, and an interval needs "
+            f"{MIN_HELD_OUT} patients: label more, or give another --fold"
+        )
     if len(held_out) < MIN_HELD_OUT:
         raise ValueError(
             f"fold {options['fold']} holds out {len(held_out)} of "
@@ -411,10 +428,11 @@ def brief_options(
         epochs: over all cases, of whole crops; default: ``num_updates`` of small ones.
         num_updates: in epochs of ``EPOCH_LENGTH``.
     """
+    held_out = _spread_over(_held_out_patients(parser))[:MAX_HELD_OUT]
     options: dict[str, Any] = {
         # No validation during training: the held-out cases are for the verdict alone.
         "val_interval": (epochs or num_updates) + 1,
-        "validate#dataset#data": f"$@val_cases[:{MAX_HELD_OUT}]",
+        "validate#dataset#data": f"$list(map(@val_cases.__getitem__, {held_out}))",
         "validate#dataset#cache_rate": 0,
         "tensorboard": False,
         # Nobody reads the Dice of training crops, which takes a tenth of the time.
@@ -441,6 +459,25 @@ def brief_options(
     if len(training) < _MIN_BATCHES * batch_size:
         options["num_workers"] = 0
     return options
+
+
+def _held_out_patients(parser: ConfigParser) -> list[str]:
+    """The patient of each case that the split holds out."""
+    return find_patients(parser.get_parsed_content("val_cases"), parser.get("group"))
+
+
+def _spread_over(patients: Sequence[str]) -> list[int]:
+    """Places of cases, one of each patient, then a second of each, and so on.
+
+    >>> _spread_over(["a", "a", "b", "b", "c"])
+    [0, 2, 4, 1, 3]
+    """
+    seen: dict[str, int] = {}
+    rounds = []
+    for place, patient in enumerate(patients):
+        seen[patient] = seen.get(patient, 0) + 1
+        rounds.append((seen[patient], place))
+    return [place for _, place in sorted(rounds)]
 
 
 def brief_crop(crop_size: Sequence[int], strides: Sequence[Sequence[int]]) -> list[int]:

@@ -88,6 +88,23 @@ def test_auto_goes_on_where_it_was_stopped_and_skips_what_is_done(
     assert "was trained on other cases: 1 of" in line and "(new.png): give another --bundle" in line
 
 
+def test_auto_goes_on_with_a_race_of_the_same_options_alone(
+    capsys, monkeypatch, labeled, tmp_path
+) -> None:
+    def stop() -> None:
+        raise KeyboardInterrupt
+
+    fake = FakeTrainings(**{f"w{2**power}": 0.8 for power in range(10)})
+    fake.on_training = stop
+    monkeypatch.setattr(verify, "train_bundle", fake)
+    command = ("auto", "--data", labeled, "--bundle", tmp_path / "x_segmentation")
+    assert run_main(*command) == 130
+    line = refused(capsys, *command, "--group", "c(.)")
+    assert "was begun with another --group (None): give that, or another --bundle" in line
+    assert run_main(*command) == 130
+    assert "going on with its race" in capsys.readouterr().out
+
+
 @pytest.mark.slow
 def test_auto_takes_as_many_epochs_as_fit_the_time(capsys, monkeypatch, labeled, tmp_path) -> None:
     levels = {f"w{2**power}": 0.8 for power in range(10)}

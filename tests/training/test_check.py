@@ -124,6 +124,8 @@ def test_check_command_warns_of_files_of_one_patient(capsys, bundle, tmp_path) -
         main([*command, "--group", "p1"])
     assert stop.value.code == 2
     assert "--group p1 finds no patient for the cases p2_f01" in capsys.readouterr().err
+    with pytest.raises(ValueError, match="^--group p1 finds no patient for the cases p2_f01"):
+        check_bundle(bundle, data=root, group="p1")
 
 
 @pytest.mark.parametrize(

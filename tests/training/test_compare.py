@@ -67,6 +67,10 @@ def test_dice_difference_equals_a_loop_over_draws() -> None:
         trainings = generator.multinomial(count, [1 / count] * count, 200)
         mean = runs.mean(axis=0)
         wide = mean + np.sqrt(count / (count - 1)) * (runs - mean)
+        for label, patients in enumerate((5, 3)):  # those that have the class
+            mean = np.nanmean(wide[..., label], axis=1, keepdims=True)
+            factor = np.sqrt(patients / (patients - 1))
+            wide[..., label] = mean + factor * (wide[..., label] - mean)
         parts.append(
             [
                 np.repeat(wide[:, :5], drawn, axis=0).mean(axis=0)[np.repeat(range(5), often)]
@@ -105,6 +109,17 @@ def test_dice_difference_narrows_with_more_cases() -> None:
     many = dice_difference(np.tile(first, (1, 16, 1)), np.tile(second, (1, 16, 1)))
     assert many[0] == pytest.approx(few[0])
     assert (few[2] - few[1]) / (many[2] - many[1]) == pytest.approx(4, rel=0.25)
+
+
+def test_dice_difference_draws_patients_with_all_their_cases() -> None:
+    first, second = dice(seed=1), dice(seed=2)
+    first[:, 3] = second[:, 3] = np.nan
+    frames = [np.repeat(runs, 3, axis=1) for runs in (first, second)]
+    patients = np.repeat([f"p{number:02}" for number in range(first.shape[1])], 3)
+    found = dice_difference(*frames, patients=tuple(patients))
+    assert found == pytest.approx(dice_difference(first, second), abs=1e-12)
+    without = dice_difference(*frames)
+    assert without[2] - without[1] < 0.8 * (found[2] - found[1])
 
 
 def test_dice_difference_widens_with_the_confidence_level() -> None:
@@ -177,11 +192,19 @@ def test_is_on_plateau_measures_with_the_tolerance() -> None:
     ]  # fmt: skip
 
 
-def training(width: int, seed: int, level: float, cases: tuple[str, ...] = ("a", "b")) -> Training:
+CASES = tuple("abcdefgh")
+
+
+def training(
+    width: int,
+    seed: int,
+    level: float,
+    cases: tuple[str, ...] = CASES,
+    patients: tuple[str, ...] = (),
+) -> Training:
     """A training that reaches a level on every case."""
-    evaluation = Evaluation(
-        cases, tuple((level, None) for _ in cases), tuple((1.0, None) for _ in cases)
-    )
+    dice = tuple((level, None) for _ in cases)
+    evaluation = Evaluation(cases, dice, patients=patients)
     return Training(width, 0, seed, 10, (), evaluation, 2.0)
 
 
@@ -201,6 +224,43 @@ VAGUE = Belief(3.0, 2.0)
 
 def compare(items: list[Training], selected: int = 8, belief: Belief = VAGUE) -> Verification:
     return compare_trainings(selected, items, ladder=LADDER, belief=belief, num_updates=480)
+
+
+@pytest.mark.parametrize(
+    "cases, patients, is_decided",
+    [
+        (CASES, (), True),
+        (CASES[:7], (), False),
+        (CASES, tuple("ppqqrrss"), False),
+        (CASES + tuple("ijklmnop"), tuple("abcdefgh") * 2, True),
+    ],
+    ids=["eight cases", "seven cases", "four patients", "eight patients"],
+)
+def test_compare_trainings_decides_nothing_by_few_patients(cases, patients, is_decided) -> None:
+    items = [
+        training(width, seed, level, cases, patients)
+        for width, level in ((16, 0.8), (8, 0.8), (4, 0.7))
+        for seed in range(2)
+    ]
+    found = compare(items)
+    assert (found.recommended, found.is_decided) == (8, is_decided)
+
+
+def test_compare_trainings_takes_single_trainings_for_no_proof() -> None:
+    items = [item for item in trainings(w4=0.6, w8=0.7, w16=0.9) if item.seed == 0]
+    found = compare(items)
+    assert found.is_on_plateau is None and not found.is_decided
+    text = verification_summary(found, {4: 1, 8: 2, 16: 3})
+    assert "width 16 gains +0.2000 Dice, but not both were trained twice" in text
+    assert "whether width 4 would do is undecided" in text
+
+
+def test_compare_trainings_has_nothing_to_decide_where_one_width_may_be_used() -> None:
+    found = compare_trainings(
+        8, [training(8, 0, 0.8)], ladder=LADDER, belief=VAGUE, num_updates=480, among=(8,)
+    )
+    assert (found.recommended, found.is_decided) == (8, True)
+    assert "no other width than 8 may be used" in verification_summary(found, {8: 2})
 
 
 def test_compare_trainings_moves_a_choice_below_the_plateau() -> None:
@@ -279,7 +339,7 @@ def test_race_of_tells_differences_from_the_recommended_width() -> None:
     found = compare(trainings(w4=0.7, w8=0.8, w16=0.85, w32=0.851))
     race = race_of(found)
     assert race is not None
-    assert (race.searched, race.num_updates, race.num_cases, race.is_decided) == (8, 480, 2, True)
+    assert (race.searched, race.num_updates, race.num_cases, race.is_decided) == (8, 480, 8, True)
     rows = {row.max_features: row for row in race.widths}
     assert list(rows) == [32, 16, 8, 4]
     assert (rows[16].dice, rows[16].difference) == (pytest.approx(0.8505), 0)
@@ -294,7 +354,7 @@ def test_race_of_tells_differences_from_the_recommended_width() -> None:
         (
             {"w4": 0.7, "w8": 0.8, "w16": 0.804},
             [
-                "480 updates a training, 2 cases held out",
+                "480 updates a training, 8 cases held out",
                 "width 8 is on the plateau: width 16 gains +0.0054 Dice at most; width 4 would not "
                 "do, at -0.0986 at best (tolerance 0.01)",
                 "recommended: width 8, as it is (probability ",

@@ -224,6 +224,9 @@ def test_evaluate_command_takes_the_test_section_of_a_datalist(volumes, capsys, 
     assert "share v" in refused(capsys, *command) or "trained on v" in refused(capsys, *command)
     file.write_text(json.dumps({"training": split["training"], "test": ["imagesTs/a.nii.gz"]}))
     assert "no validation section, nor a test section with labels" in refused(capsys, *command)
+    for section in (["a.png"], "a.png"):
+        file.write_text(json.dumps({"validation": section}))
+        assert "is no list of cases: give a list of objects" in refused(capsys, *command)
     assert "--nsd_tolerance is -1" in refused(capsys, *command, "--nsd_tolerance", "-1")
 
 

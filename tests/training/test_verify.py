@@ -77,7 +77,7 @@ class FakeTrainings:
             self.config = bundle.config("train")
         random.random(), np.random.random(), torch.rand(1)
         level = self.levels[max_features] + 0.001 * seed
-        evaluation = Evaluation(("a", "b"), ((level,), (level,)), ((1.0,), (1.0,)))
+        evaluation = Evaluation(tuple("abcdefgh"), ((level,),) * 8)
         return Training(max_features, fold, seed, epochs, (), evaluation, self.seconds)
 
 
@@ -212,11 +212,49 @@ def test_verify_bundle_trains_near_widths_twice_before_a_far_one_that_leaves_no_
     fake.seconds = 30.0
     fake.levels = {**fake.levels, 32: 0.82, 16: 0.815}
     first = [(8, 0), (4, 0), (16, 0)]
-    verify_bundle(bundle, data=labeled, max_minutes=3.5)  # enough for one training of width 32
+    # Enough for a training of width 32 in place of the second ones, which it is decided without.
+    found = verify_bundle(bundle, data=labeled, max_minutes=3.5)
     assert fake.asked[:6] == [*first, (16, 1), (8, 1), (4, 1)]
+    assert 32 not in found.widths and not found.is_decided
     now[0], fake.asked = 0.0, []
     verify_bundle(bundle, data=labeled, max_minutes=4.5)
-    assert fake.asked[:4] == [*first, (32, 0)]
+    assert fake.asked[:7] == [*first, (32, 0), (16, 1), (8, 1), (4, 1)]
+
+
+def test_verify_bundle_counts_what_goes_before_and_after_a_training(
+    fake, empty_bundles, bundle, labeled, monkeypatch
+) -> None:
+    now = [0.0]
+    monkeypatch.setattr(verification.time, "monotonic", lambda: now[0])
+    fake.on_training = lambda: now.__setitem__(0, now[0] + 100)  # 30 of them the training
+    fake.seconds = 30.0
+    verify_bundle(bundle, data=labeled, max_minutes=4)
+    assert fake.asked == [(8, 0), (4, 0)] and now[0] <= 240
+
+
+def test_verify_bundle_runs_once_where_a_budget_leaves_one_width(
+    fake, empty_bundles, bundle, labeled
+) -> None:
+    opened = Bundle.open(bundle)
+    rung = next(item for item in opened.selection.table.ladder if item.max_features == 1)
+    budget = Budget(1, 0.0, 0.0, max_parameters=rung.num_parameters)
+    selection = replace(opened.selection, max_features=1, budget=budget)
+    found = verify_bundle(replace(opened, selection=selection), data=labeled)
+    assert (fake.asked, found.recommended, found.is_decided) == ([(1, 0)], 1, True)
+
+
+def test_brief_options_measure_cases_of_all_patients(bundle, labeled) -> None:
+    parser = ConfigParser(Bundle.open(bundle).config("train"))
+    names = [f"p{number // 12}_{number}.png" for number in range(36)]
+    cases = [{"image": [name], "label": name} for name in names]
+    parser.update({"val_cases": cases, "group": "p[0-9]"})
+    parser.update(brief_options(parser, Bundle.open(bundle).plan, epochs=1))
+    shown = parser.get_parsed_content("validate#dataset#data")
+    assert len(shown) == verification.MAX_HELD_OUT
+    assert [case["label"][:2] for case in shown[:4]] == ["p0", "p1", "p2", "p0"]
+    parser["group"] = None
+    parser.update(brief_options(parser, Bundle.open(bundle).plan, epochs=1))
+    assert parser.get_parsed_content("validate#dataset#data") == cases[:16]
 
 
 def test_verify_bundle_holds_out_whole_patients(fake, empty_bundles, bundle, labeled) -> None:
@@ -279,7 +317,9 @@ def test_verify_bundle_loads_the_batches_of_a_seed_once(
 
 def test_races_of_slices_crop_in_the_plane_of_the_slices(plan_2d) -> None:
     values = {"batch_size": 2, "cache_rate": 1.0, "trained_size": [256, 192], "train_cases": [1]}
-    parser = SimpleNamespace(get=lambda name: [], get_parsed_content=values.__getitem__)
+    values["val_cases"] = []
+    keys = {"initialize": []}
+    parser = SimpleNamespace(get=keys.get, get_parsed_content=values.__getitem__)
     flat, slices = (
         brief_options(parser, replace(plan_2d, slice_axis=axis))["crop_size"] for axis in (None, 1)
     )
@@ -519,7 +559,7 @@ def test_write_verification_writes_every_case(fake, bundle, labeled) -> None:
     path = write_verification(Bundle.open(bundle), found)
     assert path == bundle / "docs" / "verification.json"
     content = json.loads(path.read_text())
-    assert content["trainings"][0]["evaluation"]["dice"] == [[0.8], [0.8]]
+    assert content["trainings"][0]["evaluation"]["dice"] == [[0.8]] * 8
     assert content["num_updates"] == found.num_updates
 
 
@@ -615,15 +655,18 @@ def test_search_with_labels_goes_on_with_a_race_that_was_stopped(
     assert "exists" in capsys.readouterr().err
 
 
-def test_a_race_without_a_labeled_voxel_says_so_after_one_training(
-    bundle, labeled, monkeypatch, empty_bundles
+@pytest.mark.parametrize(
+    "first, words", [((None,), "none"), ((0.8,), "1")], ids=["nothing", "one case"]
+)
+def test_a_race_without_labeled_voxels_says_so_after_one_training(
+    bundle, labeled, monkeypatch, empty_bundles, first, words
 ) -> None:
     def train(bundle: Bundle, *, epochs, fold, seed, **_: object) -> Training:
-        nothing = Evaluation(("a", "b"), ((None,), (None,)), ((None,), (None,)))
+        nothing = Evaluation(("a", "b"), ((None,), first))
         return Training(bundle.selection.max_features, fold, seed, epochs, (), nothing, 1.0)
 
     monkeypatch.setattr(verification, "train_bundle", train)
-    with pytest.raises(NothingToCompareError, match=r"none of the 2 cases .* \(a, b\): give"):
+    with pytest.raises(NothingToCompareError, match=words + r" of the 2 cases .* \(a, b\), and"):
         verify_bundle(bundle, data=labeled)
 
 
