@@ -198,8 +198,8 @@ def _search(options: SearchOptions, clock: TimePlan, labeled: Mapping[str, str])
         for name, former in kept.other_options().items():
             option = "--data" if name == "images" else f"--{name}"
             raise ValueError(
-                f"the race of {root!r} was begun with another {option} ({former}): give that, or "
-                "another --bundle"
+                f"the race of {root!r} was begun with another {option} ({former}): go on with the "
+                "same command, or give another --bundle"
             )
     _announce("search and race")
     seconds = clock.share(RACE_SHARE)

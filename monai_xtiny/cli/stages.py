@@ -167,7 +167,8 @@ def race_folder(
     # Neither how long and where it may take nor how a path is typed makes another command; the
     # bundle is where this is kept.
     limits = dict.fromkeys(("max_seconds", "max_memory_gb", "device"))
-    asked = {**asdict(options), **limits, "config_file": config_file, **labeled, "bundle": None}
+    given = {"config_file": config_file, "group": None, **labeled, "bundle": None}
+    asked = {**asdict(options), **limits, **given}
     asked = {name: _resolved(value) for name, value in asked.items()}
     return RaceFolder(Path(str(options.bundle)), json.loads(json.dumps(asked, default=str)))
 

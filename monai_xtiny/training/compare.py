@@ -73,9 +73,10 @@ class Verification:
         num_updates: of each training.
         tolerance: in Dice of brief trainings, which favor the wider of two widths.
         confidence_level: of the intervals.
-        is_decided: whether the intervals between the recommended width and its neighbors tell that
-            the wider one, and the best of all, gain less than ``tolerance``, and the narrower one
-            loses more.
+        is_decided: whether the intervals between the recommended width and its neighbors, of two
+            trainings each and 8 patients, tell that the wider one, and the best of all, gain less
+            than ``tolerance``, and the narrower one loses more, and no wider width is left to run;
+            or no other width may be used.
         probabilities: of each width of the ladder to be the smallest that suffices, by these
             trainings and by what was known before; those under half a percent are left out.
     """
@@ -137,7 +138,7 @@ def compare_trainings(
         Difference(width, *difference(selected, width)) for width in dice if width != selected
     )
     shares = raced_belief(belief, dice, tolerance=tolerance, patients=patients).shares(ladder)
-    verdicts = {width: _suffices(dice, width, tolerance, difference) for width in dice}
+    verdicts = {width: _suffices(trainings, width, tolerance, difference) for width in dice}
     enough = min((width for width, verdict in verdicts.items() if verdict), default=max(dice))
     candidates = [
         width for width, verdict in verdicts.items() if verdict is not False and width <= enough
@@ -150,11 +151,8 @@ def compare_trainings(
     beside = neighbors(allowed, recommended)
     narrower = [known[width] for width in beside if width < recommended]
     are_known = all(len(dice.get(width, ())) >= MIN_SEEDS for width in beside)
-    labeled = np.isfinite(dice[selected][0]).any(axis=1)
-    are_known = are_known and len(set(np.asarray(patients)[labeled])) >= MIN_DECIDING
     wider, _ = _neighbors(selected, differences)
-    compared = {selected} if wider is None else {selected, wider.max_features}
-    is_told = wider is None or min(len(dice[width]) for width in compared) >= MIN_SEEDS
+    is_told = wider is None or can_tell(trainings, selected, wider.max_features)
     return Verification(
         selected=selected,
         recommended=recommended,
@@ -223,8 +221,25 @@ def patients_of(trainings: Sequence[Training]) -> tuple[str, ...]:
     return evaluation.patients or evaluation.cases
 
 
+def num_patients(trainings: Sequence[Training]) -> int:
+    """How many patients have a class in some case that was measured."""
+    labeled = (
+        patient
+        for patient, row in zip(patients_of(trainings), trainings[0].evaluation.dice, strict=True)
+        if any(value is not None for value in row)
+    )
+    return len(set(labeled))
+
+
+def can_tell(trainings: Sequence[Training], *widths: int) -> bool:
+    """Whether intervals between some widths are of enough patients and trainings to be believed."""
+    counts = Counter(item.max_features for item in trainings)
+    is_repeated = all(counts[width] >= MIN_SEEDS for width in widths)
+    return is_repeated and num_patients(trainings) >= MIN_DECIDING
+
+
 def _suffices(
-    dice: Mapping[int, np.ndarray],
+    trainings: Sequence[Training],
     width: int,
     tolerance: float,
     difference: Callable[[int, int], tuple[float, float, float]],
@@ -236,20 +251,21 @@ def _suffices(
 
     Returns:
         ``False`` if one is for certain; ``None`` if the intervals do not tell, as those of a single
-        training do not.
+        training or of few patients do not.
     """
+    dice = dice_by_width(trainings)
     is_sure, best = True, best_width(dice)
     for wider, runs in dice.items():
         if wider <= width or (wider != best and len(runs) < MIN_SEEDS):
             continue
-        if min(len(dice[width]), len(runs)) < MIN_SEEDS:
+        if not can_tell(trainings, width, wider):
             is_sure = False
             continue
         _, low, high = difference(width, wider)
         if low > tolerance:
             return False
         is_sure = is_sure and high < tolerance
-    return True if is_sure and len(dice[width]) >= MIN_SEEDS else None
+    return True if is_sure and can_tell(trainings, width) else None
 
 
 def dice_difference(
@@ -395,18 +411,18 @@ def _verdict(found: Verification) -> str:
     """One sentence: the choice, and both neighbors."""
     wider, narrower = _neighbors(found.selected, found.differences)
     tolerance = found.tolerance
-    num_runs = Counter(item.max_features for item in found.trainings)
-    once = {width for width, number in num_runs.items() if number < MIN_SEEDS}
     if not found.differences and found.is_decided:
         return f"no other width than {found.selected} may be used"
     if not found.differences:
         return f"no other width than {found.selected} ran in the time: give more --max_minutes"
     if wider is None:
         text = f"width {found.selected} is the widest that was trained"
-    elif not once.isdisjoint({found.selected, wider.max_features}):
+    elif not can_tell(found.trainings, found.selected, wider.max_features):
+        few = num_patients(found.trainings) < MIN_DECIDING
         text = (
             f"undecided whether width {found.selected} is on the plateau: width "
-            f"{wider.max_features} gains {wider.mean:+.4f} Dice, but not both were trained twice"
+            f"{wider.max_features} gains {wider.mean:+.4f} Dice, but "
+            + ("few cases are held out" if few else "not both were trained twice")
         )
     elif found.is_on_plateau is None:
         text = (
@@ -425,7 +441,7 @@ def _verdict(found: Verification) -> str:
         )
     if narrower is None:
         text += "; it is the narrowest that was trained"
-    elif not once.isdisjoint({found.selected, narrower.max_features}):
+    elif not can_tell(found.trainings, found.selected, narrower.max_features):
         text += f"; whether width {narrower.max_features} would do is undecided"
     elif narrower.low > -tolerance:
         text += f"; width {narrower.max_features} would do, at {narrower.low:+.4f} at worst"
@@ -442,7 +458,13 @@ def _advice(found: Verification) -> str:
     share = found.probabilities.get(found.recommended, 0.0)
     text = f"recommended: width {found.recommended}{same} (probability {share:.0%}"
     if found.is_decided:
-        return f"{text}; the intervals decide it)"
+        return f"{text}; the intervals decide it)" if found.differences else f"{text})"
+    held_out = num_patients(found.trainings)
+    if held_out < MIN_DECIDING:
+        return (
+            f"{text}; undecided: {held_out} cases or patients with a class are held out, and "
+            f"{MIN_DECIDING} are needed to decide: label more)"
+        )
     return (
         f"{text}; undecided: more --num_seeds, --max_minutes or labeled cases narrow the intervals)"
     )

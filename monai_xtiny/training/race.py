@@ -33,7 +33,7 @@ NUM_DRAWS = 2000
 
 
 class NothingToCompareError(ValueError):
-    """No case held out of a race has a labeled voxel, so that no Dice is defined."""
+    """What is held out of a race has labeled voxels of fewer than two patients: no interval."""
 
 
 def brief_tolerance(num_updates: int) -> float:
@@ -123,8 +123,8 @@ def race_steps(
 ) -> tuple[float, float]:
     """Log2 of the smallest width within the tolerance of the best, and its standard deviation.
 
-    The deviation is that of the leaders of bootstrap draws. Cases are drawn with replacement, the
-    same for all widths, and trainings of each width for itself, as
+    The deviation is that of the leaders of bootstrap draws. Patients are drawn with replacement,
+    the same for all widths, and trainings of each width for itself, as
     :func:`monai_xtiny.training.compare.dice_difference` does.
 
     Args:

@@ -36,11 +36,14 @@ from monai_xtiny.system.files import append_line, read_lines, write_json
 from monai_xtiny.training.batches import SharedBatches
 from monai_xtiny.training.check import check_bundle
 from monai_xtiny.training.compare import (
+    MIN_DECIDING,
     MIN_HELD_OUT,
     MIN_SEEDS,
     Verification,
     compare_trainings,
     dice_by_width,
+    num_patients,
+    patients_of,
 )
 from monai_xtiny.training.labeled import data_options
 from monai_xtiny.training.race import (
@@ -133,7 +136,8 @@ def verify_bundle(
         epochs: over all cases, of whole crops; default: 120 updates of small crops, whatever the
             number of cases.
         num_seeds: trainings of a width at most, at least 2; default: 2, or with ``max_minutes`` as
-            many as decide.
+            many as decide. Of fewer than 8 patients held out no more than 2 are run, since nothing
+            is decided by them.
         max_minutes: time after which no training is begun that would not end in it, as far as the
             former ones tell.
         fold: of the split.
@@ -151,9 +155,9 @@ def verify_bundle(
     Raises:
         BlockingIOError: another process uses the work folder.
         FileNotFoundError: there is no bundle, or no data.
-        NothingToCompareError: no case held out has a labeled voxel.
-        ValueError: the data do not fit the bundle, fewer than 2 cases are held out, or fewer than
-            2 seeds, 1 epoch or no time are asked for.
+        NothingToCompareError: of fewer than 2 patients a case with a labeled voxel is held out.
+        ValueError: the data do not fit the bundle, or fewer than 2 seeds, 1 epoch or no time are
+            asked for.
     """
     start = time.monotonic()
     bundle = Bundle.open(bundle_dir)
@@ -244,17 +248,17 @@ def race_widths(
         num_updates: of a training.
 
     Raises:
-        NothingToCompareError: no case held out has a labeled voxel.
-        ValueError: the trainings were measured on different cases, or on too few with a class.
+        NothingToCompareError: of fewer than 2 patients a case with a labeled voxel is held out.
+        ValueError: the trainings were measured on different cases.
     """
     trainings = [train(selected, seeds[0])]
     cases = trainings[0].evaluation.cases
-    labeled = np.isfinite(dice_by_width(trainings)[selected]).any(axis=(0, 2))
-    if labeled.sum() < MIN_HELD_OUT:
+    labeled = num_patients(trainings)
+    if labeled < MIN_HELD_OUT:
         raise NothingToCompareError(
-            f"{int(labeled.sum()) or 'none'} of the {len(cases)} cases held out of the race has a "
-            f"labeled voxel ({name_some(cases)}), and an interval needs {MIN_HELD_OUT}: give "
-            "another --fold, or a --datalist whose validation has some"
+            f"{labeled or 'none'} of the {len(set(patients_of(trainings)))} cases or patients held "
+            f"out of the race has a labeled voxel ({name_some(cases)}), and an interval needs "
+            f"{MIN_HELD_OUT}: give another --fold, or a --datalist whose validation has some"
         )
 
     tolerance = brief_tolerance(num_updates)
@@ -278,7 +282,9 @@ def race_widths(
             break
         trainings.append(train(missing[0], seeds[0]))
     found = compared()
-    for number in seeds[1:] if not found.is_decided else ():
+    # Of few patients further seeds would not decide it either.
+    last = len(seeds) if labeled >= MIN_DECIDING else MIN_SEEDS
+    for number in seeds[1:last] if not found.is_decided else ():
         # Those that may yet be the answer; the bundle's own, which the others are told against; the
         # best, which the leader is compared with; and what later seeds ask for.
         dice = dice_by_width(trainings)
@@ -383,12 +389,12 @@ def _brief_training(bundle: Bundle, options: Mapping[str, Any], epochs: int | No
     parser.update({"bundle_root": str(bundle.root), **options})
     training, held_out = (parser.get_parsed_content(f"{part}_cases") for part in ("train", "val"))
     if len(held_out) >= MIN_HELD_OUT > len(set(_held_out_patients(parser))):
-        raise ValueError(
+        raise NothingToCompareError(
             f"fold {options['fold']} holds out cases of one patient, and an interval needs "
             f"{MIN_HELD_OUT} patients: label more, or give another --fold"
         )
     if len(held_out) < MIN_HELD_OUT:
-        raise ValueError(
+        raise NothingToCompareError(
             f"fold {options['fold']} holds out {len(held_out)} of "
             f"{len(training) + len(held_out)} labeled cases, and an interval needs "
             f"{MIN_HELD_OUT}: label more cases, or give another --fold or a --datalist with a "

@@ -100,7 +100,7 @@ def test_auto_goes_on_with_a_race_of_the_same_options_alone(
     command = ("auto", "--data", labeled, "--bundle", tmp_path / "x_segmentation")
     assert run_main(*command) == 130
     line = refused(capsys, *command, "--group", "c(.)")
-    assert "was begun with another --group (None): give that, or another --bundle" in line
+    assert "was begun with another --group (None): go on with the same command, or" in line
     assert run_main(*command) == 130
     assert "going on with its race" in capsys.readouterr().out
 

@@ -244,6 +244,37 @@ def test_compare_trainings_decides_nothing_by_few_patients(cases, patients, is_d
     ]
     found = compare(items)
     assert (found.recommended, found.is_decided) == (8, is_decided)
+    assert found.is_on_plateau is (True if is_decided else None)
+    text = verification_summary(found, {4: 1, 8: 2, 16: 3})
+    assert ("the intervals decide it" in text) is is_decided
+    assert ("are needed to decide: label more" in text) is not is_decided
+    assert ("but few cases are held out; whether width 4 would do is" in text) is not is_decided
+
+
+def test_compare_trainings_draws_patients_with_all_their_cases() -> None:
+    # Eight patients with four cases each: half of them gain by the wider network, half lose.
+    gains = np.repeat([0.02, -0.02] * 4, 4)
+    patients = tuple(f"p{number // 4}" for number in range(32))
+    sizes = []
+    for known in (patients, ()):
+        items = [
+            replace(
+                training(width, seed, 0.8),
+                evaluation=Evaluation(
+                    tuple(f"c{number:02}" for number in range(32)),
+                    tuple((0.8 + gain * (width > 8),) for gain in gains),
+                    patients=known,
+                ),
+            )
+            for width in (16, 8)
+            for seed in range(2)
+        ]
+        found = compare(items)
+        (difference,) = found.differences
+        (row,) = (row for row in race_of(found).widths if row.max_features != found.recommended)
+        sizes.append(difference.high - difference.low)
+        assert row.high - row.low == pytest.approx(sizes[-1], abs=1e-4)
+    assert sizes[0] > 1.7 * sizes[1]
 
 
 def test_compare_trainings_takes_single_trainings_for_no_proof() -> None:

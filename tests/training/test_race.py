@@ -81,6 +81,17 @@ def test_neighbors_end_with_the_ladder(width, expected) -> None:
     assert neighbors(LADDER, width) == expected
 
 
+def test_race_steps_draw_patients_with_all_their_cases() -> None:
+    generator = np.random.default_rng(0)
+    alone = {width: 0.8 + generator.normal(0, 0.03, (2, 8, 1)) for width in (16, 8, 4)}
+    frames = {width: np.repeat(dice, 3, axis=1) for width, dice in alone.items()}
+    patients = tuple(np.repeat(list("abcdefgh"), 3))
+    assert race_steps(frames, patients=patients) == pytest.approx(race_steps(alone))
+    assert race_steps(frames)[1] != pytest.approx(race_steps(alone)[1], rel=0.05)
+    belief = Belief(3.0, 2.0)
+    assert raced_belief(belief, frames, patients=patients) == raced_belief(belief, alone)
+
+
 def test_race_steps_are_sure_where_the_cases_agree_and_unsure_where_they_do_not() -> None:
     assert race_steps(runs(w16=0.8, w8=0.7, w4=0.5)) == (4, 0)
     close = runs(w16=0.8, w8=0.79, w4=0.5)

@@ -65,6 +65,7 @@ class FakeTrainings:
         self.stop_at: tuple[int, int] | None = None
         self.on_training: Callable[[], object] = lambda: None
         self.seconds = 1.0
+        self.cases = tuple("abcdefgh")
 
     def __call__(self, bundle: Bundle, *, epochs, fold, seed, **options) -> Training:
         max_features = bundle.selection.max_features
@@ -77,7 +78,7 @@ class FakeTrainings:
             self.config = bundle.config("train")
         random.random(), np.random.random(), torch.rand(1)
         level = self.levels[max_features] + 0.001 * seed
-        evaluation = Evaluation(tuple("abcdefgh"), ((level,),) * 8)
+        evaluation = Evaluation(self.cases, ((level,),) * len(self.cases))
         return Training(max_features, fold, seed, epochs, (), evaluation, self.seconds)
 
 
@@ -241,6 +242,24 @@ def test_verify_bundle_runs_once_where_a_budget_leaves_one_width(
     selection = replace(opened.selection, max_features=1, budget=budget)
     found = verify_bundle(replace(opened, selection=selection), data=labeled)
     assert (fake.asked, found.recommended, found.is_decided) == ([(1, 0)], 1, True)
+
+
+def test_verify_bundle_ends_after_two_seeds_where_few_cases_are_held_out(
+    fake, empty_bundles, bundle, labeled
+) -> None:
+    fake.cases = tuple("abcdefg")
+    found = verify_bundle(bundle, data=labeled, max_minutes=60)
+    assert fake.asked == ALL and (found.recommended, found.is_decided) == (8, False)
+
+
+def test_verify_bundle_refuses_to_hold_out_a_single_patient(
+    fake, bundle, labeled, tmp_path
+) -> None:
+    group = tmp_path / "patients.json"
+    group.write_text(json.dumps({f"c{number}": f"p{number // 5}" for number in range(10)}))
+    with pytest.raises(NothingToCompareError, match="fold 0 holds out cases of one patient"):
+        verify_bundle(bundle, data=labeled, group=str(group))
+    assert fake.asked == []
 
 
 def test_brief_options_measure_cases_of_all_patients(bundle, labeled) -> None:
@@ -656,17 +675,23 @@ def test_search_with_labels_goes_on_with_a_race_that_was_stopped(
 
 
 @pytest.mark.parametrize(
-    "first, words", [((None,), "none"), ((0.8,), "1")], ids=["nothing", "one case"]
+    "second, patients, words",
+    [
+        (None, (), "none of the 2 cases"),
+        (0.8, (), "1 of the 2 cases"),
+        (0.8, ("p", "p"), "1 of the 1 cases"),
+    ],
+    ids=["nothing", "one case", "one patient"],
 )
 def test_a_race_without_labeled_voxels_says_so_after_one_training(
-    bundle, labeled, monkeypatch, empty_bundles, first, words
+    bundle, labeled, monkeypatch, empty_bundles, second, patients, words
 ) -> None:
     def train(bundle: Bundle, *, epochs, fold, seed, **_: object) -> Training:
-        nothing = Evaluation(("a", "b"), ((None,), first))
+        nothing = Evaluation(("a", "b"), ((None,), (second,)), patients=patients)
         return Training(bundle.selection.max_features, fold, seed, epochs, (), nothing, 1.0)
 
     monkeypatch.setattr(verification, "train_bundle", train)
-    with pytest.raises(NothingToCompareError, match=words + r" of the 2 cases .* \(a, b\), and"):
+    with pytest.raises(NothingToCompareError, match=words + r" or patients .* \(a, b\), and"):
         verify_bundle(bundle, data=labeled)
 
 
