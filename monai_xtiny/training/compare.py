@@ -223,12 +223,8 @@ def patients_of(trainings: Sequence[Training]) -> tuple[str, ...]:
 
 def num_patients(trainings: Sequence[Training]) -> int:
     """How many patients have a class in some case that was measured."""
-    labeled = (
-        patient
-        for patient, row in zip(patients_of(trainings), trainings[0].evaluation.dice, strict=True)
-        if any(value is not None for value in row)
-    )
-    return len(set(labeled))
+    labeled = np.isfinite(np.array(trainings[0].evaluation.dice, dtype=float)).any(axis=1)
+    return len(set(np.array(patients_of(trainings))[labeled]))
 
 
 def can_tell(trainings: Sequence[Training], *widths: int) -> bool:

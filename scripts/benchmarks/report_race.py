@@ -59,6 +59,7 @@ class Task:
         crossings: of every search, in log2 of the width.
         runs: of every search.
         brief: Dice of brief trainings, by number of updates and seed.
+        patients: of each held-out case of these; empty where each is of its own.
     """
 
     truth: Truth
@@ -66,6 +67,7 @@ class Task:
     crossings: list[float]
     runs: list[Run]
     brief: dict[tuple[int, int], Dice]
+    patients: tuple[str, ...] = ()
 
     @property
     def needed(self) -> float:
@@ -150,7 +152,7 @@ def main() -> None:
 
 def is_real(name: str) -> bool:
     """Whether a task is a real data set."""
-    return name in (*REAL, "ultrasound", "cardiac")
+    return name in REAL
 
 
 def read_tasks(folder: Path) -> dict[str, Task]:
@@ -158,7 +160,9 @@ def read_tasks(folder: Path) -> dict[str, Task]:
     truths = read_trainings(folder / "selection_trainings.csv", folder / "selection_ladders.csv")
     runs = read_scores(folder / "selection_scores.csv")
     brief: dict[str, dict[tuple[int, int], Dice]] = defaultdict(lambda: defaultdict(dict))
+    patients = {}
     for line in read_lines(folder / "race.jsonl"):
+        patients[line["task"]] = tuple(line["evaluation"].get("patients", ()))
         dice = np.array(line["evaluation"]["dice"], dtype=float)[None]
         brief[line["task"]][line["updates"], line["seed"]][line["max_features"]] = dice
     widths = set(RACED)
@@ -172,6 +176,7 @@ def read_tasks(folder: Path) -> dict[str, Task]:
                 [crossing(first_means(run), THRESHOLD) for run in runs[name]],
                 runs[name],
                 found,
+                patients[name],
             )
     return tasks
 
@@ -388,8 +393,12 @@ def verified_picks(task: Task, fitted: Fit, kind: Kind) -> list[int]:
 def recorded(task: Task, width: int, seed: int, updates: int) -> Training:
     """A brief training as verify would have had it, with its number of held-out cases."""
     dice = some_cases({width: task.brief[updates, seed][width]}, MAX_HELD_OUT)[width][0]
-    cases = tuple(map(str, range(len(dice))))
-    return Training(width, 0, seed, 0, (), Evaluation(cases, tuple(map(tuple, dice)), ()), 0.0)
+    evaluation = Evaluation(
+        tuple(map(str, range(len(dice)))),
+        tuple(map(tuple, dice)),
+        patients=task.patients[: len(dice)],
+    )
+    return Training(width, 0, seed, 0, (), evaluation, 0.0)
 
 
 def pick(belief: Belief, among: Iterable[int] | None = None) -> int:

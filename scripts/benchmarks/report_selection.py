@@ -40,7 +40,10 @@ NUM_VOTES = 5
 NUM_POOLED = 8
 # Bounds of stated confidences.
 CONFIDENCES = (0.5, 0.8, 0.95)
-REAL = ("fluorescence", "stain", "hippocampus_slices", "hippocampus_3d", "hippocampus_merged")
+REAL = (
+    "fluorescence", "stain", "hippocampus_slices", "hippocampus_3d", "hippocampus_merged",
+    "ultrasound", "cardiac",
+)  # fmt: skip
 
 
 @dataclass(frozen=True)

@@ -7,12 +7,12 @@ usage: python scripts/benchmarks/selection.py train --work DIR [--data ROOT] [--
        python scripts/benchmarks/report_selection.py --output docs/benchmarks
 
 The tasks are the synthetic ones of make_synthetic_data.py and, with --data, the real sets: two of
-microscopy, and hippocampus MRI slice by slice and in 3D. 'train' trains every width by the emitted
-recipe; each finished training is a line of DIR/trainings.jsonl and is not repeated, so that the
-benchmark can be stopped, resumed and grown, on another machine too. 'score' searches each task
-again and again, every run with its own images and initializations, and measures what else untrained
-networks show: a file a run in DIR/scores. 'tables' writes both as CSV, and report_selection.py
-makes every table and figure from the CSV alone.
+microscopy, hippocampus MRI slice by slice and in 3D, breast ultrasound and cardiac MRI. 'train'
+trains every width by the emitted recipe; each finished training is a line of DIR/trainings.jsonl
+and is not repeated, so that the benchmark can be stopped, resumed and grown, on another machine
+too. 'score' searches each task again and again, every run with its own images and initializations,
+and measures what else untrained networks show: a file a run in DIR/scores. 'tables' writes both as
+CSV, and report_selection.py makes every table and figure from the CSV alone.
 """
 
 from __future__ import annotations
@@ -41,7 +41,6 @@ class Task:
         is_real: needs --data.
         search: further options of the search that plans.
         overrides: keys of train.json that reduce the cost, or suit the images.
-        is_trained: whether so many epochs train it, so that it has an oracle.
     """
 
     folder: str
@@ -49,7 +48,6 @@ class Task:
     is_real: bool = False
     search: tuple[str, ...] = ()
     overrides: dict[str, Any] = field(default_factory=dict)
-    is_trained: bool = True
 
 
 SYNTHETIC = (
@@ -71,16 +69,13 @@ TASKS = {
     "hippocampus_merged": Task(
         "hippocampus_merged", 5, is_real=True, search=("--spatial_dims", "2")
     ),
-    "ultrasound": Task(
-        "Dataset070_BUSIhalf", 4, is_real=True, overrides=ORIENTED, is_trained=False
-    ),
+    "ultrasound": Task("Dataset070_BUSIhalf", 4, is_real=True, overrides=ORIENTED),
     # Several frames of a patient, whose name comes first.
     "cardiac": Task(
         "Dataset078_SunnybrookLV",
         5,
         is_real=True,
         overrides={**ORIENTED, "group": r"(SC-.+-\d+)-\d+"},
-        is_trained=False,
     ),
 }
 MERGED = "Dataset004_Hippocampus"
@@ -345,7 +340,7 @@ def write_tables(arguments: argparse.Namespace) -> None:
     from monai_xtiny.system.files import read_lines
     from monai_xtiny.training.train import training_from_dict
 
-    trained = [name for name in wanted_tasks(arguments) if TASKS[name].is_trained]
+    trained = wanted_tasks(arguments)
     journal = read_lines(arguments.work / "trainings.jsonl")
     lines = [line for line in journal if line["task"] in trained]
     scores = [
