@@ -339,20 +339,24 @@ def settings_table(
     rows = [
         "Difference to the main setting of the task, paired by case.",
         "",
-        "| task | network | setting | Dice | minus that of the main setting |",
-        "|---|---|---|---:|---:|",
+        "| task | network | setting | Dice | minus that of the main setting | "
+        "Dice of the pick, trained alike, minus its own |",
+        "|---|---|---|---:|---:|---:|",
     ]
     by_task = {setting.task: setting for setting in settings}
     for setting, networks in groups.items():
         main_setting = by_task[setting.task]
         if setting == main_setting:
             continue
+        pick, picked = pick_of(networks)
         for network, lines in networks.items():
             reference = groups[main_setting].get(network)
+            is_pick = network == f"width_{pick}" or not picked
             rows.append(
-                f"| {setting.task} | {title(network, lines[0]['pick'])} | {setting} | "
+                f"| {setting.task} | {title(network, pick)} | {setting} | "
                 f"{shown(interval(case_means(lines, 'dice'), lines[0]['patients']))} | "
-                f"{shown(difference(lines, reference), sign='+') if reference else '-'} |"
+                f"{shown(difference(lines, reference), sign='+') if reference else '-'} | "
+                f"{'-' if is_pick else shown(difference(picked, lines), sign='+')} |"
             )
     return rows
 
