@@ -143,6 +143,9 @@ def main() -> None:
         ("Real data", [name for name in tasks if is_real(name)]),
     ):
         lines += ["", f"## {title}", "", *judge(tasks, fits, part)]
+    kind = (120, 2)  # what verify runs
+    lines += ["", f"## `verify`, {kind_name(kind)}, task by task", ""]
+    lines += verified_table(tasks, fits, kind)
     lines += ["", "## Behind the best, after brief and after whole trainings", "", *gaps(tasks)]
     lines += ["", "## Probabilities", "", *calibration(tasks, fits)]
     lines += ["", "## Constants, fitted on all tasks", "", *constants(fit(list(tasks.values())))]
@@ -341,6 +344,27 @@ def judge(tasks: dict[str, Task], fits: dict[str, Fit], part: Sequence[str]) -> 
         add(
             f"**`verify`**, {kind_name(kind)}, {MAX_HELD_OUT} cases",
             lambda _, task, fitted, k=kind: verified_picks(task, fitted, k),
+        )
+    return rows
+
+
+def verified_table(tasks: dict[str, Task], fits: dict[str, Fit], kind: Kind) -> list[str]:
+    """What the package's own race recommends for each task, and what that loses."""
+    rows = [
+        "| task | oracle | it loses | recommended | steps | Dice lost | at most | races |",
+        "|---|---:|---:|---|---:|---:|---:|---:|",
+    ]
+    for name, task in tasks.items():
+        found = verified_picks(task, fits[name], kind)
+        if not found:
+            continue
+        counts = ", ".join(f"{width} x {count}" for width, count in Counter(found).most_common())
+        steps = [abs(math.log2(width) - task.needed) for width in found]
+        lost = [max(0.0, task.truth.dice_lost(min(width, 32))) for width in found]
+        oracle = task.truth.dice_lost(task.truth.oracle)
+        rows.append(
+            f"| {name} | {task.truth.oracle} | {oracle:.4f} | {counts} | {np.mean(steps):.2f} | "
+            f"{np.mean(lost):.4f} | {max(lost):.4f} | {len(found)} |"
         )
     return rows
 
