@@ -25,6 +25,11 @@ def draw_cases(
 ) -> np.ndarray:
     """How often each case is drawn, (num_draws, cases): all cases of a drawn patient.
 
+    Args:
+        generator: that draws as many patients as there are, with replacement.
+        patients: of each case.
+        num_draws: of the bootstrap.
+
     >>> draw_cases(np.random.default_rng(0), ["a", "a", "b"], 3)
     array([[1, 1, 1],
            [1, 1, 1],

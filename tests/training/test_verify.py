@@ -91,6 +91,16 @@ def fake(monkeypatch) -> FakeTrainings:
 
 
 @pytest.fixture
+def clock(fake, monkeypatch) -> list[float]:
+    """The time in s, as races see it: each training takes 30."""
+    now = [0.0]
+    monkeypatch.setattr(verification.time, "monotonic", lambda: now[0])
+    fake.on_training = lambda: now.__setitem__(0, now[0] + 30)
+    fake.seconds = 30.0
+    return now
+
+
+@pytest.fixture
 def empty_bundles(monkeypatch) -> None:
     """Nothing is exported for the trainings: most tests of theirs need no files."""
 
@@ -185,39 +195,31 @@ def test_verify_bundle_runs_undecided_widths_with_more_seeds(
 
 
 def test_verify_bundle_begins_no_training_that_would_not_end_in_time(
-    fake, empty_bundles, bundle, labeled, monkeypatch
+    fake, empty_bundles, bundle, labeled, clock
 ) -> None:
-    now = [0.0]
-    monkeypatch.setattr(verification.time, "monotonic", lambda: now[0])
-    fake.on_training = lambda: now.__setitem__(0, now[0] + 30)
-    fake.seconds = 30.0
     found = verify_bundle(bundle, data=labeled, max_minutes=1.6)  # 96 s
     # A wider one takes longer; the time that is left goes to second seeds.
     assert fake.asked == [(8, 0), (4, 0), (8, 1)]
     assert not found.is_decided and found.recommended == 8
-    now[0], fake.asked = 0.0, []
+    clock[0], fake.asked = 0.0, []
     found = verify_bundle(bundle, data=labeled, max_minutes=60)
     assert fake.asked == ALL and found.is_decided
     fake.levels[16] = 0.8 + 0.99 * brief_tolerance(verification.NUM_UPDATES)
-    now[0], fake.asked = 0.0, []
+    clock[0], fake.asked = 0.0, []
     found = verify_bundle(bundle, data=labeled, max_minutes=8)
     assert 9 < len(fake.asked) < 17 and not found.is_decided
 
 
 def test_verify_bundle_trains_near_widths_twice_before_a_far_one_that_leaves_no_time_for_it(
-    fake, empty_bundles, bundle, labeled, monkeypatch
+    fake, empty_bundles, bundle, labeled, clock
 ) -> None:
-    now = [0.0]
-    monkeypatch.setattr(verification.time, "monotonic", lambda: now[0])
-    fake.on_training = lambda: now.__setitem__(0, now[0] + 30)
-    fake.seconds = 30.0
     fake.levels = {**fake.levels, 32: 0.82, 16: 0.815}
     first = [(8, 0), (4, 0), (16, 0)]
     # Enough for a training of width 32 in place of the second ones, which it is decided without.
     found = verify_bundle(bundle, data=labeled, max_minutes=3.5)
     assert fake.asked[:6] == [*first, (16, 1), (8, 1), (4, 1)]
     assert 32 not in found.widths and not found.is_decided
-    now[0], fake.asked = 0.0, []
+    clock[0], fake.asked = 0.0, []
     verify_bundle(bundle, data=labeled, max_minutes=4.5)
     assert fake.asked[:7] == [*first, (32, 0), (16, 1), (8, 1), (4, 1)]
 
