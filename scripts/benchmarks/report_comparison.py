@@ -80,9 +80,8 @@ def report(lines: Sequence[Line], latencies: Sequence[Line]) -> list[str]:
     main_settings = main_of(list(groups), groups)
     parts = ["# Tables: the paper's comparison", "", "## In short", ""]
     parts += verdicts(main_settings, groups)
-    if len(groups) > len(main_settings):
-        parts += ["", "## Other numbers of updates, other learning rates", ""]
-        parts += settings_table(main_settings, groups)
+    parts += lengths_table(main_settings, groups)
+    parts += settings_table(main_settings, groups)
     for setting in main_settings:
         parts += ["", f"## {setting.task}", "", *task_table(setting, groups[setting], latencies)]
     return parts
@@ -271,20 +270,20 @@ def verdicts(
         "The paper claims that the pick is as good as the full width, and better than other light "
         f"networks. *Not worse*: the interval of the paired difference is above -{MARGIN}; "
         "*better*, *worse*: it does not hold zero; *open*: neither. The full width no longer gains "
-        f"where half of its updates lose less than {MARGIN}.",
+        f"where the last doubling of its updates gained it less than {MARGIN}.",
         "",
-        "| task | pick | of the full width's parameters | full width at half its updates | "
-        "against full width | better than | worse than | open |",
-        "|---|---:|---:|---|---|---|---|---|",
+        "| task | updates | pick | of the full width's parameters | against full width | "
+        "better than | worse than | open | full width, updates doubled |",
+        "|---|---:|---:|---:|---|---|---|---|---|",
     ]
     for setting in settings:
         networks = groups[setting]
         pick, picked = pick_of(networks)
         if not picked:
-            rows.append(f"| {setting.task} | {pick} | not trained | | | | | |")
+            rows.append(f"| {setting.task} | | {pick} | not trained | | | | | |")
             continue
         sides: dict[str, list[str]] = {"better": [], "worse": [], "open": []}
-        against, share, half = "not trained", "-", "not trained"
+        against, share = "not trained", "-"
         for network, lines in networks.items():
             if network == f"width_{pick}":
                 continue
@@ -293,13 +292,13 @@ def verdicts(
                 ratio = lines[0]["num_parameters"] / picked[0]["num_parameters"]
                 share = f"1/{ratio:,.0f}"
                 against = f"{shown(found, sign='+')}: {full_verdict(found)}"
-                half = half_verdict(setting, lines, groups)
                 continue
             side = "better" if found[1] > 0 else "worse" if found[2] < 0 else "open"
             sides[side].append(title(network, pick))
         names = [", ".join(sides[side]) or "-" for side in ("better", "worse", "open")]
         rows.append(
-            f"| {setting.task} | {pick} | {share} | {half} | {against} | {' | '.join(names)} |"
+            f"| {setting.task} | {num_updates(networks)} | {pick} | {share} | {against} | "
+            f"{' | '.join(names)} | {doubling_verdict(setting, groups)} |"
         )
     return rows
 
@@ -313,40 +312,89 @@ def full_verdict(found: tuple[float, float, float]) -> str:
     return "worse" if found[2] < 0 else "open"
 
 
-def half_verdict(
-    setting: Setting, lines: Sequence[Line], groups: dict[Setting, dict[str, list[Line]]]
-) -> str:
-    """What half of the updates, or fewer, cost the full width."""
-    shorter = [
+def num_updates(networks: dict[str, list[Line]]) -> int:
+    """Of each training, in whole epochs."""
+    return int(next(iter(networks.values()))[0]["num_updates"])
+
+
+def lengths_of(setting: Setting, groups: dict[Setting, dict[str, list[Line]]]) -> list[Setting]:
+    """The settings that differ in updates alone and have the full width, shortest first."""
+    found = [
         item
         for item in groups
-        if "full" in groups[item]
-        and replace(item, updates=setting.updates) == setting
-        and 2 * item.updates <= setting.updates
+        if "full" in groups[item] and replace(item, updates=setting.updates) == setting
     ]
-    if not shorter:
+    return sorted(found, key=lambda item: item.updates)
+
+
+def gain_of(
+    network: str, setting: Setting, groups: dict[Setting, dict[str, list[Line]]]
+) -> tuple[float, float, float] | None:
+    """Dice that a network has more than with half of the updates, or fewer; ``None``: unknown."""
+    shorter = [
+        item
+        for item in lengths_of(setting, groups)
+        if 2 * item.updates <= setting.updates and network in groups[item]
+    ]
+    if not shorter or network not in groups[setting]:
+        return None
+    return difference(groups[setting][network], groups[shorter[-1]][network])
+
+
+def doubling_verdict(setting: Setting, groups: dict[Setting, dict[str, list[Line]]]) -> str:
+    """Whether the last doubling of the updates still gained the full width anything."""
+    lengths = lengths_of(setting, groups)
+    found = gain_of("full", lengths[-1], groups) if lengths else None
+    if found is None:
         return "not trained"
-    longest = max(shorter, key=lambda item: item.updates)
-    found = difference(groups[longest]["full"], lines)
-    verdict = "no longer gains" if found[1] > -MARGIN else "gains" if found[2] < 0 else "open"
-    return f"{shown(found, sign='+')} ({longest.updates}): {verdict}"
+    verdict = "no longer gains" if found[2] < MARGIN else "gains" if found[1] > 0 else "open"
+    return f"{shown(found, sign='+')} (to {num_updates(groups[lengths[-1]])}): {verdict}"
+
+
+def lengths_table(
+    settings: Sequence[Setting], groups: dict[Setting, dict[str, list[Line]]]
+) -> list[str]:
+    """Full width and pick against the number of updates, where there is more than one."""
+    rows = []
+    for setting in settings:
+        lengths = lengths_of(setting, groups)
+        for item in lengths if len(lengths) > 1 else ():
+            networks = groups[item]
+            pick, picked = pick_of(networks)
+            full = networks["full"]
+            cells = [setting.task, str(num_updates(networks))]
+            cells += [
+                f"{dice_means(lines).mean():.4f}" if lines else "-" for lines in (full, picked)
+            ]
+            cells.append(shown(difference(picked, full), sign="+") if picked else "-")
+            for network in ("full", f"width_{pick}"):
+                gain = gain_of(network, item, groups)
+                cells.append(shown(gain, sign="+") if gain else "-")
+            rows.append("| " + " | ".join(cells) + " |")
+    if not rows:
+        return []
+    return [
+        "",
+        "## How long is long enough",
+        "",
+        "Gains are against half of the updates, paired by case.",
+        "",
+        "| task | updates | Dice, full width | Dice, pick | pick minus full width | "
+        "full width's gain | pick's gain |",
+        "|---|---:|---:|---:|---:|---:|---:|",
+        *rows,
+    ]
 
 
 def settings_table(
     settings: Sequence[Setting], groups: dict[Setting, dict[str, list[Line]]]
 ) -> list[str]:
-    """Networks that were also trained otherwise, against the main setting."""
-    rows = [
-        "Difference to the main setting of the task, paired by case.",
-        "",
-        "| task | network | setting | Dice | minus that of the main setting | "
-        "Dice of the pick, trained alike, minus its own |",
-        "|---|---|---|---:|---:|---:|",
-    ]
+    """Networks trained otherwise than the main setting and its lengths, against the main one."""
+    rows = []
     by_task = {setting.task: setting for setting in settings}
     for setting, networks in groups.items():
         main_setting = by_task[setting.task]
-        if setting == main_setting:
+        if setting in (main_setting, *lengths_of(main_setting, groups)):
             continue
         pick, picked = pick_of(networks)
         for network, lines in networks.items():
@@ -358,7 +406,19 @@ def settings_table(
                 f"{shown(difference(lines, reference), sign='+') if reference else '-'} | "
                 f"{'-' if is_pick else shown(difference(picked, lines), sign='+')} |"
             )
-    return rows
+    if not rows:
+        return []
+    return [
+        "",
+        "## Other settings",
+        "",
+        "Difference to the main setting of the task, paired by case.",
+        "",
+        "| task | network | setting | Dice | minus that of the main setting | "
+        "Dice of the pick, trained alike, minus its own |",
+        "|---|---|---|---:|---:|---:|",
+        *rows,
+    ]
 
 
 if __name__ == "__main__":

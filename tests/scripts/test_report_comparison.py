@@ -64,15 +64,35 @@ def test_report_says_where_the_claim_holds() -> None:
         "date": "2026-11-26", "processor": "x",
     }  # fmt: skip
     text = "\n".join(report(lines, [latency]))
-    row = next(part for part in text.splitlines() if part.startswith("| cardiac | 8 |"))
+    row = next(part for part in text.splitlines() if part.startswith("| cardiac | 104 | 8 |"))
     assert "-0.0010 [-0.0010, -0.0010]: not worse | UNeXt | width 32 | - |" in row
-    assert "-0.0020 [-0.0020, -0.0020] (50): no longer gains |" in row
+    assert row.endswith("| +0.0020 [+0.0020, +0.0020] (to 104): no longer gains |")
     assert "| UNeXt | 5,000 | 1 | 12.3 |" in text and "(1 without)" in text
     assert "| **width 8, the pick** |" in text
-    # What half of the updates were worth, against all.
     assert "100 updates of 2 crops, learning rate 0.01 (104 updates in whole epochs)" in text
-    assert "50 updates of 2 crops, learning rate 0.01 | 0.9240" in text
-    assert "| -0.0020 [-0.0020, -0.0020] |" in text
+    assert "Other settings" not in text
+
+
+def test_report_follows_the_longest_training_of_the_full_width() -> None:
+    lines = [
+        *(line(name, [0.80, 0.82]) for name in ("full", "width_8", "unext")),
+        line("full", [0.70, 0.72], updates=60),
+        line("full", [0.84, 0.86], updates=200),
+        line("width_8", [0.81, 0.83], updates=200),
+        line("full", [0.78, 0.80], learning_rate=0.001),
+    ]
+    text = "\n".join(report(lines, []))
+    # Most networks have 100 updates, but the full width was trained longer.
+    assert "(to 204): gains |" in text
+    rows = [part for part in text.splitlines() if part.startswith("| cardiac |")]
+    # 60 updates are more than half of 100, so those have no gain.
+    assert rows[1] == "| cardiac | 64 | 0.7100 | - | - | - | - |"
+    assert rows[2].endswith("| +0.0000 [+0.0000, +0.0000] | - | - |")
+    assert rows[3].startswith("| cardiac | 204 | 0.8500 | 0.8200 | -0.0300 ")
+    assert "| +0.0400 [+0.0400, +0.0400] | +0.0100 [+0.0100, +0.0100] |" in rows[3]
+    assert rows[4].startswith(
+        "| cardiac | full width | 100 updates of 2 crops, learning rate 0.001"
+    )
 
 
 def test_report_compares_objects_case_by_case() -> None:
