@@ -65,10 +65,11 @@ TASKS = {
         "Dataset004_Hippocampus", 5, is_real=True, search=("--spatial_dims", "2")
     ),
     "hippocampus_3d": Task("Dataset004_Hippocampus", 8, is_real=True),
-    # The same images with one class instead of two, which merge_classes makes of them.
+    # The same images with other labels, which relabel makes of theirs.
     "hippocampus_merged": Task(
         "hippocampus_merged", 5, is_real=True, search=("--spatial_dims", "2")
     ),
+    "stain_outlines": Task("stain_outlines", 22, is_real=True, overrides=CROP),
     "ultrasound": Task("Dataset070_BUSIhalf", 4, is_real=True, overrides=ORIENTED),
     # Several frames of a patient, whose name comes first.
     "cardiac": Task(
@@ -78,8 +79,12 @@ TASKS = {
         overrides={**ORIENTED, "group": r"(SC-.+-\d+)-\d+"},
     ),
 }
-MERGED = "Dataset004_Hippocampus"
-
+# Of a task with labels made from those of another set: that set, and the classes.
+RELABELED = {
+    "hippocampus_merged": ("Dataset004_Hippocampus", ("hippocampus",)),
+    "stain_outlines": ("Dataset077_DSB2018Stain", ("inside", "outline")),
+}
+OUTLINE = 2  # pixels
 
 # Of each search; and the wide networks that some of the further statistics compare with.
 NUM_IMAGES = 8
@@ -124,8 +129,9 @@ def task_root(arguments: argparse.Namespace, name: str) -> Path:
     if task.is_real and arguments.data is None:
         raise SystemExit(f"error: {name} is of real data: give --data ROOT")
     root = arguments.work / "data"
-    if name == "hippocampus_merged":
-        return merge_classes(arguments.data / MERGED, root / name)
+    if name in RELABELED:
+        source, classes = RELABELED[name]
+        return relabel(arguments.data / source, root / name, classes)
     if task.is_real:
         return arguments.data / task.folder
     if not (root / name / "dataset.json").is_file():
@@ -134,28 +140,54 @@ def task_root(arguments: argparse.Namespace, name: str) -> Path:
     return root / task.folder
 
 
-def merge_classes(source: Path, target: Path) -> Path:
-    """A data set with one foreground class of all; its images are links to the other's."""
+def relabel(source: Path, target: Path, classes: tuple[str, ...]) -> Path:
+    """A data set of another one's images, as links, with its foreground as one class, or two.
+
+    Args:
+        source: root of the other set.
+        target: root to write, unless it is there.
+        classes: name of the whole foreground, or of its inside and its outline.
+    """
     import json
 
     import nibabel
     import numpy as np
+    from PIL import Image
 
     if (target / "dataset.json").is_file():
         return target
+    divide = with_outlines if len(classes) == 2 else np.uint8
     (target / "labelsTr").mkdir(parents=True, exist_ok=True)
     if not (target / "imagesTr").exists():
         (target / "imagesTr").symlink_to((source / "imagesTr").resolve())
-    for path in sorted((source / "labelsTr").glob("*.nii.gz")):
-        label = nibabel.load(path)
-        merged = (np.asanyarray(label.dataobj) > 0).astype(np.uint8)
-        header = label.header.copy()
+    for path in sorted((source / "labelsTr").iterdir()):
+        if path.suffix == ".png":
+            label = Image.open(path)
+            Image.fromarray(divide(np.asarray(label) > 0)).save(target / "labelsTr" / path.name)
+            continue
+        volume = nibabel.load(path)
+        header = volume.header.copy()
         header.set_data_dtype(np.uint8)
-        nibabel.save(nibabel.Nifti1Image(merged, None, header), target / "labelsTr" / path.name)
+        divided = divide(np.asanyarray(volume.dataobj) > 0)
+        nibabel.save(nibabel.Nifti1Image(divided, None, header), target / "labelsTr" / path.name)
     content = json.loads((source / "dataset.json").read_text())
-    content["labels"] = {"background": 0, "hippocampus": 1}
+    content["labels"] = {name: index for index, name in enumerate(("background", *classes))}
     (target / "dataset.json").write_text(json.dumps(content))
     return target
+
+
+def with_outlines(mask: Any) -> Any:
+    """1 inside of a mask, 2 within ``OUTLINE`` pixels of its edge; that of the image is none.
+
+    >>> import numpy as np
+    >>> with_outlines(np.arange(8) < 5)
+    array([1, 1, 1, 2, 2, 0, 0, 0], dtype=uint8)
+    """
+    import numpy as np
+    from scipy.ndimage import binary_erosion
+
+    inside = binary_erosion(mask, iterations=OUTLINE, border_value=1)
+    return (2 * mask - inside).astype(np.uint8)
 
 
 def plan_task(arguments: argparse.Namespace, name: str) -> Path:
