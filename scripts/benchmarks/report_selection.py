@@ -42,7 +42,7 @@ NUM_POOLED = 8
 CONFIDENCES = (0.5, 0.8, 0.95)
 REAL = (
     "fluorescence", "stain", "hippocampus_slices", "hippocampus_3d", "hippocampus_merged",
-    "ultrasound", "cardiac",
+    "ultrasound", "cardiac", "stain_outlines",
 )  # fmt: skip
 
 
