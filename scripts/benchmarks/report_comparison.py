@@ -269,38 +269,47 @@ def verdicts(
     rows = [
         "The paper claims that the pick is as good as the full width, and better than other light "
         f"networks. *Not worse*: the interval of the paired difference is above -{MARGIN}; "
-        "*better*, *worse*: it does not hold zero; *open*: neither. The full width no longer gains "
-        f"where the last doubling of its updates gained it less than {MARGIN}.",
+        "*better*, *worse*: it does not hold zero; *open*: neither. Against the full width the "
+        "longest trainings of both count (updates in brackets), and it no longer gains where the "
+        f"last doubling gained it less than {MARGIN}, by its interval too.",
         "",
-        "| task | updates | pick | of the full width's parameters | against full width | "
-        "better than | worse than | open | full width, updates doubled |",
-        "|---|---:|---:|---:|---|---|---|---|---|",
+        "| task | pick | of the full width's parameters | against full width | "
+        "full width, updates doubled | updates of the others | better than | worse than | open |",
+        "|---|---:|---:|---|---|---:|---|---|---|",
     ]
     for setting in settings:
         networks = groups[setting]
         pick, picked = pick_of(networks)
         if not picked:
-            rows.append(f"| {setting.task} | | {pick} | not trained | | | | | |")
+            rows.append(f"| {setting.task} | {pick} | not trained | | | | | | |")
             continue
         sides: dict[str, list[str]] = {"better": [], "worse": [], "open": []}
-        against, share = "not trained", "-"
         for network, lines in networks.items():
-            if network == f"width_{pick}":
+            if network in (f"width_{pick}", "full"):
                 continue
             found = difference(picked, lines)
-            if network == "full":
-                ratio = lines[0]["num_parameters"] / picked[0]["num_parameters"]
-                share = f"1/{ratio:,.0f}"
-                against = f"{shown(found, sign='+')}: {full_verdict(found)}"
-                continue
             side = "better" if found[1] > 0 else "worse" if found[2] < 0 else "open"
             sides[side].append(title(network, pick))
         names = [", ".join(sides[side]) or "-" for side in ("better", "worse", "open")]
         rows.append(
-            f"| {setting.task} | {num_updates(networks)} | {pick} | {share} | {against} | "
-            f"{' | '.join(names)} | {doubling_verdict(setting, groups)} |"
+            f"| {setting.task} | {pick} | {against_full(setting, groups)} | "
+            f"{doubling_verdict(setting, groups)} | {num_updates(networks)} | "
+            f"{' | '.join(names)} |"
         )
     return rows
+
+
+def against_full(setting: Setting, groups: dict[Setting, dict[str, list[Line]]]) -> str:
+    """Two cells: share of the full width's parameters; difference to it where trained longest."""
+    for item in reversed(lengths_of(setting, groups)):
+        pick, picked = pick_of(groups[item])
+        if picked:
+            full = groups[item]["full"]
+            ratio = full[0]["num_parameters"] / picked[0]["num_parameters"]
+            found = difference(picked, full)
+            verdict = f"({num_updates(groups[item])}): {full_verdict(found)}"
+            return f"1/{ratio:,.0f} | {shown(found, sign='+')} {verdict}"
+    return "- | not trained"
 
 
 def full_verdict(found: tuple[float, float, float]) -> str:

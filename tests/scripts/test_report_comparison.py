@@ -64,9 +64,10 @@ def test_report_says_where_the_claim_holds() -> None:
         "date": "2026-11-26", "processor": "x",
     }  # fmt: skip
     text = "\n".join(report(lines, [latency]))
-    row = next(part for part in text.splitlines() if part.startswith("| cardiac | 104 | 8 |"))
-    assert "-0.0010 [-0.0010, -0.0010]: not worse | UNeXt | width 32 | - |" in row
-    assert row.endswith("| +0.0020 [+0.0020, +0.0020] (to 104): no longer gains |")
+    row = next(part for part in text.splitlines() if part.startswith("| cardiac | 8 |"))
+    assert "| -0.0010 [-0.0010, -0.0010] (104): not worse |" in row
+    assert "| +0.0020 [+0.0020, +0.0020] (to 104): no longer gains |" in row
+    assert row.endswith("| 104 | UNeXt | width 32 | - |")
     assert "| UNeXt | 5,000 | 1 | 12.3 |" in text and "(1 without)" in text
     assert "| **width 8, the pick** |" in text
     assert "100 updates of 2 crops, learning rate 0.01 (104 updates in whole epochs)" in text
@@ -83,7 +84,8 @@ def test_report_follows_the_longest_training_of_the_full_width() -> None:
     ]
     text = "\n".join(report(lines, []))
     # Most networks have 100 updates, but the full width was trained longer.
-    assert "(to 204): gains |" in text
+    assert "-0.0300 [-0.0300, -0.0300] (204): worse | +0.0400" in text
+    assert "(to 204): gains | 104 | - | - | UNeXt |" in text
     rows = [part for part in text.splitlines() if part.startswith("| cardiac |")]
     # 60 updates are more than half of 100, so those have no gain.
     assert rows[1] == "| cardiac | 64 | 0.7100 | - | - | - | - |"
