@@ -27,7 +27,16 @@ from monai_xtiny.selection.alignment import THRESHOLD, select_alignment
 from monai_xtiny.selection.bayes import SHARE_OF_SEEDS
 from monai_xtiny.selection.budget import first_seeds
 from monai_xtiny.selection.paper import select_paper
-from monai_xtiny.selection.posterior import Belief, crossing, least_loss
+from monai_xtiny.selection.posterior import (
+    ALIGNMENT_BIAS,
+    ALIGNMENT_SD,
+    PRIOR_MEAN,
+    PRIOR_SD,
+    PRIOR_SLOPE,
+    Belief,
+    crossing,
+    least_loss,
+)
 from monai_xtiny.system.files import read_lines
 from monai_xtiny.training.race import TOLERANCE, brief_tolerance, leader, mean_dice, race_steps
 from monai_xtiny.training.train import Training
@@ -38,6 +47,9 @@ LADDER = (512, 256, 128, 64, 32, 16, 8, 4, 2, 1)
 # updates: how many needed which width ("8 or 16" nine times, counted half to each).
 ELSEWHERE = {32: 1.0, 16: 4.5, 8: 4.5}
 DOUBLINGS_ELSEWHERE = 0.2
+# Whose oracle the next seed may change: six patients are held out, and trainings of one width have
+# standard deviations of 0.05 to 0.08.
+DOUBTFUL = ("cardiac",)
 # Of a race's deviation, in steps, so that few tasks do not seem to be sure.
 MIN_SD = 0.4
 FACTORS = tuple(0.6 * 1.1**power for power in range(20))
@@ -129,6 +141,13 @@ class Fit:
         return belief.updated(steps, math.hypot(spread, self.races[kind]))
 
 
+# Fitted before stained outlines, ultrasound, cardiac MR and the hippocampus in 3D or merged.
+OF_PACKAGE = Fit(
+    PRIOR_MEAN, PRIOR_SLOPE, PRIOR_SD, (ALIGNMENT_BIAS, ALIGNMENT_SD), {},
+    Belief(PRIOR_MEAN, PRIOR_SD),
+)  # fmt: skip
+
+
 def main() -> None:
     """Read, judge, write."""
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
@@ -138,11 +157,16 @@ def main() -> None:
     tasks = read_tasks(folder)
     lines = ["# Tables: a race on labels", "", "## Tasks", "", *tasks_table(tasks)]
     fits = {name: fit([task for other, task in tasks.items() if other != name]) for name in tasks}
-    for title, part in (
-        ("All tasks", list(tasks)),
-        ("Real data", [name for name in tasks if is_real(name)]),
+    sure = {name: task for name, task in tasks.items() if name not in DOUBTFUL}
+    sure_fits = {
+        name: fit([task for other, task in sure.items() if other != name]) for name in sure
+    }
+    for title, among, constants_of in (
+        ("All tasks", tasks, fits),
+        (f"All tasks but {', '.join(DOUBTFUL)}", sure, sure_fits),
+        ("Real data", {name: task for name, task in tasks.items() if is_real(name)}, fits),
     ):
-        lines += ["", f"## {title}", "", *judge(tasks, fits, part)]
+        lines += ["", f"## {title}", "", *judge(among, constants_of)]
     kind = (120, 2)  # what verify runs
     lines += ["", f"## `verify`, {kind_name(kind)}, task by task", ""]
     lines += verified_table(tasks, fits, kind)
@@ -281,7 +305,7 @@ def race_error(tasks: Sequence[Task], kind: Kind) -> float:
     return math.sqrt(max(float(np.mean(squares)), MIN_SD**2))
 
 
-def judge(tasks: dict[str, Task], fits: dict[str, Fit], part: Sequence[str]) -> list[str]:
+def judge(tasks: dict[str, Task], fits: dict[str, Fit]) -> list[str]:
     """A row a rule: steps from the oracle, within one, Dice lost."""
     rows = [
         "| rule | steps | within one halving | Dice lost | at most | answers |",
@@ -290,8 +314,7 @@ def judge(tasks: dict[str, Task], fits: dict[str, Fit], part: Sequence[str]) -> 
 
     def add(name: str, picks: Callable[[str, Task, Fit], list[int]]) -> None:
         steps, lost = [], []
-        for task_name in part:
-            task = tasks[task_name]
+        for task_name, task in tasks.items():
             for width in picks(task_name, task, fits[task_name]):
                 steps.append(abs(math.log2(width / task.truth.oracle)))
                 lost.append(max(0.0, task.truth.dice_lost(min(width, 32))))
@@ -317,6 +340,10 @@ def judge(tasks: dict[str, Task], fits: dict[str, Fit], part: Sequence[str]) -> 
     add(
         "`bayes`: prior, classes, alignment",
         lambda _, task, fitted: [pick(fitted.unlabeled(task, step)) for step in task.crossings],
+    )
+    add(
+        "`bayes` with the constants of the package",
+        lambda _, task, fitted: [pick(OF_PACKAGE.unlabeled(task, step)) for step in task.crossings],
     )
     add(
         "`bayes`, twice the initializations",
