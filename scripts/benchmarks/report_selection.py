@@ -527,7 +527,7 @@ def draw_truths(truths: dict[str, Truth], path: Path) -> None:
     from matplotlib import pyplot
 
     path.parent.mkdir(parents=True, exist_ok=True)
-    figure, panels = pyplot.subplots(1, 2, figsize=(11, 4), layout="constrained", sharey=True)
+    figure, panels = pyplot.subplots(1, 2, figsize=(12, 4.6), layout="constrained", sharey=True)
     for axes, is_real in zip(panels, (False, True), strict=True):
         for task, truth in truths.items():
             if real(task) == is_real:
@@ -539,7 +539,7 @@ def draw_truths(truths: dict[str, Truth], path: Path) -> None:
         axes.set_yscale("log")
         axes.invert_xaxis()
         axes.set(xlabel="width cap", title="real data" if is_real else "synthetic tasks")
-        axes.legend(fontsize=7)
+        axes.legend(fontsize=7, ncols=3, loc="upper center", bbox_to_anchor=(0.5, -0.16))
     panels[0].set_ylabel("Dice lost against the best")
     figure.savefig(path, dpi=110, metadata={"Software": None})
     pyplot.close(figure)
