@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import gc
 import os
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
@@ -180,6 +181,9 @@ class Bundle:
             **(options or {}),
         )
         workflow.initialize()
+        # Workers that are forked from here on inherit what is garbage now, and a session of ONNX
+        # Runtime that one of them destroys waits for ever for threads which it does not have.
+        gc.collect()
         return workflow
 
 

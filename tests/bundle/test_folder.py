@@ -1,8 +1,10 @@
 from __future__ import annotations
 
+import gc
 import json
 import subprocess
 import sys
+import weakref
 from dataclasses import replace
 from pathlib import Path
 
@@ -123,6 +125,21 @@ def test_bundle_workflow_runs_from_another_folder(bundle, tmp_path, monkeypatch)
     workflow = Bundle.open(bundle).workflow(("inference",), {"sw_batch_size": 2})
     assert workflow.parser.get_parsed_content("inferer").sw_batch_size == 2
     assert (Bundle.open(bundle).path(SEARCH)).is_file()
+
+
+def test_bundle_workflow_leaves_no_garbage_to_workers(bundle) -> None:
+    """A forked worker that destroys a session of ONNX Runtime waits for ever for its threads."""
+    gc.disable()
+    try:
+        predictor = torch.nn.Identity()
+        predictor.owner = [predictor]
+        alive = weakref.ref(predictor)
+        del predictor
+        assert alive() is not None
+        Bundle.open(bundle).workflow(("inference",))
+        assert alive() is None
+    finally:
+        gc.enable()
 
 
 def test_data_kind_tells_volumes_slices_and_images(plan_2d, plan_3d) -> None:
