@@ -544,7 +544,28 @@ def gaps(tasks: dict[str, Task], *, most: float = 0.04) -> list[str]:
         ]
         rows += ["", f"Median after {number} updates of those 0.005 to 0.015 behind in the end: "
                  f"{np.median(near):.3f} ({len(near)} of them)."]  # fmt: skip
-    return rows
+    return [*rows, "", lagging(tasks)]
+
+
+def lagging(tasks: dict[str, Task], *, updates: int = 120, share: float = 0.75) -> str:
+    """How near to the best widths come in the end that have much less Dice in a race."""
+    behind: dict[str, list[float]] = {}
+    for name, task in tasks.items():
+        for (number, _), dice in task.brief.items():
+            means = {width: mean_dice(values) for width, values in dice.items()}
+            for width, mean in means.items():
+                if number == updates and mean < share * max(means.values()):
+                    gap = max(task.truth.dice.values()) - task.truth.dice[width]
+                    behind.setdefault(name, []).append(gap)
+    nearest = ", ".join(
+        f"{gap:.3f} ({name})"
+        for gap, name in sorted((min(behind[name]), name) for name in behind)[:3]
+    )
+    return (
+        f"Below {share:.0%} of the best of the race after {updates} updates: "
+        f"{sum(map(len, behind.values()))} trainings of {len(behind)} tasks. "
+        f"The nearest widths in the end are behind by {nearest or '-'}."
+    )
 
 
 def tasks_table(tasks: dict[str, Task]) -> list[str]:

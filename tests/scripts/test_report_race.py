@@ -15,6 +15,7 @@ from report_race import (  # noqa: E402
     Fit,
     Task,
     kinds_of,
+    lagging,
     race_error,
     recorded,
     some_cases,
@@ -53,6 +54,13 @@ def test_only_kinds_that_enough_tasks_have_are_judged() -> None:
     tasks = [task_of({(120, 0): FLAT, (120, 1): FLAT}), task_of({(120, 0): FLAT})]
     assert kinds_of(tasks) == [(120, 1), (120, 2)]
     assert kinds_of(tasks, least=2) == [(120, 1)]
+
+
+def test_lagging_counts_trainings_far_below_the_best_of_their_race() -> None:
+    slow = {**STEEP, 4: 0.5}
+    said = lagging({"a": task_of({(120, 0): slow, (120, 1): STEEP, (60, 0): slow})})
+    assert "2 trainings of 1 tasks" in said and said.endswith("behind by 0.200 (a).")
+    assert "0 trainings of 0 tasks" in lagging({"a": task_of({(120, 0): FLAT})})
 
 
 def test_race_error_is_in_steps_from_the_oracle_and_never_too_small() -> None:
