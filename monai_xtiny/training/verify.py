@@ -434,7 +434,7 @@ def brief_options(
         epochs: over all cases, of whole crops; default: ``num_updates`` of small ones.
         num_updates: in epochs of ``EPOCH_LENGTH``.
     """
-    held_out = _spread_over(_held_out_patients(parser))[:MAX_HELD_OUT]
+    held_out = spread_over_patients(_held_out_patients(parser))[:MAX_HELD_OUT]
     options: dict[str, Any] = {
         # No validation during training: the held-out cases are for the verdict alone.
         "val_interval": (epochs or num_updates) + 1,
@@ -472,10 +472,10 @@ def _held_out_patients(parser: ConfigParser) -> list[str]:
     return find_patients(parser.get_parsed_content("val_cases"), parser.get("group"))
 
 
-def _spread_over(patients: Sequence[str]) -> list[int]:
+def spread_over_patients(patients: Sequence[str]) -> list[int]:
     """Places of cases, one of each patient, then a second of each, and so on.
 
-    >>> _spread_over(["a", "a", "b", "b", "c"])
+    >>> spread_over_patients(["a", "a", "b", "b", "c"])
     [0, 2, 4, 1, 3]
     """
     seen: dict[str, int] = {}

@@ -1,6 +1,8 @@
 from __future__ import annotations
 
+import json
 import sys
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -16,10 +18,14 @@ from report_race import (  # noqa: E402
     Task,
     kinds_of,
     lagging,
+    outcome,
     race_error,
     recorded,
+    refuse_seen,
     some_cases,
+    verified,
     verified_picks,
+    verified_table,
 )  # fmt: skip
 from report_selection import Truth  # noqa: E402
 
@@ -81,6 +87,35 @@ def test_verify_is_judged_by_its_own_race_of_recorded_trainings() -> None:
     narrow = {**dict.fromkeys((32, 16, 8, 4), 0.8), 2: 0.799}
     task = task_of({(120, 0): narrow, (120, 1): narrow})
     assert verified_picks(task, fitted, (120, 2)) == [2]
+
+
+def test_outcome_has_the_regret_of_both_sides() -> None:
+    task = task_of({(120, 0): FLAT})  # needs 16
+    assert outcome(task, 16) == pytest.approx((0, True, 0.005, 0))
+    assert outcome(task, 64) == pytest.approx((2, False, 0, 0.02))
+    assert outcome(task, 4) == pytest.approx((2, False, 0.2, 0.19))
+
+
+def test_journals_with_a_test_case_in_a_race_are_refused(tmp_path) -> None:
+    for name, cases in (("selection", ["a", "b"]), ("race", ["c", "b"])):
+        line = json.dumps({"task": "x", "evaluation": {"cases": cases}})
+        (tmp_path / f"{name}.jsonl").write_text(line + "\n")
+    with pytest.raises(ValueError, match="x: b is of the oracle's test cases"):
+        refuse_seen(tmp_path)
+    (tmp_path / "race.jsonl").write_text(line.replace('"b"', '"d"') + "\n")
+    refuse_seen(tmp_path)
+
+
+def test_verified_table_counts_what_is_decided_and_right() -> None:
+    steep = {32: 0.9, 16: 0.895, 8: 0.8, 4: 0.7, 2: 0.5}
+    task = task_of({(120, 0): steep, (120, 1): steep})
+    fitted = Fit(3.4, 0.7, 1.4, (0.0, 1.5), {(120, 2): 0.5}, Belief(3.4, 1.6))
+    assert not verified(task, fitted, (120, 2))[0].is_decided  # by four cases
+    assert verified_table({"a": task}, {"a": fitted}, (120, 2))[-1].endswith("| 1 | 0 | 0 | 0 |")
+    task = replace(task, brief={k: {w: d.repeat(3, 1) for w, d in v.items()}
+                                for k, v in task.brief.items()})  # fmt: skip
+    assert verified(task, fitted, (120, 2))[0].is_decided
+    assert verified_table({"a": task}, {"a": fitted}, (120, 2))[-1].endswith("| 1 | 1 | 1 | 1 |")
 
 
 def test_some_cases_goes_on_until_two_have_a_class() -> None:
