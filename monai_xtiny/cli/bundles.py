@@ -90,7 +90,7 @@ def verify(
         epochs: over all cases; default: 120 updates, whatever the number of cases.
         num_seeds: trainings of a width at most, at least 2; default: 2, or with --max_minutes as
             many as decide.
-        max_minutes: time after which no training is begun.
+        max_minutes: no training is begun that is expected to end after them.
         fold: of the split.
         group: regular expression whose first group in the name of a case is the patient, or a
             JSON file of cases and their patients; default: each case is one.

@@ -80,7 +80,7 @@ def search(
         torchscript: write models/model.ts too; after training, 'package --torchscript' renews it.
         with_labels: read the labels too, and race the choice against other widths: what
             'verify BUNDLE --update' does.
-        max_minutes: of the race, time after which no training is begun.
+        max_minutes: of the race: no training is begun that is expected to end after them.
         group: of the race, which cases are of one patient, as 'verify' takes it.
         config_file: a changed copy of configs/search.json.
         debug: show tracebacks.

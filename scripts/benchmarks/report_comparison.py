@@ -6,7 +6,7 @@ Reads comparison.jsonl of comparison.py, and comparison_latency.jsonl if it is t
 without it, in the output folder), copies both to the output folder and writes
 comparison_tables.md there. Intervals are percentiles of 10,000 bootstrap means; patients are drawn
 where a data set has several cases of one. Values of a case are means over its classes and over the
-seeds.
+seeds of a row; differences are of the seeds that both networks have.
 """
 
 from __future__ import annotations
@@ -15,7 +15,8 @@ import argparse
 import shutil
 from collections import defaultdict
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, fields, replace
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -30,6 +31,12 @@ TITLES = {
     "unext": "UNeXt", "cmunext_s": "CMUNeXt-S", "tinyunet": "TinyU-Net", "basicunet": "BasicUNet",
     "basicunet_small": "BasicUNet, features / 4", "flexibleunet_b0": "FlexibleUNet, B0",
 }  # fmt: skip
+READING = (
+    "*Pick minus* is paired by case and by seed: only seeds count that both networks have. Bold: "
+    "the interval does not hold zero. Less is better for HD95 alone. A case has no HD95 where the "
+    "prediction lacks a class of its label: it is left out of the mean (*without*: how many), and "
+    "of the difference if either network has none (*cases*: how many are left)."
+)
 Line = dict[str, Any]
 Values = NDArray[np.float64]
 
@@ -42,14 +49,33 @@ class Setting:
     updates: int
     learning_rate: float
     images: str
+    whole: bool
+    device: str
 
     @classmethod
     def of(cls, line: Line) -> Setting:
         """That of a training."""
-        return cls(*(line[name] for name in ("task", "updates", "learning_rate", "images")))
+        return cls(*(line[field.name] for field in fields(cls)))
 
     def __str__(self) -> str:
-        return f"{self.updates} updates of {self.images}, learning rate {self.learning_rate:g}"
+        size = ", whole patches" if self.whole else ""
+        rate = f"learning rate {self.learning_rate:g}"
+        return f"{self.updates} updates of {self.images}, {rate}{size}, {self.device}"
+
+
+@dataclass(frozen=True)
+class Measure:
+    """What the tables have of each case.
+
+    Args:
+        name: in the tables.
+        values: of a training's cases, (cases); NaN where one has none.
+        digits: after the point.
+    """
+
+    name: str
+    values: Callable[[Line], Values]
+    digits: int
 
 
 def main() -> None:
@@ -82,8 +108,11 @@ def report(lines: Sequence[Line], latencies: Sequence[Line]) -> list[str]:
     parts += verdicts(main_settings, groups)
     parts += lengths_table(main_settings, groups)
     parts += settings_table(main_settings, groups)
+    parts += ["", "## How to read the tables of the tasks", "", READING]
     for setting in main_settings:
-        parts += ["", f"## {setting.task}", "", *task_table(setting, groups[setting], latencies)]
+        networks = groups[setting]
+        parts += ["", f"## {setting.task}", "", *task_table(setting, networks, latencies)]
+        parts += differences_table(networks)
     return parts
 
 
@@ -111,31 +140,45 @@ def title(network: str, pick: int) -> str:
     return TITLES.get(network, "full width")
 
 
-def case_means(lines: Sequence[Line], column: str) -> Values:
-    """A value per case, (cases): mean over classes and seeds; NaN where none is defined."""
-    return mean_over_seeds([[mean_defined(row) for row in line[column]] for line in lines])
+def class_means(line: Line, column: str) -> Values:
+    """A value per case, (cases): mean over classes; NaN where one that the label has is undefined.
+
+    Dice is undefined where the label lacks a class, HD95 where the prediction does too.
+    """
+    means = []
+    for row, scores in zip(line[column], line["dice"], strict=True):
+        pairs = zip(row, scores, strict=True)
+        is_lacking = any(value is None and dice is not None for value, dice in pairs)
+        means.append(float("nan") if is_lacking else mean_defined(row))
+    values = np.array(means)
+    return np.where(np.isfinite(values), values, np.nan)
 
 
-def dice_means(lines: Sequence[Line]) -> Values:
-    """Dice of each case."""
-    return case_means(lines, "dice")
-
-
-def instance_means(lines: Sequence[Line]) -> tuple[Values, Values]:
+def object_scores(line: Line) -> tuple[Values, Values]:
     """F1 and panoptic quality of each case; NaN where neither mask has an object."""
-    scores = []
-    for line in lines:
-        found, wrong, missed, iou = np.array(line["instances"], dtype=float).T
-        objects = found + (wrong + missed) / 2
-        with np.errstate(invalid="ignore"):
-            scores.append((found / objects, iou / objects))
-    first, second = zip(*scores, strict=True)
-    return mean_over_seeds(first), mean_over_seeds(second)
+    found, wrong, missed, iou = np.array(line["instances"], dtype=float).T
+    objects = found + (wrong + missed) / 2
+    with np.errstate(invalid="ignore"):
+        return found / objects, iou / objects
 
 
-def object_f1(lines: Sequence[Line]) -> Values:
-    """F1 of the objects of each case."""
-    return instance_means(lines)[0]
+DICE = Measure("Dice", partial(class_means, column="dice"), 4)
+NSD = Measure("NSD", partial(class_means, column="nsd"), 4)
+HD95 = Measure("HD95", partial(class_means, column="hd95"), 2)
+OBJECT_F1 = Measure("F1 of objects", lambda line: object_scores(line)[0], 3)
+PANOPTIC = Measure("panoptic quality", lambda line: object_scores(line)[1], 3)
+# By which networks are compared, case by case.
+COMPARED = (DICE, NSD, HD95, OBJECT_F1)
+
+
+def measures_of(line: Line) -> tuple[Measure, ...]:
+    """What was measured of its cases: objects are not counted in every task."""
+    return (DICE, NSD, HD95, *((OBJECT_F1, PANOPTIC) if line["instances"] else ()))
+
+
+def case_means(lines: Sequence[Line], measure: Measure = DICE) -> Values:
+    """A value per case, (cases): mean over classes and seeds; NaN where none is defined."""
+    return mean_over_seeds([measure.values(line) for line in lines])
 
 
 def mean_over_seeds(rows: Sequence[Any]) -> Values:
@@ -173,7 +216,9 @@ def interval(values: Values, patients: Sequence[str], seed: int = 0) -> tuple[fl
 
 
 def shown(found: tuple[float, float, float], digits: int = 4, sign: str = "") -> str:
-    """A mean with its interval."""
+    """A mean with its interval; a dash for none."""
+    if not np.isfinite(found[0]):
+        return "-"
     return "{} [{}, {}]".format(*(format(number, f"{sign}.{digits}f") for number in found))
 
 
@@ -183,12 +228,18 @@ def pick_of(networks: dict[str, list[Line]]) -> tuple[int, list[Line]]:
     return pick, networks.get(f"width_{pick}", [])
 
 
-def difference(
-    one: Sequence[Line],
-    other: Sequence[Line],
-    measure: Callable[[Sequence[Line]], Values] = dice_means,
-) -> tuple[float, float, float]:
-    """Difference of a measure, paired by case, with its interval.
+def seeds_of(*groups: Sequence[Line]) -> list[int]:
+    """Seeds that all the networks have."""
+    return sorted(set.intersection(*({line["seed"] for line in lines} for lines in groups)))
+
+
+def listed(seeds: Sequence[int]) -> str:
+    """Seeds in a cell."""
+    return ", ".join(map(str, seeds)) or "-"
+
+
+def paired(one: Sequence[Line], other: Sequence[Line], measure: Measure = DICE) -> Values:
+    """Difference per case, (cases): mean over the seeds that both have; NaN where none is defined.
 
     Args:
         one: trainings of a network.
@@ -198,55 +249,117 @@ def difference(
     Raises:
         ValueError: they were measured on different cases.
     """
-    if one[0]["cases"] != other[0]["cases"]:
+    cases = one[0]["cases"]
+    if any(line["cases"] != cases for line in (*one, *other)):
         raise ValueError(f"other cases were held out of {one[0]['task']}: remove its older lines")
-    return interval(measure(one) - measure(other), one[0]["patients"])
+    first, second = ({line["seed"]: line for line in lines} for lines in (one, other))
+    seeds = seeds_of(one, other)
+    if not seeds:
+        return np.full(len(cases), np.nan)
+    return mean_over_seeds(
+        [measure.values(first[seed]) - measure.values(second[seed]) for seed in seeds]
+    )
+
+
+def difference(
+    one: Sequence[Line], other: Sequence[Line], measure: Measure = DICE
+) -> tuple[float, float, float]:
+    """Mean of the paired differences, with its interval; NaN without a common seed."""
+    return interval(paired(one, other, measure), one[0]["patients"])
+
+
+def mean_cell(lines: Sequence[Line], measure: Measure) -> str:
+    """Mean with its interval, and how many cases have none."""
+    values = case_means(lines, measure)
+    return shown(interval(values, lines[0]["patients"]), measure.digits) + lacking_note(values)
+
+
+def both_means(groups: Sequence[Sequence[Line]], measure: Measure) -> str:
+    """Means of two networks without intervals; dashes for what was not measured."""
+    cells = []
+    for lines in groups:
+        values = case_means(lines, measure) if measured(lines, measure) else np.array([])
+        defined = values[np.isfinite(values)]
+        text = f"{defined.mean():.{measure.digits}f}" if defined.size else "-"
+        cells.append(text + lacking_note(values))
+    return " / ".join(cells) if set(cells) != {"-"} else "-"
+
+
+def measured(lines: Sequence[Line], measure: Measure) -> bool:
+    """Whether trainings have a measure."""
+    return bool(lines) and measure in measures_of(lines[0])
+
+
+def lacking_note(values: Values) -> str:
+    """How many cases have no value, if any."""
+    lacking = int((~np.isfinite(values)).sum())
+    return f" ({lacking} without)" if lacking else ""
+
+
+def difference_cell(one: Sequence[Line], other: Sequence[Line], measure: Measure = DICE) -> str:
+    """Difference with its interval, bold if that does not hold zero; of how many cases if fewer."""
+    if not measured(one, measure) or not measured(other, measure) or not seeds_of(one, other):
+        return "-"
+    values = paired(one, other, measure)
+    found = interval(values, one[0]["patients"])
+    text = shown(found, measure.digits, "+")
+    if found[1] > 0 or found[2] < 0:
+        text = f"**{text}**"
+    num_cases = int(np.isfinite(values).sum())
+    return text + (f" ({num_cases} cases)" if num_cases < len(values) else "")
+
+
+def header(columns: Sequence[str]) -> list[str]:
+    """Two lines of a table whose first column is of words and the others of numbers."""
+    return ["| " + " | ".join(columns) + " |", "|---|" + "---:|" * (len(columns) - 1)]
+
+
+def by_size(networks: dict[str, list[Line]]) -> list[tuple[str, list[Line]]]:
+    """Networks and their trainings, the largest first."""
+    return sorted(networks.items(), key=lambda item: -item[1][0]["num_parameters"])
 
 
 def task_table(
     setting: Setting, networks: dict[str, list[Line]], latencies: Sequence[Line]
 ) -> list[str]:
     """Markdown of one task: a row a network, the largest first."""
-    pick, picked = pick_of(networks)
+    pick, _ = pick_of(networks)
     times = {line["network"]: line for line in latencies if line["task"] == setting.task}
     first = next(iter(networks.values()))[0]
-    seeds = sorted({line["seed"] for lines in networks.values() for line in lines})
-    counted = bool(first["instances"])
-    columns = ["network", "parameters", "GMACs", "ONNX Runtime, ms", "Dice", "NSD", "HD95"]
-    columns += ["F1 of objects", "panoptic quality"] * counted
-    columns.append("Dice of the pick minus its own")
-    columns += ["F1 of the pick minus its own"] * counted
+    measures = measures_of(first)
+    names = [measure.name for measure in measures]
     rows = [
         f"{len(first['cases'])} cases of {len(set(first['patients']))} patients held out; "
-        f"{setting} ({first['num_updates']} updates in whole epochs); "
-        f"seeds {', '.join(map(str, seeds))}; {first['device']}.",
+        f"{setting} ({first['num_updates']} updates in whole epochs).",
         "",
-        "| " + " | ".join(columns) + " |",
-        "|---|" + "---:|" * (len(columns) - 1),
+        *header(["network", "parameters", "GMACs", "ONNX Runtime, ms", "seeds", *names]),
     ]
-    for network, lines in sorted(networks.items(), key=lambda item: -item[1][0]["num_parameters"]):
-        patients = lines[0]["patients"]
-        distance = case_means(lines, "hd95")
-        lacking = int((~np.isfinite(distance)).sum())
+    for network, lines in by_size(networks):
         cells = [
             title(network, pick),
             f"{lines[0]['num_parameters']:,}",
             f"{lines[0]['gmacs']:.3g}",
             f"{times[network]['ms']:.1f}" if network in times else "-",
-            shown(interval(case_means(lines, "dice"), patients)),
-            shown(interval(case_means(lines, "nsd"), patients)),
-            shown(interval(distance, patients), 2) + (f" ({lacking} without)" if lacking else ""),
+            listed(seeds_of(lines)),
+            *(mean_cell(lines, measure) for measure in measures),
         ]
-        if counted:
-            cells += [shown(interval(item, patients), 3) for item in instance_means(lines)]
-        if network == f"width_{pick}" or not picked:
-            cells += ["-"] * (1 + counted)
-        else:
-            cells.append(shown(difference(picked, lines), sign="+"))
-            if counted:
-                cells.append(shown(difference(picked, lines, object_f1), 3, "+"))
         rows.append("| " + " | ".join(cells) + " |")
     return [*rows, *latency_note(times)]
+
+
+def differences_table(networks: dict[str, list[Line]]) -> list[str]:
+    """Markdown of one task: the pick minus each network by each measure, the largest first."""
+    pick, picked = pick_of(networks)
+    others = [item for item in by_size(networks) if item[0] != f"width_{pick}"]
+    if not picked or not others:
+        return []
+    measures = [measure for measure in COMPARED if measure in measures_of(picked[0])]
+    rows = header(["pick minus", "common seeds", *(measure.name for measure in measures)])
+    for network, lines in others:
+        cells = [title(network, pick), listed(seeds_of(picked, lines))]
+        cells += [difference_cell(picked, lines, measure) for measure in measures]
+        rows.append("| " + " | ".join(cells) + " |")
+    return ["", *rows]
 
 
 def latency_note(times: dict[str, Line]) -> list[str]:
@@ -269,7 +382,8 @@ def verdicts(
     rows = [
         "The paper claims that the pick is as good as the full width, and better than other light "
         f"networks. *Not worse*: the interval of the paired difference is above -{MARGIN}; "
-        "*better*, *worse*: it does not hold zero; *open*: neither. Against the full width the "
+        "*better*, *worse*: it does not hold zero; *open*: neither. All by Dice, of the seeds that "
+        "both have; the tables of the tasks have the other measures. Against the full width the "
         "longest trainings of both count (updates in brackets), and it no longer gains where the "
         f"last doubling gained it less than {MARGIN}, by its interval too.",
         "",
@@ -289,7 +403,8 @@ def verdicts(
                 continue
             found = difference(picked, lines)
             side = "better" if found[1] > 0 else "worse" if found[2] < 0 else "open"
-            sides[side].append(title(network, pick))
+            note = "" if seeds_of(picked, lines) else " (no common seed)"
+            sides[side].append(title(network, pick) + note)
         names = [", ".join(sides[side]) or "-" for side in ("better", "worse", "open")]
         rows.append(
             f"| {setting.task} | {pick} | {against_full(setting, groups)} | "
@@ -302,9 +417,9 @@ def verdicts(
 def against_full(setting: Setting, groups: dict[Setting, dict[str, list[Line]]]) -> str:
     """Two cells: share of the full width's parameters; difference to it where trained longest."""
     for item in reversed(lengths_of(setting, groups)):
-        pick, picked = pick_of(groups[item])
-        if picked:
-            full = groups[item]["full"]
+        _, picked = pick_of(groups[item])
+        full = groups[item]["full"]
+        if picked and seeds_of(picked, full):
             ratio = full[0]["num_parameters"] / picked[0]["num_parameters"]
             found = difference(picked, full)
             verdict = f"({num_updates(groups[item])}): {full_verdict(found)}"
@@ -343,9 +458,11 @@ def gain_of(
     shorter = [
         item
         for item in lengths_of(setting, groups)
-        if 2 * item.updates <= setting.updates and network in groups[item]
+        if 2 * item.updates <= setting.updates
+        and {network} <= groups[item].keys() & groups[setting].keys()
+        and seeds_of(groups[item][network], groups[setting][network])
     ]
-    if not shorter or network not in groups[setting]:
+    if not shorter:
         return None
     return difference(groups[setting][network], groups[shorter[-1]][network])
 
@@ -355,7 +472,7 @@ def doubling_verdict(setting: Setting, groups: dict[Setting, dict[str, list[Line
     lengths = lengths_of(setting, groups)
     found = gain_of("full", lengths[-1], groups) if lengths else None
     if found is None:
-        return "not trained"
+        return "not measured"
     verdict = "no longer gains" if found[2] < MARGIN else "gains" if found[1] > 0 else "open"
     return f"{shown(found, sign='+')} (to {num_updates(groups[lengths[-1]])}): {verdict}"
 
@@ -364,35 +481,51 @@ def lengths_table(
     settings: Sequence[Setting], groups: dict[Setting, dict[str, list[Line]]]
 ) -> list[str]:
     """Full width and pick against the number of updates, where there is more than one."""
-    rows = []
+    items = []
     for setting in settings:
         lengths = lengths_of(setting, groups)
-        for item in lengths if len(lengths) > 1 else ():
-            networks = groups[item]
-            pick, picked = pick_of(networks)
-            full = networks["full"]
-            cells = [setting.task, str(num_updates(networks))]
-            cells += [
-                f"{dice_means(lines).mean():.4f}" if lines else "-" for lines in (full, picked)
-            ]
-            cells.append(shown(difference(picked, full), sign="+") if picked else "-")
-            for network in ("full", f"width_{pick}"):
-                gain = gain_of(network, item, groups)
-                cells.append(shown(gain, sign="+") if gain else "-")
-            rows.append("| " + " | ".join(cells) + " |")
-    if not rows:
+        items += lengths if len(lengths) > 1 else []
+    if not items:
         return []
+    names = [measure.name for measure in COMPARED]
     return [
         "",
         "## How long is long enough",
         "",
-        "Gains are against half of the updates, paired by case.",
+        "Means of the full width / of the pick, each over its own seeds. Gains are of Dice against "
+        "half of the updates, paired by case and seed.",
         "",
-        "| task | updates | Dice, full width | Dice, pick | pick minus full width | "
-        "full width's gain | pick's gain |",
-        "|---|---:|---:|---:|---:|---:|---:|",
-        *rows,
+        *header(["task", "updates", "seeds", *names, "full width's gain", "pick's gain"]),
+        *(length_means(item, groups) for item in items),
+        "",
+        "Pick minus full width, paired likewise. Bold: the interval does not hold zero.",
+        "",
+        *header(["task", "updates", "common seeds", *names]),
+        *(length_differences(item, groups[item]) for item in items),
     ]
+
+
+def length_means(setting: Setting, groups: dict[Setting, dict[str, list[Line]]]) -> str:
+    """A row: means of both networks, and what each has gained."""
+    networks = groups[setting]
+    pick, picked = pick_of(networks)
+    both = networks["full"], picked
+    cells = [setting.task, str(num_updates(networks))]
+    cells.append(" / ".join(listed(seeds_of(lines)) for lines in both))
+    cells += [both_means(both, measure) for measure in COMPARED]
+    for network in ("full", f"width_{pick}"):
+        gain = gain_of(network, setting, groups)
+        cells.append(shown(gain, sign="+") if gain else "-")
+    return "| " + " | ".join(cells) + " |"
+
+
+def length_differences(setting: Setting, networks: dict[str, list[Line]]) -> str:
+    """A row: the pick minus the full width."""
+    _, picked = pick_of(networks)
+    full = networks["full"]
+    cells = [setting.task, str(num_updates(networks)), listed(seeds_of(picked, full))]
+    cells += [difference_cell(picked, full, measure) for measure in COMPARED]
+    return "| " + " | ".join(cells) + " |"
 
 
 def settings_table(
@@ -411,9 +544,9 @@ def settings_table(
             is_pick = network == f"width_{pick}" or not picked
             rows.append(
                 f"| {setting.task} | {title(network, pick)} | {setting} | "
-                f"{shown(interval(case_means(lines, 'dice'), lines[0]['patients']))} | "
-                f"{shown(difference(lines, reference), sign='+') if reference else '-'} | "
-                f"{'-' if is_pick else shown(difference(picked, lines), sign='+')} |"
+                f"{listed(seeds_of(lines))} | {mean_cell(lines, DICE)} | "
+                f"{difference_cell(lines, reference) if reference else '-'} | "
+                f"{'-' if is_pick else difference_cell(picked, lines)} |"
             )
     if not rows:
         return []
@@ -421,11 +554,11 @@ def settings_table(
         "",
         "## Other settings",
         "",
-        "Difference to the main setting of the task, paired by case.",
+        "Difference to the main setting of the task, paired by case and by common seed.",
         "",
-        "| task | network | setting | Dice | minus that of the main setting | "
+        "| task | network | setting | seeds | Dice | minus that of the main setting | "
         "Dice of the pick, trained alike, minus its own |",
-        "|---|---|---|---:|---:|---:|",
+        "|---|---|---|---:|---:|---:|---:|",
         *rows,
     ]
 

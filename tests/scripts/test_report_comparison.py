@@ -8,7 +8,14 @@ import pytest
 
 sys.path.insert(0, str(Path(__file__).parents[2] / "scripts" / "benchmarks"))
 
-from report_comparison import case_means, difference, interval, report  # noqa: E402
+from report_comparison import (  # noqa: E402
+    HD95,
+    case_means,
+    difference,
+    interval,
+    paired,
+    report,
+)
 
 
 def line(network: str, dice: list[float], *, seed: int = 0, updates: int = 100, **other) -> dict:
@@ -22,6 +29,10 @@ def line(network: str, dice: list[float], *, seed: int = 0, updates: int = 100, 
         "nsd": [[v] for v in dice], "hd95": [[None], *([1.0] for _ in dice[1:])], "instances": [],
         **other,
     }  # fmt: skip
+
+
+def rows_of(text: str, start: str) -> list[str]:
+    return [row for row in text.splitlines() if row.startswith(start)]
 
 
 def test_interval_draws_patients_not_cases() -> None:
@@ -41,12 +52,49 @@ def test_case_means_is_over_classes_then_seeds() -> None:
         {**line("full", [0.2]), "dice": [[0.2, None]]},
         {**line("full", [0.2], seed=1), "dice": [[0.4, 0.8]]},
     ]
-    assert case_means(lines, "dice") == pytest.approx([0.4])
+    assert case_means(lines) == pytest.approx([0.4])
+
+
+def test_case_means_has_no_distance_where_the_prediction_lacks_a_class() -> None:
+    # Of the second case the label lacks the class, so that the other one alone counts.
+    dice = [[0.5, 0.0], [0.5, None], [0.5, 0.5]]
+    found = {**line("full", [0.5] * 3, hd95=[[2.0, None], [2.0, None], [2.0, 4.0]]), "dice": dice}
+    assert case_means([found], HD95) == pytest.approx([np.nan, 2.0, 3.0], nan_ok=True)
+
+
+def test_measure_has_no_infinite_distances() -> None:
+    infinite = line("full", [0.5, 0.5], hd95=[[float("inf")], [3.0]])
+    assert HD95.values(infinite) == pytest.approx([np.nan, 3.0], nan_ok=True)
+
+
+def test_paired_is_of_common_seeds() -> None:
+    pick = [line("width_8", [dice, dice], seed=seed) for seed, dice in enumerate((0.9, 0.5, 0.1))]
+    others = [line("unext", [0.8, 0.7], seed=seed) for seed in (5, 0)]
+    # Means of all seeds would give -0.3 and -0.2.
+    assert paired(pick, others) == pytest.approx([0.1, 0.2])
+    assert np.isnan(paired(pick, others[:1])).all()
+    assert np.isnan(difference(pick, others[:1])).all()
+
+
+def test_paired_leaves_out_cases_that_either_network_has_no_distance_of() -> None:
+    pick = [
+        line("width_8", [0.5] * 4, hd95=[[None], [5.0], [5.0], [None]]),
+        line("width_8", [0.5] * 4, hd95=[[7.0], [9.0], [5.0], [1.0]], seed=1),
+    ]
+    others = [
+        line("unext", [0.5] * 4, hd95=[[2.0], [2.0], [None], [2.0]]),
+        line("unext", [0.5] * 4, hd95=[[4.0], [2.0], [None], [None]], seed=1),
+    ]
+    # Of the first case only seed 1 counts, for both networks alike.
+    assert paired(pick, others, HD95) == pytest.approx([3.0, 5.0, np.nan, np.nan], nan_ok=True)
 
 
 def test_difference_refuses_other_cases() -> None:
     with pytest.raises(ValueError, match="other cases were held out of cardiac"):
         difference([line("full", [0.5])], [line("unext", [0.5], cases=["x"])])
+    seeds = [line("unext", [0.5]), line("unext", [0.5], cases=["x"], seed=1)]
+    with pytest.raises(ValueError, match="other cases were held out of cardiac"):
+        difference([line("full", [0.5])], seeds)
 
 
 def test_report_says_where_the_claim_holds() -> None:
@@ -70,7 +118,7 @@ def test_report_says_where_the_claim_holds() -> None:
     assert row.endswith("| 104 | UNeXt | width 32 | - |")
     assert "| UNeXt | 5,000 | 1 | 12.3 |" in text and "(1 without)" in text
     assert "| **width 8, the pick** |" in text
-    assert "100 updates of 2 crops, learning rate 0.01 (104 updates in whole epochs)" in text
+    assert "100 updates of 2 crops, learning rate 0.01, CPU (104 updates in whole epochs)" in text
     assert "Other settings" not in text
 
 
@@ -86,14 +134,43 @@ def test_report_follows_the_longest_training_of_the_full_width() -> None:
     # Most networks have 100 updates, but the full width was trained longer.
     assert "-0.0300 [-0.0300, -0.0300] (204): worse | +0.0400" in text
     assert "(to 204): gains | 104 | - | - | UNeXt |" in text
-    rows = [part for part in text.splitlines() if part.startswith("| cardiac |")]
+    _, *means, _, short, long, other = rows_of(text, "| cardiac |")
     # 60 updates are more than half of 100, so those have no gain.
-    assert rows[1] == "| cardiac | 64 | 0.7100 | - | - | - | - |"
-    assert rows[2].endswith("| +0.0000 [+0.0000, +0.0000] | - | - |")
-    assert rows[3].startswith("| cardiac | 204 | 0.8500 | 0.8200 | -0.0300 ")
-    assert "| +0.0400 [+0.0400, +0.0400] | +0.0100 [+0.0100, +0.0100] |" in rows[3]
-    assert rows[4].startswith(
-        "| cardiac | full width | 100 updates of 2 crops, learning rate 0.001"
+    assert means[0].startswith("| cardiac | 64 | 0 / - | 0.7100 / - |")
+    assert all(row.endswith("| - | - |") for row in means[:2])
+    assert means[2].startswith("| cardiac | 204 | 0 / 0 | 0.8500 / 0.8200 | 0.8500 / 0.8200 |")
+    assert means[2].endswith("| +0.0400 [+0.0400, +0.0400] | +0.0100 [+0.0100, +0.0100] |")
+    assert short.startswith("| cardiac | 104 | 0 | +0.0000 [+0.0000, +0.0000] |")
+    assert long.startswith("| cardiac | 204 | 0 | **-0.0300 [-0.0300, -0.0300]** |")
+    assert other.startswith("| cardiac | full width | 100 updates of 2 crops, learning rate 0.001")
+
+
+def test_report_compares_the_longest_trainings_by_each_measure() -> None:
+    objects = {"instances": [[2, 0, 0, 1.6], [2, 0, 0, 1.6]]}
+    missed = {"instances": [[1, 0, 2, 0.9], [1, 0, 2, 0.9]]}
+    near, far = {"hd95": [[1.0], [3.0]]}, {"hd95": [[None], [8.0]]}
+    lines = [line(name, [0.8, 0.8], **objects) for name in ("full", "width_8", "unext")]
+    lines.append(line("full", [0.9, 0.9], updates=200, nsd=[[0.5], [0.7]], **missed, **near))
+    lines.append(line("width_8", [0.9, 0.9], updates=200, nsd=[[0.9], [0.9]], **objects, **far))
+    means, differences = rows_of("\n".join(report(lines, [])), "| cardiac | 204 |")
+    cells = "| 0.9000 / 0.9000 | 0.6000 / 0.9000 | 2.00 / 8.00 (1 without) | 0.500 / 1.000 |"
+    assert means.startswith(f"| cardiac | 204 | 0 / 0 {cells}")
+    assert differences == (
+        "| cardiac | 204 | 0 | +0.0000 [+0.0000, +0.0000] | **+0.3000 [+0.3000, +0.3000]** | "
+        "**+5.00 [+5.00, +5.00]** (1 cases) | **+0.500 [+0.500, +0.500]** |"
+    )
+
+
+def test_report_compares_the_pick_by_each_measure() -> None:
+    lines = [
+        line("width_8", [0.9] * 3, nsd=[[0.4], [0.6], [0.8]], hd95=[[1.0], [2.0], [None]]),
+        line("unext", [0.9] * 3, nsd=[[0.5], [0.7], [0.9]], hd95=[[4.0], [5.0], [6.0]]),
+    ]
+    text = "\n".join(report(lines, []))
+    assert rows_of(text, "| pick minus |") == ["| pick minus | common seeds | Dice | NSD | HD95 |"]
+    assert rows_of(text, "| UNeXt |")[1] == (
+        "| UNeXt | 0 | +0.0000 [+0.0000, +0.0000] | **-0.1000 [-0.1000, -0.1000]** | "
+        "**-3.00 [-3.00, -3.00]** (2 cases) |"
     )
 
 
@@ -103,8 +180,67 @@ def test_report_compares_objects_case_by_case() -> None:
         line("unext", [0.9, 0.9], instances=[[1, 0, 2, 0.9], [1, 1, 1, 0.8]]),
     ]
     text = "\n".join(report(lines, []))
-    row = next(part for part in text.splitlines() if part.startswith("| UNeXt |"))
     # F1 of 1 and 0.5 against 0.5 and 0.5; both cases are of one patient.
-    assert row.endswith("| +0.0000 [+0.0000, +0.0000] | +0.250 [+0.250, +0.250] |")
+    assert rows_of(text, "| UNeXt |")[1].endswith(" | **+0.250 [+0.250, +0.250]** |")
     without_pick = "\n".join(report(lines[1:], []))
-    assert "| UNeXt | 5,000 |" in without_pick and without_pick.endswith("| - | - |")
+    assert len(rows_of(without_pick, "| UNeXt |")) == 1 and "pick minus |" not in without_pick
+
+
+def test_report_names_the_seeds_of_each_row_and_pairs_common_ones() -> None:
+    lines = [line("width_8", [0.9 - seed / 10] * 2, seed=seed) for seed in (2, 0, 1)]
+    lines += [line("unext", [0.85] * 2), line("width_4", [0.5] * 2, seed=7)]
+    lines += [line("full", [0.9] * 2), line("full", [0.7] * 2, seed=7, updates=50)]
+    text = "\n".join(report(lines, []))
+    pick = next(row for row in text.splitlines() if row.startswith("| **width 8, the pick**"))
+    # Of its own three seeds, while the difference is of the one that UNeXt has too.
+    assert "| 0, 1, 2 | 0.8000 [0.8000, 0.8000] |" in pick
+    mean, differences = rows_of(text, "| UNeXt |")
+    assert "| 0 | 0.8500 [0.8500, 0.8500] |" in mean
+    assert differences.startswith("| UNeXt | 0 | **+0.0500 [+0.0500, +0.0500]** |")
+    assert rows_of(text, "| width 4 |")[1] == "| width 4 | - | - | - | - |"
+    verdict = rows_of(text, "| cardiac | 8 |")[0]
+    assert "| +0.0000 [+0.0000, +0.0000] (104): not worse |" in verdict
+    # The full width with half of the updates has another seed.
+    assert verdict.endswith("| not measured | 104 | UNeXt | - | width 4 (no common seed) |")
+
+
+@pytest.mark.parametrize(
+    ("other", "words"),
+    [
+        ({"device": "NVIDIA H100"}, "learning rate 0.01, NVIDIA H100"),
+        ({"whole": True}, "learning rate 0.01, whole patches, CPU"),
+    ],
+    ids=["device", "whole"],
+)
+def test_report_keeps_settings_apart(other: dict, words: str) -> None:
+    lines = [line(name, [0.8, 0.8]) for name in ("width_8", "unext", "full")]
+    lines += [line(name, [0.6, 0.6], seed=1, **other) for name in ("width_8", "unext")]
+    text = "\n".join(report(lines, []))
+    # As another seed it would make a mean of 0.7.
+    assert "| 0 | 0.8000 [0.8000, 0.8000] |" in rows_of(text, "| UNeXt |")[0]
+    row = rows_of(text, "| cardiac | UNeXt |")[0]
+    assert row.startswith(f"| cardiac | UNeXt | 100 updates of 2 crops, {words} | 1 | 0.6000 ")
+    # Seed 1 was not trained by the main setting.
+    assert row.endswith("| - | +0.0000 [+0.0000, +0.0000] |")
+    alone = "\n".join(report(lines[3:], []))
+    assert f"100 updates of 2 crops, {words} (104 updates in whole epochs)." in alone
+
+
+def test_report_compares_the_longest_trainings_that_share_a_seed() -> None:
+    lines = [line(name, [0.8, 0.8]) for name in ("full", "width_8", "unext")]
+    lines += [
+        line("full", [0.9, 0.9], updates=200),
+        line("width_8", [0.7] * 2, seed=3, updates=200),
+    ]
+    text = "\n".join(report(lines, []))
+    assert "| +0.0000 [+0.0000, +0.0000] (104): not worse |" in rows_of(text, "| cardiac | 8 |")[0]
+    means, differences = rows_of(text, "| cardiac | 204 |")
+    assert means.startswith("| cardiac | 204 | 0 / 3 | 0.9000 / 0.7000 |")
+    assert differences == "| cardiac | 204 | - | - | - | - | - |"
+
+
+def test_report_does_not_double_across_devices() -> None:
+    lines = [line(name, [0.8, 0.8]) for name in ("full", "width_8")]
+    text = "\n".join(report([*lines, line("full", [0.7, 0.7], updates=50, device="H100")], []))
+    assert "| not measured | 104 |" in rows_of(text, "| cardiac | 8 |")[0]
+    assert "How long is long enough" not in text
