@@ -26,6 +26,7 @@ from tests.exports import exported
 from tests.processes import run_module, start_module
 
 pytestmark = pytest.mark.search
+ROOT = Path(__file__).parents[2]
 # A training of one epoch with one validation.
 SHORT = {"num_workers": 0, "epochs": 1, "val_interval": 1, "tensorboard": False}
 
@@ -229,6 +230,36 @@ def test_a_teacher_changes_the_loss_and_nothing_else(bundle, data, teacher, tmp_
     assert state["teacher"] is None and len(taught["teacher"]) == 64
     train(teacher, data, fold=1)
     train(bundle, data, fold=1, teacher=str(teacher.root))
+
+
+def test_networks_of_the_comparison_see_the_same_crops_in_the_same_order(
+    bundle, data, tmp_path, monkeypatch
+) -> None:
+    monkeypatch.syspath_prepend(str(ROOT / "scripts" / "benchmarks"))
+    from comparison import Comparison, training_keys
+
+    def crops(network: str, seed: int) -> list[torch.Tensor]:
+        copy = tmp_path / f"{network}_{seed}_segmentation"
+        opened = Bundle.open(shutil.copytree(bundle.root, copy))
+        unit = Comparison("fluorescence", network, seed, 4, 0.01, whole=False)
+        keys = training_keys(opened, unit, {"device": "cpu", "num_workers": 0})
+        # Two epochs of two updates: the order of the cases is drawn anew for the second.
+        small = {"batch_size": 2, "crop_size": [32, 32], "epochs": 2, "seed": seed}
+        options = {"dataset_dir": str(data), **SHORT, **keys, **small}
+        workflow = opened.workflow(("train",), options)
+        trainer = workflow.parser.get_parsed_content("train#trainer")
+        seen: list[torch.Tensor] = []
+        trainer.add_event_handler(
+            Events.ITERATION_COMPLETED,
+            lambda: seen.extend(item["image"] for item in trainer.state.batch),
+        )
+        workflow.run()
+        return seen
+
+    one, other = crops("width_4", 0), crops("basicunet_small", 0)
+    assert len(one) == len(other) > 4 and not torch.equal(one[0], one[-1])
+    assert all(map(torch.equal, one, other))
+    assert not any(map(torch.equal, one, crops("width_4", 1)))
 
 
 def test_a_teacher_is_kept_to_and_must_suit(bundle, data, teacher, tmp_path, selection) -> None:

@@ -8,6 +8,7 @@ from functools import reduce
 from operator import getitem
 from pathlib import Path
 
+import nibabel as nib
 import numpy as np
 import pytest
 import torch
@@ -99,6 +100,43 @@ def test_evaluate_bundle_measures_what_evaluate_json_writes(volumes) -> None:
     # The slice shows the case's own label over its own image.
     values = planes[0].image
     np.testing.assert_array_equal(label, np.digitize(values, [100, 170]))
+
+
+def calibration_error(probability: np.ndarray, is_class: np.ndarray, num_bins: int) -> float:
+    """ECE = sum over bins of n_bin / n * abs(mean probability - share of voxels of the class)."""
+    bins = np.minimum((num_bins * probability).astype(int), num_bins - 1)
+    return sum(
+        abs(probability[bins == number].sum() - is_class[bins == number].sum())
+        for number in range(num_bins)
+    ) / len(bins)
+
+
+def test_evaluate_bundle_measures_the_calibration_error_that_its_definition_gives(volumes) -> None:
+    bundle, data = volumes
+    cases = []
+
+    def logits(image: torch.Tensor) -> torch.Tensor:
+        # Of each voxel by itself, so that windows do not matter.
+        return torch.stack([0 * image, 1 - 2 * image, 3 * image], dim=1)
+
+    found = evaluate_bundle(
+        Bundle.open(bundle),
+        {**data_options(data, None), **HELD_OUT},
+        on_case=lambda case, _label, _prediction: cases.append(case),
+        predict=lambda windows: logits(windows[:, 0]),
+    )
+    (case,) = cases
+    image = nib.load(case["image"][0]).get_fdata()
+    image = (image - image.mean()) / image.std()
+    probability = logits(torch.from_numpy(image)[None]).softmax(dim=1)[0].flatten(1).numpy()
+    label = nib.load(case["label"]).get_fdata().ravel()
+    assert probability.shape == (3, label.size)
+    for num_bins, is_measured in ((20, True), (10, False)):
+        expected = [
+            calibration_error(probability[number], label == number, num_bins) for number in (1, 2)
+        ]
+        assert (found.ece[0] == pytest.approx(expected, rel=1e-4)) is is_measured
+        assert found.ece[0] != pytest.approx(expected[::-1], rel=0.01)
 
 
 def test_evaluate_bundle_evaluates_another_predictor_in_place_of_the_network(volumes) -> None:
@@ -259,6 +297,30 @@ def test_evaluate_command_evaluates_all_external_cases(volumes, capsys, tmp_path
     torch.save(start, untrained / "models" / "model.pt")
     line = refused(capsys, "evaluate", untrained, "--data", other, "--external")
     assert "model.pt' was not trained: train the bundle first" in line
+
+
+def test_evaluate_command_evaluates_all_labeled_cases_of_an_external_datalist(
+    volumes, capsys, tmp_path
+) -> None:
+    bundle, data = volumes
+    results = {path: path.read_bytes() for path in bundle.rglob("*") if path.is_file()}
+    # Another hospital's, called otherwise; not all of its cases are listed.
+    other = shutil.copytree(data, tmp_path / "other")
+    for path in sorted(other.rglob("v*.nii.gz")):
+        path.rename(path.with_name(path.name.replace("v", "w")))
+    case = [
+        {"image": f"imagesTr/w{number}_0000.nii.gz", "label": f"labelsTr/w{number}.nii.gz"}
+        for number in range(5)
+    ]
+    lists = {"training": case[:1], "validation": case[1:2]}
+    lists["test"] = [case[2], "imagesTr/w3_0000.nii.gz"]
+    (other / "list.json").write_text(json.dumps(lists))
+    main(["evaluate", str(bundle), "--datalist", str(other / "list.json"), "--external"])
+    out = capsys.readouterr().out
+    assert "over 3 external cases" in out and "the network was trained on" not in out
+    summary = json.loads((bundle / "eval" / "external" / "summary.json").read_text("utf-8"))
+    assert {item["case"] for item in summary["worst"]} == {f"w{n}.nii.gz" for n in range(3)}
+    assert all(path.read_bytes() == content for path, content in results.items())
 
 
 def test_evaluate_command_measures_the_weights_of_a_fold(volumes, capsys) -> None:

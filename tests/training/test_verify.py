@@ -15,6 +15,7 @@ from ignite.engine import Events
 from monai.bundle import ConfigParser
 from monai.utils import get_seed
 from PIL import Image
+from torch.optim.optimizer import register_optimizer_step_pre_hook
 
 from monai_xtiny.bundle.folder import Bundle
 from monai_xtiny.bundle.results import Evaluation
@@ -623,6 +624,31 @@ def test_widths_of_a_race_see_the_same_crops(bundle, labeled, tmp_path) -> None:
     assert first == narrow and equal(weights, others)
     later, others = crops(16, 0, **loader(0, _target_="loads.nothing"))
     assert later == narrow and equal(wide_weights, others)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(
+    "epochs, updates_per_epoch", [(None, 20), (5, 4)], ids=["updates of crops", "whole epochs"]
+)
+def test_a_training_of_a_race_is_annealed(bundle, labeled, epochs, updates_per_epoch) -> None:
+    rates: list[float] = []
+    hook = register_optimizer_step_pre_hook(
+        lambda optimizer, *_: rates.append(optimizer.param_groups[0]["lr"])
+    )
+    small = {"batch_size": 2, "patches_per_case": 1}
+    try:  # of the race's trainings the first alone, for which there is always time
+        found = verify_bundle(
+            bundle, data=labeled, epochs=epochs, max_minutes=1e-6, overrides=small
+        )
+    finally:
+        hook.remove()
+    assert len(found.trainings) == 1 and len(rates) == found.num_updates
+    assert found.num_updates == (epochs * updates_per_epoch if epochs else 120)
+    # The template's (1 - epoch / epochs) ** 0.9, over the epochs that a race has.
+    steps = found.num_updates // updates_per_epoch
+    expected = [0.01 * (1 - epoch / steps) ** 0.9 for epoch in range(steps)]
+    assert rates == pytest.approx(np.repeat(expected, updates_per_epoch))
+    assert rates[-1] < 0.25 * rates[0]
 
 
 def equal(first: dict[str, torch.Tensor], second: dict[str, torch.Tensor]) -> bool:
