@@ -282,22 +282,17 @@ def race_widths(
             break
         trainings.append(train(missing[0], seeds[0]))
     found = compared()
-    # Of few patients further seeds would not decide it either.
-    last = len(seeds) if labeled >= MIN_DECIDING else MIN_SEEDS
-    for number in seeds[1:last] if not found.is_decided else ():
-        # Those that may yet be the answer; the bundle's own, which the others are told against; the
-        # best, which the leader is compared with; and what later seeds ask for.
+
+    def run_seeds(number: int) -> bool:
+        """Up to a seed, those that may yet be the answer; whether any was left to train."""
+        # The bundle's own, which the others are told against; the best, which the leader is
+        # compared with; and what later seeds ask for.
         dice = dice_by_width(trainings)
         first = leader(dice, tolerance=tolerance)
-        widths = {
-            *neighbors(among, found.recommended),
-            *neighbors(among, first),
-            selected,
-            best_width(dice),
-            *next_widths(among, dice, tolerance=tolerance),
-        }
-        former = len(trainings)
         near = neighbors(among, first)
+        others = {selected, best_width(dice), *next_widths(among, dice, tolerance=tolerance)}
+        widths = {*neighbors(among, found.recommended), *near, *others}
+        former = len(trainings)
         order = {width: (width in dice, width in near, width) for width in widths}
         for width in sorted(widths, key=order.__getitem__, reverse=True):
             for seed in range(seeds[0], number + 1):
@@ -306,8 +301,19 @@ def race_widths(
                 if not has_time((width, seed)):
                     break  # for a narrower one there may be
                 trainings.append(train(width, seed))
+        return len(trainings) > former
+
+    # Of few patients further seeds would not decide it either.
+    last = len(seeds) if labeled >= MIN_DECIDING else MIN_SEEDS
+    for number in seeds[1:last] if not found.is_decided else ():
+        has_run = run_seeds(number)
         found = compared()
-        if found.is_decided or len(trainings) == former:
+        # Where they changed the leader its neighbors run as often, before the next seed.
+        while next_widths(among, dice_by_width(trainings), tolerance=tolerance):
+            if not run_seeds(number):
+                break
+            found = compared()
+        if found.is_decided or not has_run:
             break
     return found
 

@@ -178,9 +178,9 @@ def test_verify_bundle_runs_a_wider_one_that_later_seeds_ask_for(
         fake.levels[16] = 0.83 if fake.asked[-1] == (16, 1) else 0.8
 
     fake.on_training = rise
-    verify_bundle(bundle, data=labeled, num_seeds=3)
-    assert fake.asked[: len(ALL)] == ALL
-    assert [seed for width, seed in fake.asked[len(ALL) :] if width == 32] == [0, 1, 2]
+    found = verify_bundle(bundle, data=labeled)
+    assert fake.asked == [*ALL, (32, 0), (32, 1)]
+    assert found.widths == (32, 16, 8, 4)
 
 
 def test_verify_bundle_runs_undecided_widths_with_more_seeds(
