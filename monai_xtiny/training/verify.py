@@ -120,7 +120,7 @@ def verify_bundle(
     have no part.
 
     Every training is the bundle's own ``train.json`` with the ``network_def`` of its width, in a
-    temporary bundle, with a learning rate that falls to its end. With one seed all widths see the
+    temporary bundle, with a learning rate that falls to a fifth. With one seed all widths see the
     same crops, augmented alike. The last weights are measured on the cases that the split holds
     out, at most 16 of them, spread over the patients, which have no part in the training. The
     bundle itself stays as it is.
