@@ -29,6 +29,10 @@ FEWEST_UPDATES, WHOLE_UPDATES, SHRINKING = 60, 480, 0.6
 # in steps of the ladder, besides what its cases and trainings show: with one training of the
 # leader, and with more. Of docs/benchmarks/race.md.
 RACE_SD = (0.46, 0.4)
+# By how much the deviation of what is known without labels is widened beside a race, where it then
+# weighs a quarter: with all its weight it led tasks that were left out astray, with this it helps.
+# Of docs/benchmarks/race.md.
+UNLABELED_FACTOR = 2.0
 NUM_DRAWS = 2000
 
 
@@ -160,6 +164,15 @@ def race_steps(
     return math.log2(leader(dice, tolerance=tolerance)), float(steps.std())
 
 
+def discounted(belief: Belief) -> Belief:
+    """What is known without labels, as far as it counts beside a race.
+
+    >>> discounted(Belief(3.0, 0.9))
+    Belief(mean=3.0, sd=1.8)
+    """
+    return Belief(belief.mean, UNLABELED_FACTOR * belief.sd)
+
+
 def raced_belief(
     belief: Belief,
     dice: Mapping[int, np.ndarray],
@@ -172,7 +185,7 @@ def raced_belief(
     What a brief training is off by, against a whole one, adds to the deviation of its answer.
 
     Args:
-        belief: before it.
+        belief: before it, without labels.
         dice: of each width that has run; a single one says nothing.
         tolerance: in Dice.
         patients: of each case; default: each case is one.
@@ -181,4 +194,6 @@ def raced_belief(
         return belief
     steps, sd = race_steps(dice, tolerance=tolerance, patients=patients)
     num_seeds = len(dice[leader(dice, tolerance=tolerance)])
-    return belief.updated(steps, math.hypot(sd, RACE_SD[min(num_seeds, len(RACE_SD)) - 1]))
+    return discounted(belief).updated(
+        steps, math.hypot(sd, RACE_SD[min(num_seeds, len(RACE_SD)) - 1])
+    )

@@ -41,7 +41,14 @@ from monai_xtiny.selection.posterior import (
 )
 from monai_xtiny.system.files import read_lines
 from monai_xtiny.training.compare import Verification
-from monai_xtiny.training.race import TOLERANCE, brief_tolerance, leader, mean_dice, race_steps
+from monai_xtiny.training.race import (
+    TOLERANCE,
+    brief_tolerance,
+    discounted,
+    leader,
+    mean_dice,
+    race_steps,
+)
 from monai_xtiny.training.train import Training
 from monai_xtiny.training.verify import MAX_HELD_OUT, race_widths, spread_over_patients
 
@@ -141,7 +148,7 @@ class Fit:
         return self.prior(task).updated(step - self.alignment[0], self.alignment[1])
 
     def raced(self, belief: Belief, task: Task, dice: Dice, kind: Kind) -> Belief:
-        """By a race of it too."""
+        """By a race of it too, beside which the belief counts as it is given."""
         steps, spread = measured_steps(dice, brief_tolerance(kind[0]), task.patients)
         return belief.updated(steps, math.hypot(spread, self.races[kind]))
 
@@ -408,6 +415,12 @@ def judge(tasks: dict[str, Task], fits: dict[str, Fit]) -> list[str]:
                 lambda _, task, fitted, k=kind, c=count: raced_picks(task, fitted, k, c),
             )
         add(
+            f"race and `bayes` of full weight, {kind_name(kind)}, {MAX_HELD_OUT} cases",
+            lambda _, task, fitted, k=kind: raced_picks(
+                task, fitted, k, MAX_HELD_OUT, known=lambda belief: belief
+            ),
+        )
+        add(
             f"**`verify`**, {kind_name(kind)}, {MAX_HELD_OUT} cases",
             lambda _, task, fitted, k=kind: verified_picks(task, fitted, k),
         )
@@ -462,13 +475,20 @@ def leaders(task: Task, kind: Kind, count: int | None, margin: float) -> list[in
     return [leader(some_cases(dice, count), tolerance=margin) for dice in task.races(kind)]
 
 
-def raced_picks(task: Task, fitted: Fit, kind: Kind, count: int | None) -> list[int]:
-    """What races choose, each after some searches."""
-    return [
-        pick(fitted.raced(fitted.unlabeled(task, step), task, some_cases(dice, count), kind), dice)
-        for dice in task.races(kind)
-        for step in task.crossings[:5]
-    ]
+def raced_picks(
+    task: Task,
+    fitted: Fit,
+    kind: Kind,
+    count: int | None,
+    known: Callable[[Belief], Belief] = discounted,
+) -> list[int]:
+    """What races choose, each after some searches, of which so much is believed beside a race."""
+    found = []
+    for dice in task.races(kind):
+        for step in task.crossings[:5]:
+            belief = known(fitted.unlabeled(task, step))
+            found.append(pick(fitted.raced(belief, task, some_cases(dice, count), kind), dice))
+    return found
 
 
 def verified_picks(task: Task, fitted: Fit, kind: Kind) -> list[int]:
@@ -556,7 +576,7 @@ def calibration(tasks: dict[str, Task], fits: dict[str, Fit]) -> list[str]:
             if step in task.crossings[:5]:
                 for kind in (item for item in task.kinds if item in fitted.races):
                     for dice in task.races(kind):
-                        raced = fitted.raced(belief, task, dice, kind)
+                        raced = fitted.raced(discounted(belief), task, dice, kind)
                         stated[f"race of {kind_name(kind)}"].append(state(raced, task, RACED))
         for item in verified(task, fitted, VERIFIED):
             shares, width = item.probabilities, item.recommended
