@@ -30,11 +30,13 @@ def first_seeds(width: int, *, share: float = 1) -> int:
 
     >>> [first_seeds(width) for width in (40, 32, 16, 8, 1)]
     [4, 4, 8, 16, 16]
-    >>> [first_seeds(width, share=0.5) for width in (40, 32, 16, 8, 4, 1)]
-    [2, 2, 4, 8, 16, 16]
+    >>> [first_seeds(width, share=0.25) for width in (40, 32, 16, 8, 4, 1)]
+    [1, 1, 2, 4, 4, 4]
     """
-    fewest, features = int(share * MIN_FIRST_SEEDS), int(share * FIRST_FEATURES)
-    return min(MAX_FIRST_SEEDS, max(fewest, features // width))
+    fewest, most, features = (
+        int(share * number) for number in (MIN_FIRST_SEEDS, MAX_FIRST_SEEDS, FIRST_FEATURES)
+    )
+    return min(most, max(fewest, features // width))
 
 
 def first_round(
@@ -51,7 +53,7 @@ def first_round(
               for rung in table.ladder if rung.alignment}  # fmt: skip
     budget = _budget(table, unit_cost)
     while _cost(table, counts, unit_cost) > budget and max(counts.values()) > 2:
-        counts = {width: max(2, count // 2) for width, count in counts.items()}
+        counts = {width: min(count, max(2, count // 2)) for width, count in counts.items()}
     return counts
 
 

@@ -391,13 +391,14 @@ def judge(tasks: dict[str, Task], fits: dict[str, Fit]) -> list[str]:
         "`bayes` with the constants of the package",
         lambda _, task, fitted: [pick(OF_PACKAGE.unlabeled(task, step)) for step in task.crossings],
     )
-    add(
-        "`bayes`, twice the initializations",
-        lambda _, task, fitted: [
-            pick(fitted.unlabeled(task, crossing(first_means(run, share=1), THRESHOLD)))
-            for run in task.runs
-        ],
-    )
+    for name, share in (("twice", 2 * SHARE_OF_SEEDS), ("four times", 4 * SHARE_OF_SEEDS)):
+        add(
+            f"`bayes`, {name} the initializations",
+            lambda _, task, fitted, share=share: [
+                pick(fitted.unlabeled(task, crossing(first_means(run, share=share), THRESHOLD)))
+                for run in task.runs
+            ],
+        )
     for kind in kinds_of(tasks.values(), least=2):
         margin = brief_tolerance(kind[0])
         add(

@@ -2,19 +2,29 @@ from __future__ import annotations
 
 from dataclasses import replace
 
+from monai_xtiny.scores.table import ScoreTable
 from monai_xtiny.selection.alignment import (
     STABLE,
     alignment_values,
     bootstrap_votes,
     refine_alignment,
 )
-from monai_xtiny.selection.budget import MAX_SEEDS, first_seeds
+from monai_xtiny.selection.budget import MAX_SEEDS, first_round, first_seeds
 from monai_xtiny.selection.rules import refinement
 from tests.selection.tables import MEANS, WIDTHS, noisy_table
 
 
 def unit_cost(width: int) -> float:
     return width
+
+
+def of_images(table: ScoreTable, number: int) -> ScoreTable:
+    """The same with so many images, and one initialization of each width."""
+    ladder = tuple(
+        replace(rung, alignment=((0.5,) * number,) if rung.alignment else ())
+        for rung in table.ladder
+    )
+    return replace(table, ladder=ladder, images=tuple(map(str, range(number))))
 
 
 def test_refinement_starts_with_few_wide_and_many_narrow(plan_2d) -> None:
@@ -31,15 +41,18 @@ def test_refinement_starts_with_fewer_where_the_budget_is_small(plan_2d) -> None
     assert wanted == {width: first_seeds(width) // 2 for width in MEANS}
 
 
+def test_first_round_never_gives_more_than_the_usual_number(plan_2d) -> None:
+    usual = {width: first_seeds(width, share=0.25) for width in MEANS}
+    table = of_images(noisy_table(plan_2d, MEANS, 0.01, {}), 8)
+    assert first_round(table, unit_cost, share=0.25) == usual
+    # All the cost is in width 1: 4 of it on 8 images are over a pass of 16 images, 2 are not.
+    found = first_round(table, lambda width: float(width == 1), share=0.25)
+    assert found == {width: min(count, 2) for width, count in usual.items()}
+
+
 def test_refinement_gives_more_images_no_fewer_initializations(plan_2d) -> None:
     def wanted(number: int) -> dict[int, int]:
-        table = noisy_table(plan_2d, MEANS, 0.01, {})
-        ladder = tuple(
-            replace(rung, alignment=((0.5,) * number,) if rung.alignment else ())
-            for rung in table.ladder
-        )
-        images = tuple(map(str, range(number)))
-        table = replace(table, ladder=ladder, images=images)
+        table = of_images(noisy_table(plan_2d, MEANS, 0.01, {}), number)
         return dict(refinement("alignment", unit_cost=unit_cost)(table))
 
     assert wanted(8) == wanted(20) == wanted(300)
