@@ -21,10 +21,10 @@ from monai_xtiny.selection.posterior import Belief
 
 # Dice that a narrower width may lose after a whole training: the margin of non-inferiority.
 TOLERANCE = 0.01
-# Brief trainings favor the wider of two widths: their difference shrinks with a power of the number
+# Brief trainings favor the wider of two widths: their difference shrinks with the root of the number
 # of updates, of which this many were whole trainings; below the first number it is taken to grow no
 # more. Of docs/benchmarks/race.md.
-FEWEST_UPDATES, WHOLE_UPDATES, SHRINKING = 60, 480, 0.6
+FEWEST_UPDATES, WHOLE_UPDATES = 60, 480
 # What the smallest width of a race within the tolerance is off by, against that of whole trainings,
 # in steps of the ladder, besides what its cases and trainings show: with one training of the
 # leader, and with more. Of docs/benchmarks/race.md.
@@ -47,10 +47,10 @@ def brief_tolerance(num_updates: int) -> float:
         num_updates: of each training.
 
     >>> [round(brief_tolerance(updates), 3) for updates in (1, 120, 240, 480, 1000)]
-    [0.035, 0.023, 0.015, 0.01, 0.01]
+    [0.028, 0.02, 0.014, 0.01, 0.01]
     """
     updates = min(max(num_updates, FEWEST_UPDATES), WHOLE_UPDATES)
-    return TOLERANCE * (WHOLE_UPDATES / updates) ** SHRINKING
+    return TOLERANCE * math.sqrt(WHOLE_UPDATES / updates)
 
 
 def mean_dice(dice: np.ndarray) -> float:
@@ -88,9 +88,9 @@ def next_widths(
 ) -> tuple[int, ...]:
     """Widths to run next: neighbors of the leader, the narrower one first, which costs less.
 
-    Where the wider neighbor is the best, by more than half the tolerance, the curve may still rise,
-    and with it what the leader is compared with: then the next wider one runs too. No wider ones
-    do, since in brief trainings the curve may rise up to the widest.
+    Where the wider neighbor is the best, the curve may still rise, and with it what the leader is
+    compared with: then the next wider one runs too. No wider ones do, since in brief trainings the
+    curve may rise up to the widest.
 
     Args:
         ladder: widths, widest first.
@@ -102,8 +102,7 @@ def next_widths(
     """
     first, best = leader(dice, tolerance=tolerance), best_width(dice)
     widths = [*reversed(neighbors(ladder, first))]
-    gained = mean_dice(dice[best]) - mean_dice(dice[first])
-    if best in neighbors(ladder, first) and gained > tolerance / 2:
+    if best in neighbors(ladder, first):
         widths.append(neighbors(ladder, best)[0])
     return tuple(dict.fromkeys(width for width in widths if width not in dice))
 
