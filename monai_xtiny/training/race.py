@@ -21,14 +21,14 @@ from monai_xtiny.selection.posterior import Belief
 
 # Dice that a narrower width may lose after a whole training: the margin of non-inferiority.
 TOLERANCE = 0.01
-# Brief trainings favor the wider of two widths: their difference shrinks with the root of the number
-# of updates, of which this many were whole trainings; below the first number it is taken to grow no
+# Brief trainings favor the wider of two widths: their difference shrinks with the root of the
+# updates, of which this many were whole trainings; below the first number it is taken to grow no
 # more. Of docs/benchmarks/race.md.
 FEWEST_UPDATES, WHOLE_UPDATES = 60, 480
 # What the smallest width of a race within the tolerance is off by, against that of whole trainings,
 # in steps of the ladder, besides what its cases and trainings show: with one training of the
 # leader, and with more. Of docs/benchmarks/race.md.
-RACE_SD = (0.46, 0.4)
+RACE_SD = (0.62, 0.4)
 # By how much the deviation of what is known without labels is widened beside a race, where it then
 # weighs a quarter: with all its weight it led tasks that were left out astray, with this it helps.
 # Of docs/benchmarks/race.md.
