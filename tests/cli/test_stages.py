@@ -564,7 +564,7 @@ def test_score_on_two_processes_gives_the_table_of_one(tmp_path, png_folder) -> 
         del content["seconds"]
         found.append(content)
     assert found[0] == found[1]
-    assert len(found[0]["alignment_seeds"]) > 8  # the second round was shared out too
+    assert len(found[0]["alignment_seeds"]) > 1  # the second round was shared out too
     assert {path.suffix for path in tmp_path.glob("*.json*")} == {".json"}
 
 
