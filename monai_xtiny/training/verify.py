@@ -125,7 +125,7 @@ def verify_bundle(
     bundle itself stays as it is.
 
     Narrow networks learn more slowly, so brief trainings favor the wider. How far is known from
-    whole trainings: a width that is 0.020 behind after 120 updates loses 0.01 in the end
+    whole trainings: a width that loses 0.01 in the end is about 0.02 behind after 120 updates
     (docs/benchmarks/race.md). That is the tolerance.
 
     Args:
