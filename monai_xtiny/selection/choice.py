@@ -143,18 +143,27 @@ def selection_from_dict(content: Mapping[str, Any], table: ScoreTable) -> Select
         raise ValueError(
             f"method is {selection.method[:50]!r}: it must be the name of a rule, such as paper"
         )
-    numbers = (
-        []
-        if selection.race is None
-        else [value for row in selection.race.widths for value in asdict(row).values()]
-    )
-    if not all(map(isfinite, numbers)):
-        raise ValueError(f"the race holds numbers that are not finite: {numbers}")
+    if selection.race is not None:
+        _check_race(selection.race, selection.max_features)
     for share in (*selection.votes.values(), selection.confidence or 0.0):
         if not 0 <= share <= 1:
             raise ValueError(f"votes and confidence are shares from 0 to 1, and one is {share}")
     _check_budget(selection)
     return selection
+
+
+def _check_race(race: Race, max_features: int) -> None:
+    """Refuse a race that says nothing of the width, or holds numbers that are not finite.
+
+    Raises:
+        ValueError: as above.
+    """
+    numbers = [value for row in race.widths for value in asdict(row).values()]
+    if not all(map(isfinite, numbers)):
+        raise ValueError(f"the race holds numbers that are not finite: {numbers}")
+    widths = [row.max_features for row in race.widths]
+    if max_features not in widths:
+        raise ValueError(f"the race is of the widths {widths}, and {max_features} is selected")
 
 
 def _budget_to_dict(budget: Budget) -> dict[str, Any]:

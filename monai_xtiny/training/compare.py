@@ -22,6 +22,7 @@ from monai_xtiny.selection.bootstrap import (
 from monai_xtiny.selection.posterior import Belief, least_loss, listed_shares
 from monai_xtiny.selection.rule import Race, RacedWidth
 from monai_xtiny.training.race import (
+    MIN_SEEDS,
     TOLERANCE,
     best_width,
     brief_tolerance,
@@ -36,8 +37,6 @@ if TYPE_CHECKING:
 
 CONFIDENCE_LEVEL = 0.95
 MIN_HELD_OUT = 2
-# Trainings of a width that show how much they differ: with fewer, nothing is excluded or decided.
-MIN_SEEDS = 2
 # Patients with a class, held out: intervals of fewer are too narrow to decide anything.
 MIN_DECIDING = 8
 
@@ -137,7 +136,9 @@ def compare_trainings(
     differences = tuple(
         Difference(width, *difference(selected, width)) for width in dice if width != selected
     )
-    shares = raced_belief(belief, dice, tolerance=tolerance, patients=patients).shares(ladder)
+    shares = raced_belief(
+        belief, dice, ladder=ladder, tolerance=tolerance, patients=patients
+    ).shares(ladder)
     verdicts = {width: _suffices(trainings, width, tolerance, difference) for width in dice}
     enough = min((width for width, verdict in verdicts.items() if verdict), default=max(dice))
     candidates = [

@@ -26,9 +26,12 @@ TOLERANCE = 0.01
 # more. Of docs/benchmarks/race.md.
 FEWEST_UPDATES, WHOLE_UPDATES = 60, 480
 # What the smallest width of a race within the tolerance is off by, against that of whole trainings,
-# in steps of the ladder, besides what its cases and trainings show: with one training of the
-# leader, and with more. Of docs/benchmarks/race.md.
-RACE_SD = (0.62, 0.4)
+# in steps of the ladder, besides what its cases and trainings show: of a race that time stopped
+# before it and its neighbors had two trainings each, and of one that had them. Of
+# docs/benchmarks/race.md.
+STOPPED_SD, RACE_SD = 0.9, 0.4
+# Trainings of a width that show how much they differ: with fewer, nothing is excluded or decided.
+MIN_SEEDS = 2
 # By how much the deviation of what is known without labels is widened beside a race, where it then
 # weighs a quarter: with all its weight it led tasks that were left out astray, with this it helps.
 # Of docs/benchmarks/race.md.
@@ -176,23 +179,25 @@ def raced_belief(
     belief: Belief,
     dice: Mapping[int, np.ndarray],
     *,
+    ladder: Sequence[int],
     tolerance: float = TOLERANCE,
     patients: Sequence[str] | None = None,
 ) -> Belief:
     """What is known of the width after a race.
 
-    What a brief training is off by, against a whole one, adds to the deviation of its answer.
+    What a brief training is off by, against a whole one, adds to the deviation of its answer. It is
+    more where a neighbor of the leader has run once, or has not run since time or a budget ended.
 
     Args:
         belief: before it, without labels.
         dice: of each width that has run; a single one says nothing.
+        ladder: all widths, widest first.
         tolerance: in Dice.
         patients: of each case; default: each case is one.
     """
     if len(dice) < 2:
         return belief
     steps, sd = race_steps(dice, tolerance=tolerance, patients=patients)
-    num_seeds = len(dice[leader(dice, tolerance=tolerance)])
-    return discounted(belief).updated(
-        steps, math.hypot(sd, RACE_SD[min(num_seeds, len(RACE_SD)) - 1])
-    )
+    beside = neighbors(ladder, leader(dice, tolerance=tolerance))
+    is_whole = all(len(dice.get(width, ())) >= MIN_SEEDS for width in beside)
+    return discounted(belief).updated(steps, math.hypot(sd, RACE_SD if is_whole else STOPPED_SD))

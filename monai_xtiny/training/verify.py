@@ -30,6 +30,7 @@ from monai_xtiny.bundled.locks import write_lock
 from monai_xtiny.bundled.splits import find_patients
 from monai_xtiny.plan.unet_plan import UNetPlan
 from monai_xtiny.selection.bayes import unlabeled_belief
+from monai_xtiny.selection.choice import with_width
 from monai_xtiny.selection.posterior import Belief
 from monai_xtiny.system.config_text import check_config_text
 from monai_xtiny.system.files import append_line, read_lines, write_json
@@ -38,7 +39,6 @@ from monai_xtiny.training.check import check_bundle
 from monai_xtiny.training.compare import (
     MIN_DECIDING,
     MIN_HELD_OUT,
-    MIN_SEEDS,
     Verification,
     compare_trainings,
     dice_by_width,
@@ -47,6 +47,7 @@ from monai_xtiny.training.compare import (
 )
 from monai_xtiny.training.labeled import data_options
 from monai_xtiny.training.race import (
+    MIN_SEEDS,
     NothingToCompareError,
     best_width,
     brief_tolerance,
@@ -539,7 +540,7 @@ def _recipe_digest(bundle: Bundle, keys: Mapping[str, Any], brief: _Brief) -> st
 
 def _write_width(bundle: Bundle, max_features: int, copy: Path) -> Bundle:
     """A bundle of another width, with the configs and the scripts of this one."""
-    selection = replace(bundle.selection, max_features=max_features)
+    selection = with_width(bundle.selection, max_features)
     other = Bundle.open(export_bundle(selection, copy, overwrite=True, report=False))
     own = {**bundle.config("train"), "network_def": other.config("train")["network_def"]}
     write_json(other.path(TRAIN), own)

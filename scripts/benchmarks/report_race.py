@@ -66,6 +66,7 @@ FACTORS = tuple(0.6 * 1.1**power for power in range(20))
 
 RACED = (32, 16, 8, 4)
 VERIFIED = (120, 2)  # updates and seeds of what `verify` runs
+STOPPED_AFTER = (1, 2, 3, 4, 5, 6, 8)  # trainings
 
 Dice = dict[int, np.ndarray]
 Kind = tuple[int, int]  # of a race: number of updates and of seeds
@@ -181,6 +182,8 @@ def main() -> None:
         lines += ["", f"## {title}", "", *judge(among, constants_of)]
     lines += ["", f"## `verify`, {kind_name(VERIFIED)}, task by task", ""]
     lines += verified_table(tasks, fits, VERIFIED)
+    lines += ["", f"## `verify` stopped by time, {kind_name(VERIFIED)} at most", ""]
+    lines += stopped_table(tasks, fits, VERIFIED)
     lines += ["", "## Behind the best, after brief and after whole trainings", "", *gaps(tasks)]
     lines += ["", "## Probabilities", "", *calibration(tasks, fits)]
     lines += ["", "## Dice lost beyond 0.01 by widths narrower than the oracle", "", *narrow(tasks)]
@@ -497,11 +500,19 @@ def verified_picks(task: Task, fitted: Fit, kind: Kind) -> list[int]:
     return [item.recommended for item in verified(task, fitted, kind)]
 
 
-def verified(task: Task, fitted: Fit, kind: Kind) -> list[Verification]:
+def verified(
+    task: Task, fitted: Fit, kind: Kind, *, most: int = len(LADDER) * 3
+) -> list[Verification]:
     """The package's own races, each after some searches, of recorded trainings.
 
     Each begins with what a search picks, and does not train every width. Its deviation of a race is
     the package's own, of all tasks.
+
+    Args:
+        task: of the trainings.
+        fitted: by which the search picks.
+        kind: of the races.
+        most: trainings after which the time of a race is over.
     """
     updates, num_seeds = kind
     found = []
@@ -509,18 +520,49 @@ def verified(task: Task, fitted: Fit, kind: Kind) -> list[Verification]:
         recorded_widths = set.intersection(*(set(task.brief[updates, seed]) for seed in seeds))
         for step in task.crossings[:5]:
             belief = fitted.unlabeled(task, step)
+            done: set[tuple[int, int]] = set()
+
+            def train(width: int, seed: int, done: set[tuple[int, int]] = done) -> Training:
+                done.add((width, seed))
+                return recorded(task, width, seed, updates)
+
             verification = race_widths(
                 pick(belief, recorded_widths),
                 ladder=LADDER,
                 among=sorted(recorded_widths, reverse=True),
                 belief=belief,
-                train=lambda width, seed: recorded(task, width, seed, updates),
-                has_time=lambda *trainings: True,
+                train=train,
+                has_time=lambda *trainings, done=done: len(done | {*trainings}) <= most,
                 seeds=seeds,
                 num_updates=updates,
             )
             found.append(verification)
     return found
+
+
+def stopped_table(tasks: dict[str, Task], fits: dict[str, Fit], kind: Kind) -> list[str]:
+    """A row a number of trainings after which the time of a race is over; one is the search's."""
+    rows = [
+        "| trainings | steps | within one halving | Dice lost | regret "
+        "| probability of the pick, mean | it was the oracle | real data: steps "
+        "| within one halving | Dice lost | regret |",
+        f"|---:|{'---:|' * 10}",
+    ]
+    for most in STOPPED_AFTER:
+        stated, outcomes, of_real = [], [], []
+        for name, task in tasks.items():
+            for item in verified(task, fits[name], kind, most=most):
+                found = outcome(task, item.recommended)
+                outcomes.append(found)
+                of_real += [found] if is_real(name) else []
+                stated.append(item.probabilities.get(item.recommended, 0.0))
+        (steps, near, lost, regret), real = np.transpose(outcomes), np.mean(of_real, axis=0)
+        rows.append(
+            f"| {most} | {steps.mean():.2f} | {near.mean():.0%} | {lost.mean():.4f} "
+            f"| {regret.mean():.4f} | {np.mean(stated):.0%} | {np.mean(steps == 0):.0%} "
+            f"| {real[0]:.2f} | {real[1]:.0%} | {real[2]:.4f} | {real[3]:.4f} |"
+        )
+    return rows
 
 
 def recorded(task: Task, width: int, seed: int, updates: int) -> Training:

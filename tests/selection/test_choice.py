@@ -120,13 +120,16 @@ def test_selection_of_alignment_keeps_its_threshold(plan_2d) -> None:
 
 def test_selection_keeps_its_race(plan_2d) -> None:
     table = make_table(plan_2d, [CASES[1]["sensitivity"]])
-    race = Race(8, 120, 12, True, (RacedWidth(16, 0.9, 0.01, -0.01, 0.02),))
+    race = Race(8, 120, 12, True, (RacedWidth(8, 0.9, 0.01, -0.01, 0.02),))
     selection = Selection("bayes", 8, {8: 0.6, 4: 0.4}, 0.6, table, 0.31, race)
     content = json.loads(json.dumps(selection_to_dict(selection)))
     assert content["race"]["widths"][0]["low"] == -0.01
     assert selection_from_dict(content, table) == selection
     content["race"]["widths"][0]["low"] = float("nan")
     with pytest.raises(ValueError, match="the race holds numbers that are not finite"):
+        selection_from_dict(content, table)
+    content["race"]["widths"][0] |= {"low": 0.0, "max_features": 16}
+    with pytest.raises(ValueError, match=r"the race is of the widths \[16\], and 8 is selected"):
         selection_from_dict(content, table)
     del content["race"]["searched"]
     with pytest.raises(ValueError, match="no selection"):

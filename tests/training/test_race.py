@@ -8,6 +8,7 @@ import pytest
 from monai_xtiny.selection.posterior import Belief
 from monai_xtiny.training.race import (
     RACE_SD,
+    STOPPED_SD,
     UNLABELED_FACTOR,
     leader,
     mean_dice,
@@ -90,7 +91,8 @@ def test_race_steps_draw_patients_with_all_their_cases() -> None:
     assert race_steps(frames, patients=patients) == pytest.approx(race_steps(alone))
     assert race_steps(frames)[1] != pytest.approx(race_steps(alone)[1], rel=0.05)
     belief = Belief(3.0, 2.0)
-    assert raced_belief(belief, frames, patients=patients) == raced_belief(belief, alone)
+    found = raced_belief(belief, frames, ladder=LADDER, patients=patients)
+    assert found == raced_belief(belief, alone, ladder=LADDER)
 
 
 def test_race_steps_are_sure_where_the_cases_agree_and_unsure_where_they_do_not() -> None:
@@ -121,18 +123,27 @@ def test_race_steps_are_seeded() -> None:
 
 def test_raced_belief_lies_between_what_was_known_and_what_the_race_says() -> None:
     before = Belief(2.0, 0.8)
-    after = raced_belief(before, runs(w32=0.8, w16=0.8, w8=0.7))
-    assert 2 < after.mean < 4 and after.sd < min(before.sd, RACE_SD[1])
-    assert raced_belief(before, runs(w16=0.8)) == before
+    after = raced_belief(before, runs(w32=0.8, w16=0.8, w8=0.7), ladder=LADDER)
+    assert 2 < after.mean < 4 and after.sd < min(before.sd, RACE_SD)
+    assert raced_belief(before, runs(w16=0.8), ladder=LADDER) == before
     known = UNLABELED_FACTOR * before.sd  # counts a quarter
-    assert math.isclose(after.sd, (known**-2 + RACE_SD[1] ** -2) ** -0.5)
+    assert math.isclose(after.sd, (known**-2 + RACE_SD**-2) ** -0.5)
 
 
-def test_raced_belief_is_surer_with_two_trainings_of_the_leader_than_with_one() -> None:
-    before, two = Belief(2.0, 0.8), runs(w32=0.8, w16=0.8, w8=0.7)
+def test_raced_belief_is_less_sure_of_a_race_that_time_stopped() -> None:
+    before, two = Belief(2.0, 0.8), runs(w32=0.8, w16=0.8, w8=0.7, w4=0.6)
     one = {width: dice[:1] for width, dice in two.items()}
     three = {width: np.concatenate([dice, dice[:1]]) for width, dice in two.items()}
-    sds = [raced_belief(before, dice).sd for dice in (one, two, three)]
-    assert sds[0] > sds[1] == sds[2]
-    # The trainings of a width that is out of the race do not matter.
-    assert raced_belief(before, {**two, 8: two[8][:1]}).sd == sds[1]
+    stopped = raced_belief(before, one, ladder=LADDER)
+    whole = raced_belief(before, two, ladder=LADDER)
+    known = UNLABELED_FACTOR * before.sd
+    assert math.isclose(stopped.sd, (known**-2 + STOPPED_SD**-2) ** -0.5)
+    assert stopped.sd > whole.sd == raced_belief(before, three, ladder=LADDER).sd
+    assert stopped.mean < whole.mean  # nearer to what was known
+    # 16 leads: its neighbors count, those that have not run too, and no other width.
+    for missing in (32, 8):
+        once = {**two, missing: two[missing][:1]}
+        without = {width: dice for width, dice in two.items() if width != missing}
+        assert raced_belief(before, once, ladder=LADDER) == stopped
+        assert missing == 32 or raced_belief(before, without, ladder=LADDER) == stopped
+    assert raced_belief(before, {**two, 4: two[4][:1]}, ladder=LADDER) == whole

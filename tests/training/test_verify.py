@@ -568,6 +568,18 @@ def test_verify_command_moves_the_bundle_only_when_told(capsys, fake, bundle, la
     assert fake.asked[:3] == [(16, 0), (8, 0), (32, 0)]
 
 
+def test_a_bundle_that_a_race_chose_races_widths_that_had_no_part_in_it(
+    fake, bundle, labeled
+) -> None:
+    fake.levels[16] = 0.9
+    main(["verify", str(bundle), "--data", str(labeled), "--update"])
+    race = json.loads((bundle / "docs" / "search.json").read_text())["race"]
+    assert {row["max_features"] for row in race["widths"]} == {32, 16, 8, 4}
+    fake.levels |= {8: 0.9, 4: 0.9, 2: 0.9}
+    found = verify_bundle(bundle, data=labeled)
+    assert found.selected == 16 and {2, 1} < set(found.widths)
+
+
 def test_verify_command_says_where_a_trained_bundle_went(capsys, fake, bundle, labeled) -> None:
     fake.levels[16] = 0.9
     (bundle / "configs" / "datalist.json").write_text('{"training": [], "validation": []}')
