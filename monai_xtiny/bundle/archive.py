@@ -147,4 +147,5 @@ def _check_models(bundle: Bundle) -> None:
     if bundle.config("inference").get("network_def") == definition:  # else its owner knows
         with torch.device("meta"):
             network = network_from_config(definition)
-        check_shapes(network, bundle.weights(), bundle.path(WEIGHTS))
+        for path in (bundle.path(WEIGHTS), *sorted(bundle.path("models").glob("model_fold*.pt"))):
+            check_shapes(network, read_weights(path), path)

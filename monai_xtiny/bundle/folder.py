@@ -192,6 +192,25 @@ def missing_file(root: Path) -> str | None:
     return next((name for name in _REQUIRED if not (root / name).is_file()), None)
 
 
+def label_names_beside(search: str | os.PathLike[str]) -> tuple[str, ...] | None:
+    """Names of the classes of the bundle whose ``docs/search.json`` a file is.
+
+    Args:
+        search: the file.
+
+    Returns:
+        The names, background first; ``None`` of a file that is in no bundle.
+
+    Raises:
+        ValueError: the bundle's metadata are damaged.
+    """
+    file = Path(os.path.realpath(search))
+    root = file.parent.parent
+    if file != root / SEARCH or missing_file(root) is not None:
+        return None
+    return _label_names(root / METADATA)
+
+
 def data_kind(plan: UNetPlan) -> str:
     """What a bundle reads: ``volumes`` (3D plan), ``slices`` of volumes, or ``images``."""
     if plan.spatial_dims == 3:

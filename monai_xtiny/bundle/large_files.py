@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import hashlib
+from collections.abc import Mapping, Sequence
+from fnmatch import fnmatchcase
 from pathlib import Path
 from typing import Any
 
@@ -49,9 +51,33 @@ def write_large_files(bundle: Bundle) -> Path | None:
     if not entries:
         return None
     if list(entries.values()) != former:  # what nobody needs to change keeps its comments
-        text = yaml.safe_dump({"large_files": list(entries.values())}, sort_keys=False)
-        write_text(target, _HEADER + text)
+        _write_entries(bundle, list(entries.values()))
     return target
+
+
+def _write_entries(bundle: Bundle, entries: Sequence[Mapping[str, Any]]) -> None:
+    """Write the list."""
+    text = yaml.safe_dump({"large_files": list(entries)}, sort_keys=False)
+    write_text(bundle.path(LARGE_FILES), _HEADER + text)
+
+
+def forget_large_files(bundle: Bundle, patterns: Sequence[str]) -> None:
+    """Take files out of a bundle's ``large_files.yml``, and the list itself where it is empty then.
+
+    Args:
+        bundle: the bundle.
+        patterns: of the paths in it, such as ``models/model_fold*``.
+    """
+    former = read_large_files(bundle)
+    left = [
+        entry
+        for entry in former
+        if not any(fnmatchcase(entry["path"], pattern) for pattern in patterns)
+    ]
+    if not left and former:
+        bundle.path(LARGE_FILES).unlink()
+    elif left != former:
+        _write_entries(bundle, left)
 
 
 def read_large_files(bundle: Bundle) -> list[dict[str, Any]]:

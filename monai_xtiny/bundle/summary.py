@@ -69,8 +69,7 @@ def advice(selection: Selection) -> str:
     doubt = find_rule(selection.method).doubt(selection)
     if not doubt:
         return ""
-    budget = selection.budget
-    if budget is not None and budget.searched != selection.max_features:
+    if _is_of_budget(selection):
         return ""  # the budget decided, and its sentence says what that costs
     widths = selection.table.widths
     index = widths.index(selection.max_features)
@@ -101,12 +100,18 @@ def budget_sentence(selection: Selection) -> str:
         return ""
     chosen, lost = selection.max_features, f"{budget.expected_dice_lost:.3f} Dice beyond the"
     text = f"budget of at most {limits_text(budget)}: width {chosen}"
-    if chosen == budget.searched:
+    if not _is_of_budget(selection):
         return f"{text} is within it, and expected to lose {lost} tolerance of 0.01"
     return (
         f"{text} in place of {budget.searched}, expected to lose {lost} tolerance of 0.01 "
         f"({budget.searched_dice_lost:.3f} with width {budget.searched})"
     )
+
+
+def _is_of_budget(selection: Selection) -> bool:
+    """Whether a budget excludes the width that the rule chose; a race may choose another too."""
+    budget = selection.budget
+    return budget is not None and budget.searched not in selection.fitting_widths
 
 
 def orientation_sentence(table: ScoreTable) -> str:

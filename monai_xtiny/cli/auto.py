@@ -167,6 +167,7 @@ def _search_alone(options: SearchOptions) -> None:
     """Search images without labels, and say what comes next."""
     if _is_bundle(str(options.bundle)):
         _refuse_other_images(options)
+        _refuse_other_choice(options)
         _skip("search", str(options.bundle))
     else:
         search(
@@ -193,6 +194,7 @@ def _search(options: SearchOptions, clock: TimePlan, labeled: Mapping[str, str])
     kept = race_folder(options, None, labeled)
     if _is_bundle(root):
         if not kept.path.is_dir():
+            _refuse_other_choice(options)
             _skip("search", root)
             return
         for name, former in kept.other_options().items():
@@ -224,6 +226,31 @@ def _refuse_other_options(bundle: str, asked: Mapping[str, Any]) -> None:
             raise ValueError(
                 f"{option} is {value}, and {bundle!r} was made with {former.get(option)}: give "
                 "that, or another --bundle"
+            )
+
+
+def _refuse_other_choice(options: SearchOptions) -> None:
+    """Refuse limits, classes or dimensions that the choice of a bundle was not made with."""
+    from monai_xtiny.bundle.folder import Bundle
+    from monai_xtiny.data.labels import read_label_names
+    from monai_xtiny.selection.limits import checked_limits
+
+    bundle = Bundle.open(str(options.bundle))
+    limits = (options.max_parameters, options.max_gmacs, options.max_latency_ms)
+    made_with: dict[str, tuple[Any, Any]] = {
+        name: (value, getattr(bundle.selection.budget, name, None))
+        for name, value in checked_limits(*limits).items()
+    }
+    if options.label_names is not None:
+        names = read_label_names(options.images, options.label_names)
+        made_with["label_names"] = (",".join(names), ",".join(bundle.label_names))
+    if options.spatial_dims is not None:
+        made_with["spatial_dims"] = (options.spatial_dims, bundle.plan.spatial_dims)
+    for name, (asked, former) in made_with.items():
+        if asked != former:
+            raise ValueError(
+                f"--{name} is {asked}, and {str(bundle.root)!r} was made with {former}: give that, "
+                "or another --bundle"
             )
 
 

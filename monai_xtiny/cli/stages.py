@@ -388,7 +388,8 @@ def export(
     Args:
         search: what 'select' wrote, or a bundle's docs/search.json.
         bundle: folder to write, OUT/NAME_segmentation.
-        label_names: names of the classes with commas, background first.
+        label_names: names of the classes with commas, background first; default: those of the
+            bundle, for its docs/search.json.
         max_features: another width of the ladder than the chosen one, of a teacher, say.
         overwrite: replace a bundle that is there, and its test.
         unit_test: write the Model Zoo's unit test too, OUT/test_NAME_segmentation.py.
@@ -397,13 +398,16 @@ def export(
     """
 
     def run() -> None:
+        from monai_xtiny.bundle.folder import label_names_beside
         from monai_xtiny.bundle.search_file import read_search
         from monai_xtiny.bundle.writer import export_bundle
         from monai_xtiny.data.labels import read_label_names
         from monai_xtiny.selection.choice import with_width
 
-        names = None if label_names is None else read_label_names(search, label_names)
         selection = read_search(search)
+        names = label_names_beside(search)
+        if label_names is not None:
+            names = read_label_names(search, label_names)
         if max_features is not None:
             selection = with_width(selection, parse_int("max_features", max_features))
         path = export_bundle(

@@ -66,7 +66,8 @@ def with_width(selection: Selection, max_features: int) -> Selection:
     """Another width of the same ladder, which neither a race nor a budget chose.
 
     Args:
-        selection: of the ladder; its votes remain.
+        selection: of the ladder; its votes remain, but those that a race has changed: they are the
+            rule's again.
         max_features: the width.
 
     Raises:
@@ -78,8 +79,12 @@ def with_width(selection: Selection, max_features: int) -> Selection:
         )
     if max_features == selection.max_features:
         return selection
-    share = None if selection.confidence is None else selection.votes.get(max_features, 0.0)
     chosen = selection.in_place_of or selection.max_features
+    if selection.race is not None:
+        chosen = selection.race.searched
+        if selection.table.seeds:  # those of an imported network are the race's alone
+            selection = select_width(selection.table, selection.method)
+    share = None if selection.confidence is None else selection.votes.get(max_features, 0.0)
     return replace(
         selection,
         max_features=max_features,

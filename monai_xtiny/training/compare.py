@@ -172,15 +172,20 @@ def compare_trainings(
     )
 
 
-def race_of(verification: Verification) -> Race | None:
-    """What a bundle keeps of its trainings: means and differences from the recommended width."""
+def race_of(verification: Verification, *, searched: int | None = None) -> Race | None:
+    """What a bundle keeps of its trainings: means and differences from the recommended width.
+
+    Args:
+        verification: with trainings, or none.
+        searched: width that was chosen without labels; default: the one that began the race.
+    """
     if not verification.trainings:
         return None
     dice, chosen = dice_by_width(verification.trainings), verification.recommended
     patients = patients_of(verification.trainings)
     level = verification.confidence_level
     return Race(
-        searched=verification.selected,
+        searched=searched or verification.selected,
         num_updates=verification.num_updates,
         num_cases=len(verification.trainings[0].evaluation.cases),
         is_decided=verification.is_decided,

@@ -18,7 +18,6 @@ from monai_xtiny.bundle.folder import (
     CURVE,
     DEPLOYMENT,
     EVALUATION,
-    LARGE_FILES,
     ONNX,
     ONNX_INT8,
     ONNX_STANDALONE,
@@ -33,7 +32,7 @@ from monai_xtiny.bundle.folder import (
     WEIGHTS,
     Bundle,
 )
-from monai_xtiny.bundle.large_files import read_large_files, write_large_files
+from monai_xtiny.bundle.large_files import forget_large_files, write_large_files
 from monai_xtiny.bundle.replace import replaced_whole
 from monai_xtiny.bundle.report import report_page
 from monai_xtiny.bundle.weights import hold_same
@@ -47,6 +46,10 @@ from monai_xtiny.training.compare import Verification, race_of
 # What was made with the former weights, besides other files in models/.
 _RESULTS = (
     SPLIT, EVALUATION, OVERLAY, PANELS, DEPLOYMENT, ONNX, ONNX_INT8, ONNX_STANDALONE,
+)  # fmt: skip
+# Files of the network itself, which another width makes anew.
+_NETWORKS = (
+    WEIGHTS, TORCHSCRIPT, ONNX, ONNX_INT8, ONNX_STANDALONE, "models/model_fold*",
 )  # fmt: skip
 _CONFIGS = ("train", "inference", "evaluate", "multi_gpu_train", "metadata")
 
@@ -83,7 +86,8 @@ def update_bundle(bundle: Bundle, verification: Verification) -> Path | None:
             f"the verification of width {verification.selected} recommends {width}, and the bundle "
             f"has width {former.max_features} of {former.fitting_widths}: verify this bundle"
         )
-    race = race_of(verification)
+    searched = former.race.searched if former.race else former.in_place_of
+    race = race_of(verification, searched=searched or former.max_features)
     if width == former.max_features and race is None:
         write_verification(bundle, verification)
         return None
@@ -113,11 +117,10 @@ def update_bundle(bundle: Bundle, verification: Verification) -> Path | None:
             is_moved = width != former.max_features
             is_trained = is_moved and _is_trained(copy, old)
             kept = _keep_trained(copy, f"former_width{former.max_features}") if is_trained else None
-            listed = read_large_files(copy)
             _carry_over(copy, old, new)
             write_verification(copy, verification)
-            if is_moved and listed and all(new.path(entry["path"]).is_file() for entry in listed):
-                copy.path(LARGE_FILES).unlink()
+            if is_moved:
+                forget_large_files(copy, _NETWORKS)
             write_large_files(copy)
             write_text(copy.path(REPORT), report_page(Bundle.open(folder), name=bundle.name))
     return None if kept is None else bundle.root / kept
@@ -197,9 +200,16 @@ def _merged(
 
 
 def _is_trained(bundle: Bundle, old: Bundle) -> bool:
-    """Whether a bundle holds results, or other weights than those of its initialization."""
-    has_results = any(bundle.path(file).exists() for file in _RESULTS)
+    """Whether a bundle holds results of any fold, or other weights than its initialization."""
+    results = [*(bundle.path(file) for file in _RESULTS), *_fold_splits(bundle)]
+    results += [*bundle.path("models").glob("model_fold*"), *bundle.path("eval").glob("*")]
+    has_results = any(path.exists() for path in results)
     return has_results or not hold_same(bundle.weights(), old.weights())
+
+
+def _fold_splits(bundle: Bundle) -> list[Path]:
+    """Data lists of other folds than the first."""
+    return sorted(bundle.path("configs").glob("datalist_fold*.json"))
 
 
 def _keep_trained(bundle: Bundle, name: str) -> str:
@@ -220,8 +230,7 @@ def _keep_trained(bundle: Bundle, name: str) -> str:
     if bundle.path("eval").exists():
         bundle.path("eval").rename(folder / "eval")
     made = [path for path in bundle.path("models").iterdir() if path.is_file()]
-    splits = bundle.path("configs").glob("datalist_fold*.json")
-    for path in (*made, *splits, *(bundle.path(file) for file in _RESULTS)):
+    for path in (*made, *_fold_splits(bundle), *(bundle.path(file) for file in _RESULTS)):
         path.unlink(missing_ok=True)
     return folder.name
 

@@ -195,6 +195,12 @@ def not_finite(models: Path) -> None:
     torch.save(weights, models / "model.pt")
 
 
+def of_another_width(models: Path) -> None:
+    weights = torch.load(models / "model.pt", weights_only=True)
+    wider = {name: torch.cat([value, value]) for name, value in weights.items()}
+    torch.save(wider, models / "model_fold1.pt")
+
+
 def of_another_network(models: Path) -> None:
     torch.save({"weight": torch.zeros(3)}, models / "model.pt")
 
@@ -208,6 +214,7 @@ def of_another_network(models: Path) -> None:
         (pickled_besides, r"old\.pt' holds no weights that can be read safely"),
         (plain_pickle, r"model\.pkl' is a pickle, which is code"),
         (not_finite, r"model\.pt' holds weights that are NaN or infinite"),
+        (of_another_width, r"model_fold1\.pt' holds the weights of another network"),
         (of_another_network, r"model\.pt' holds the weights of another network"),
     ],
     ids=lambda value: getattr(value, "__name__", ""),

@@ -88,6 +88,12 @@ def test_budget_sentence_says_what_keeping_to_the_limits_costs(plan_2d) -> None:
     )
     assert text in search_summary(moved, "out/x")
     assert f"The choice keeps to a {text}." in card(moved)
+    # Where the rule's width is within it too, a race chose another.
+    raced = replace(moved, budget=replace(moved.budget, max_parameters=10**6, max_gmacs=None))
+    assert budget_sentence(raced) == (
+        "budget of at most 1,000,000 parameters: width 8 is within it, and expected to lose 0.012 "
+        "Dice beyond the tolerance of 0.01"
+    )
 
 
 def test_budget_sentence_names_the_latencies_that_were_measured(plan_2d) -> None:

@@ -196,6 +196,31 @@ def test_a_kill_between_two_writes_loses_no_trained_weights(tmp_path, monkeypatc
     assert kept(root) == {0.25, 0.5} and kill_at > 6
 
 
+@pytest.mark.parametrize("is_better", [True, False])
+def test_a_training_that_goes_on_takes_away_what_was_measured_before(tmp_path, is_better) -> None:
+    for folder in ("models", "configs", "docs"):
+        (tmp_path / folder).mkdir()
+    (tmp_path / "configs" / "metadata.json").write_text("{}")
+    card = tmp_path / "docs" / "README.md"
+    card.write_text("<!-- xtiny:performance -->\nDice 0.9\n<!-- /xtiny:performance -->")
+    for name in ("evaluation.json", "overlay.png", "report.html", "search.json"):
+        (tmp_path / "docs" / name).write_text("measured")
+    network, file = nn.Linear(1, 1), str(tmp_path / "models" / "model.pt")
+    best = BestWeights(network, file)
+    best.save()
+    state = {"best_weights": best.written, "network": network.state_dict()}
+    resumed = BestWeights(network, file)
+    resumed.go_on(state)
+    assert len(list((tmp_path / "docs").iterdir())) == 5
+    if is_better:
+        nn.init.ones_(network.weight)
+        resumed.save()
+    left = {path.name for path in (tmp_path / "docs").iterdir()}
+    assert left == ({"search.json", "README.md"} if is_better else left) and len(left) in (2, 5)
+    assert ("Not measured since" in card.read_text()) is is_better
+    assert not list(tmp_path.glob("former_training_*"))
+
+
 def test_files_are_written_by_rank_0_alone(monkeypatch, tmp_path) -> None:
     monkeypatch.setattr("ignite.distributed.utils.get_rank", lambda: 1)
     BestWeights(nn.Linear(1, 1), str(tmp_path / "model.pt")).save()

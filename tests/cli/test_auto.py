@@ -3,6 +3,7 @@ from __future__ import annotations
 import json
 import os
 import shutil
+from dataclasses import replace
 
 import pytest
 import torch
@@ -169,6 +170,31 @@ def test_auto_refuses_other_options_than_the_bundle_was_made_with(
     assert "--group is c(.), and " in line and "was made with None: give that" in line
     line = refused(capsys, *command)
     assert "--max_parameters is None, and " in line and "was made with 900" in line
+
+
+@pytest.mark.parametrize(
+    "option, value, former",
+    [
+        ("--max_parameters", 900, "None"),
+        ("--label_names", "background,nucleus", "background,class 1"),
+        ("--spatial_dims", 3, "2"),
+    ],
+)
+@pytest.mark.parametrize("part", ["", "imagesTr"])
+def test_auto_refuses_other_options_than_the_bundle_was_searched_with(
+    capsys, selection, labeled, tmp_path, option, value, former, part
+) -> None:
+    # Of the search alone, before auto.
+    names = [path.name for path in sorted((labeled / "imagesTr").iterdir())]
+    images = tuple(names[: len(selection.table.images)])
+    searched = replace(selection, table=replace(selection.table, images=images))
+    bundle = exported(searched, tmp_path / "x_segmentation")
+    if part:
+        shutil.rmtree(labeled / "labelsTr")
+    command = ("auto", "--data", labeled / part, "--bundle", bundle, option, value)
+    line = refused(capsys, *command)
+    assert f"{option} is {value}, and " in line and f"was made with {former}: give that" in line
+    assert not (bundle / "eval").exists()
 
 
 def test_auto_goes_on_with_a_training_that_was_stopped(

@@ -321,6 +321,7 @@ def test_export_writes_another_width_when_told(capsys, tmp_path, searched) -> No
     assert Bundle.open(wide).selection.max_features == 32
     config = json.loads((wide / "configs" / "train.json").read_text())
     assert max(config["network_def"]["filters"]) == 32
+    assert Bundle.open(wide).label_names == Bundle.open(searched).label_names
     chosen = Bundle.open(searched).selection.max_features
     says = f"The choice was width {chosen}; width 32 was asked for in its place."
     for page in ("README.md", "report.html"):

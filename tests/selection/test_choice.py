@@ -251,7 +251,7 @@ def test_selection_from_dict_refuses_an_odd_budget(plan_2d, changed, message) ->
 def test_with_width_is_another_width_that_no_budget_and_no_race_chose(plan_2d) -> None:
     table = make_table(plan_2d, [CASES[1]["sensitivity"]])
     race = Race(8, 120, 16, True, (RacedWidth(8, 0.8, 0.0, 0.0, 0.0),))
-    chosen = replace(select_width(table), budget=BUDGET, race=race, votes={8: 0.9, 4: 0.1})
+    chosen = replace(select_width(table), budget=BUDGET, votes={8: 0.9, 4: 0.1})
     chosen = replace(chosen, confidence=0.9)
     assert with_width(chosen, chosen.max_features) is chosen
     for width, share in ((4, 0.1), (32, 0.0)):
@@ -261,6 +261,12 @@ def test_with_width_is_another_width_that_no_budget_and_no_race_chose(plan_2d) -
         assert other.in_place_of == chosen.max_features
         assert with_width(other, chosen.max_features).in_place_of is None
         assert selection_from_dict(selection_to_dict(other), table) == other
+    # After a race the votes are the rule's again, and the width is in place of the rule's.
+    unlabeled = select_width(table)
+    raced = replace(chosen, max_features=16, race=replace(race, searched=8, widths=()))
+    other = with_width(raced, 4)
+    assert (other.race, other.votes, other.in_place_of) == (None, unlabeled.votes, 8)
+    assert other.confidence is None and with_width(raced, 8) == unlabeled
     with pytest.raises(ValueError, match="width 7 is not in the ladder"):
         with_width(chosen, 7)
     for value in (7, [], "x"):

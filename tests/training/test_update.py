@@ -17,6 +17,7 @@ from monai_xtiny.bundle.results import Evaluation
 from monai_xtiny.bundle.search_file import read_search
 from monai_xtiny.bundle.torchscript import check_torchscript
 from monai_xtiny.bundle.writer import export_bundle
+from monai_xtiny.selection.choice import with_width
 from monai_xtiny.selection.limits import renewed_budget
 from monai_xtiny.selection.posterior import Belief
 from monai_xtiny.selection.rule import Budget
@@ -212,6 +213,40 @@ def test_update_bundle_notices_weights_that_were_trained_elsewhere(bundle) -> No
     train(bundle)
     (bundle / "configs" / "datalist.json").unlink()
     assert update_bundle(bundle, MOVED) is not None
+
+
+@pytest.mark.parametrize(
+    "made", ["models/model_fold1.pt", "configs/datalist_fold1.json", "eval/checkpoints/state.pt"]
+)
+def test_update_bundle_keeps_what_was_made_of_the_former_width_aside(bundle, made) -> None:
+    # Of another fold, or of a training that was stopped before its first validation.
+    (bundle / made).parent.mkdir(parents=True, exist_ok=True)
+    (bundle / made).write_text("of width 8")
+    former = update_bundle(bundle, MOVED)
+    assert former == bundle / "former_width8"
+    assert (former / made).read_text() == "of width 8" and not (bundle / made).exists()
+    assert Bundle.open(bundle).weights().keys() == Bundle.open(former).weights().keys()
+
+
+def test_update_bundle_remembers_what_was_chosen_without_labels(tmp_path, selection) -> None:
+    bundle = exported(with_width(selection, 16), tmp_path / "x_segmentation")
+    assert read_search(bundle / "docs" / "search.json").in_place_of == 8
+    update_bundle(bundle, replace(raced(16), selected=16))
+    assert read_search(bundle / "docs" / "search.json").race.searched == 8
+    assert "moved the choice from width 8 to width 16" in (bundle / "docs/README.md").read_text()
+    update_bundle(bundle, replace(raced(32), selected=16))
+    choice = read_search(bundle / "docs" / "search.json")
+    assert (choice.max_features, choice.race.searched, choice.in_place_of) == (32, 8, None)
+
+
+def test_update_bundle_takes_networks_that_are_gone_off_the_list_of_large_files(bundle) -> None:
+    train(bundle)
+    paths = ("models/model.onnx", "models/model_fold2.pt", "models/atlas.bin")
+    entries = [{"path": path, "url": "https://example.org/x", "hash_val": "x"} for path in paths]
+    (bundle / "large_files.yml").write_text(yaml.safe_dump({"large_files": entries}))
+    update_bundle(bundle, MOVED)
+    left = yaml.safe_load((bundle / "large_files.yml").read_text())["large_files"]
+    assert left == [entries[2]]
 
 
 def test_update_bundle_takes_measurements_off_the_card(bundle) -> None:

@@ -1,4 +1,3 @@
-# Written by monai_xtiny 0.2.0, which need not be installed.
 """What a training saves: its best weights, and the state to resume from."""
 
 from __future__ import annotations
@@ -33,6 +32,8 @@ _NOT_MEASURED = (
     "Not measured since the network was trained anew: run `python -m monai_xtiny evaluate --bundle "
     "BUNDLE --data DATA`."
 )
+# What evaluation writes of weights, and the page that shows it.
+_MEASURED = ("evaluation.json", "overlay.png", "panels.png", "report.html")
 # What a training's state consists of.
 _STATE = ("network", "optimizer", "lr_scheduler", "trainer", "best", "split")
 
@@ -65,6 +66,8 @@ class BestWeights:
         self.split, self.split_file, self.data_root = split, split_file, data_root
         # What this training has written; the file holds another's until then.
         self.written: dict[str, torch.Tensor] | None = None
+        # Whether what was measured may be of the weights that this run writes over.
+        self.is_gone_on = False
 
     def attach(self, evaluator: Evaluator) -> None:
         """Act after each validation by ``evaluator``."""
@@ -97,7 +100,7 @@ class BestWeights:
         else:  # without a validation the last weights were written
             is_own = any(are_equal(current, item) for item in (best, former["network"]))
         if is_own:
-            self.written = current
+            self.written, self.is_gone_on = current, True
         elif best is not None:
             self._write(best)
 
@@ -116,6 +119,9 @@ class BestWeights:
         is_first = self.written is None
         if is_first and _holds_training(self.file, self.split_file, self.split is not None):
             _keep_aside(self.file, self.split_file)
+        elif self.is_gone_on:
+            _forget_measures(self.file, only=_MEASURED[0])
+        self.is_gone_on = False
         save_whole(weights, self.file)
         if is_first and self.split is not None and self.split_file is not None:
             write_split(self.split, self.split_file, self.data_root)
@@ -305,8 +311,7 @@ def _keep_aside(file: str, split_file: str | None) -> None:
     root = Path(os.path.abspath(file)).parent.parent
     folders = (root / f"former_training_{number}" for number in count(1))
     former = next(folder for folder in folders if not folder.exists())
-    is_bundle = (root / "configs" / "metadata.json").is_file()  # --ckpt_dir may lie anywhere
-    names = ("evaluation.json", "README.md", "report.html") if is_bundle else ()
+    names = (*_MEASURED, "README.md") if _is_in_bundle(root) else ()
     docs = [root / "docs" / name for name in names]
     for path in [Path(os.path.abspath(item)) for item in (file, split_file) if item] + docs:
         if path.is_file():
@@ -315,14 +320,34 @@ def _keep_aside(file: str, split_file: str | None) -> None:
             shutil.copy2(path, former / inside)
     if split_file is not None:
         Path(split_file).unlink(missing_ok=True)
-    if is_bundle and "_fold" not in os.path.basename(file):  # the card tells of fold 0 alone
-        _forget_performance(root / "docs")
+    _forget_measures(file)
     print(f"the weights of the former training are in {former}", flush=True)
+
+
+def _is_in_bundle(root: Path) -> bool:
+    """Whether a folder is a bundle: weights may be written anywhere, by ``--ckpt_dir``."""
+    return (root / "configs" / "metadata.json").is_file()
+
+
+@idist.one_rank_only()
+def _forget_measures(file: str, *, only: str = "") -> None:
+    """Take what was measured with the weights in a bundle's file out of the bundle.
+
+    It tells of fold 0 alone.
+
+    Args:
+        file: of the weights.
+        only: where the bundle's ``docs`` have this file.
+    """
+    root = Path(os.path.abspath(file)).parent.parent
+    is_told = "_fold" not in os.path.basename(file) and (root / "docs" / only).exists()
+    if _is_in_bundle(root) and is_told:
+        _forget_performance(root / "docs")
 
 
 def _forget_performance(docs: Path) -> None:
     """Take what the card says of former weights out of it; what was measured is kept aside."""
-    for name in ("evaluation.json", "report.html"):
+    for name in _MEASURED:
         (docs / name).unlink(missing_ok=True)
     card = docs / "README.md"
     if card.is_file():
