@@ -1,3 +1,4 @@
+# Written by monai_xtiny 0.2.0, which need not be installed.
 """What a training saves: its best weights, and the state to resume from."""
 
 from __future__ import annotations
