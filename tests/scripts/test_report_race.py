@@ -23,6 +23,7 @@ from report_race import (  # noqa: E402
     recorded,
     refuse_seen,
     some_cases,
+    stopped_table,
     verified,
     verified_picks,
     verified_table,
@@ -80,13 +81,20 @@ def test_verify_is_judged_by_its_own_race_of_recorded_trainings() -> None:
     steep = {32: 0.9, 16: 0.895, 8: 0.8, 4: 0.7, 2: 0.5}
     task = task_of({(120, 0): steep, (120, 1): steep, (120, 2): FLAT})
     fitted = Fit(3.4, 0.7, 1.4, (0.0, 1.5), {(120, 1): 0.5, (120, 2): 0.5}, Belief(3.4, 1.6))
-    assert verified_picks(task, fitted, (120, 1)) == [16, 16, 4]
+    # One training of each leaves more to what was known before than two do.
+    assert verified_picks(task, fitted, (120, 1)) == [16, 16, 8]
+    stopped = verified(task, fitted, (120, 2), most=3)[0]
+    assert len(stopped.trainings) == 3 and not stopped.is_decided
+    table = stopped_table({"fluorescence": task}, {"fluorescence": fitted}, (120, 2))
+    assert [row.split(" | ")[0] for row in table[2:4]] == ["| 1", "| 2"]
     assert verified_picks(task, fitted, (120, 2))[0] == 16  # of seeds 0 and 1
     assert recorded(task, 8, 1, 120).evaluation.dice == ((0.8,),) * 4
     # Width 2 has been trained with all seeds of the first pair alone.
     narrow = {**dict.fromkeys((32, 16, 8, 4), 0.8), 2: 0.799}
     task = task_of({(120, 0): narrow, (120, 1): narrow})
-    assert verified_picks(task, fitted, (120, 2)) == [2]
+    (found,) = verified(task, fitted, (120, 2))
+    # It leads, and counts as stopped, since width 1 has not been trained.
+    assert 2 in found.widths and (found.recommended, found.is_decided) == (4, False)
 
 
 def test_outcome_has_the_regret_of_both_sides() -> None:

@@ -20,6 +20,7 @@ from torch.optim.optimizer import register_optimizer_step_pre_hook
 from monai_xtiny.bundle.folder import Bundle
 from monai_xtiny.bundle.results import Evaluation
 from monai_xtiny.cli.commands import main
+from monai_xtiny.selection.choice import with_width
 from monai_xtiny.selection.rule import Budget
 from monai_xtiny.training import verify as verification
 from monai_xtiny.training.batches import SharedBatches
@@ -132,7 +133,7 @@ def test_verify_bundle_races_the_width_and_its_neighbors_on_every_seed(
 
 
 def test_verify_bundle_climbs_until_both_neighbors_of_the_leader_are_known(
-    fake, empty_bundles, bundle, labeled
+    fake, empty_bundles, bundle, labeled, selection, tmp_path
 ) -> None:
     fake.levels = {32: 0.9, 16: 0.85, 8: 0.8, 4: 0.7, 2: 0.6, 1: 0.5}
     found = verify_bundle(bundle, data=labeled)
@@ -142,10 +143,12 @@ def test_verify_bundle_climbs_until_both_neighbors_of_the_leader_are_known(
     found = verify_bundle(bundle, data=labeled)
     assert [width for width, seed in fake.asked if seed == 0] == [8, 4, 2, 1]
     assert (found.recommended, found.is_decided) == (2, True)
-    # A width passed on the way, here 4, need not run again.
-    fake.asked, fake.levels = [], {32: 0.8, 16: 0.8, 8: 0.801, 4: 0.8, 2: 0.8, 1: 0.799}
-    found = verify_bundle(bundle, data=labeled)
-    assert (4, 1) not in fake.asked and (2, 1) in fake.asked and (1, 2) not in fake.asked
+    # A width passed on the way, here 8, need not run again.
+    fake.asked, fake.levels = [], {32: 0.8, 16: 0.801, 8: 0.8, 4: 0.8, 2: 0.8, 1: 0.799}
+    wide = exported(with_width(selection, 16), tmp_path / "wide_segmentation")
+    found = verify_bundle(wide, data=labeled)
+    assert [width for width, seed in fake.asked if seed == 0] == [16, 8, 4, 2, 1]
+    assert (8, 1) not in fake.asked and (2, 1) in fake.asked and (1, 2) not in fake.asked
     assert (found.recommended, found.is_decided) == (1, True)
 
 
