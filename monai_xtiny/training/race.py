@@ -27,7 +27,7 @@ TOLERANCE = 0.01
 FEWEST_UPDATES, WHOLE_UPDATES = 60, 480
 # What the smallest width of a race within the tolerance is off by, against that of whole trainings,
 # in steps of the ladder, besides what its cases and trainings show: of a race that time stopped
-# before it and its neighbors had two trainings each, and of one that had them. Of
+# before that width and its neighbors had two trainings each, and of one that had them. Of
 # docs/benchmarks/race.md.
 STOPPED_SD, RACE_SD = 0.9, 0.4
 # Trainings of a width that show how much they differ: with fewer, nothing is excluded or decided.
