@@ -161,7 +161,7 @@ def race_bundle(bundle: Bundle, *, is_update: bool, **options: Any) -> None:
     print(verification_summary(found, {rung.max_features: rung.num_parameters for rung in ladder}))
     if budget is not None:
         widths = ", ".join(map(str, bundle.selection.fitting_widths))
-        print(f"within the budget of at most {limits_text(budget)}: widths {widths} alone")
+        print(f"widths within the budget of at most {limits_text(budget)}: {widths}")
     is_other = found.recommended != found.selected
     if is_update:
         former = update_bundle(bundle, found)
