@@ -111,8 +111,18 @@ def calibration_error(probability: np.ndarray, is_class: np.ndarray, num_bins: i
     ) / len(bins)
 
 
-def test_evaluate_bundle_measures_the_calibration_error_that_its_definition_gives(volumes) -> None:
-    bundle, data = volumes
+@pytest.mark.parametrize("margin", [0, 4])
+def test_evaluate_bundle_measures_the_calibration_error_that_its_definition_gives(
+    volumes, tmp_path, margin
+) -> None:
+    bundle, former = volumes
+    data = shutil.copytree(former, tmp_path / "data")
+    inner = (slice(margin, 20 - margin), slice(margin, 24 - margin), slice(margin, 18 - margin))
+    for file in sorted(data.glob("*Tr/*.nii.gz")):
+        values = np.asarray(nib.load(file).dataobj)
+        kept = np.zeros_like(values)
+        kept[inner] = values[inner]
+        write_nifti(file, values=kept, affine=np.eye(4))
     cases = []
 
     def logits(image: torch.Tensor) -> torch.Tensor:
@@ -126,17 +136,24 @@ def test_evaluate_bundle_measures_the_calibration_error_that_its_definition_give
         predict=lambda windows: logits(windows[:, 0]),
     )
     (case,) = cases
-    image = nib.load(case["image"][0]).get_fdata()
+    image = nib.load(case["image"][0]).get_fdata()[inner]
     image = (image - image.mean()) / image.std()
-    probability = logits(torch.from_numpy(image)[None]).softmax(dim=1)[0].flatten(1).numpy()
+    # Around the box of the voxels that are not 0, all is background.
+    shares = np.zeros((3, 20, 24, 18))
+    shares[0] = 1
+    shares[(slice(None), *inner)] = logits(torch.from_numpy(image)[None]).softmax(dim=1)[0].numpy()
+    probability = shares.reshape(3, -1)
     label = nib.load(case["label"]).get_fdata().ravel()
-    assert probability.shape == (3, label.size)
-    for num_bins, is_measured in ((20, True), (10, False)):
-        expected = [
+    of_bins = {
+        num_bins: [
             calibration_error(probability[number], label == number, num_bins) for number in (1, 2)
         ]
-        assert (found.ece[0] == pytest.approx(expected, rel=1e-4)) is is_measured
-        assert found.ece[0] != pytest.approx(expected[::-1], rel=0.01)
+        for num_bins in (20, 10)
+    }
+    assert found.ece[0] == pytest.approx(of_bins[20], rel=1e-4)
+    assert found.ece[0] != pytest.approx(of_bins[20][::-1], rel=0.01)
+    if margin == 0:  # with a margin 10 bins give the same
+        assert found.ece[0] != pytest.approx(of_bins[10], rel=1e-4)
 
 
 def test_evaluate_bundle_evaluates_another_predictor_in_place_of_the_network(volumes) -> None:
