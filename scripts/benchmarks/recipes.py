@@ -113,6 +113,14 @@ def deep_supervision(levels: int) -> dict[str, Any]:
     }
 
 
+# To zero, where the emitted schedule ends above it by what falls in an epoch.
+DECAY_BY_UPDATE: dict[str, Any] = {
+    "num_updates": "$@train#trainer#max_epochs * @train#trainer#epoch_length",
+    "lr_factor": "$lambda update: (1 - min(update / @num_updates, 1)) ** @lr_power",
+    "train#handlers#0#epoch_level": False,
+    "train#handlers#0#print_lr": False,
+}
+
 # Seeded anew once the weights are drawn: with one seed all recipes see the same crops.
 SEEDING = "$monai.utils.set_determinism(seed=@seed)"
 PLAIN: dict[str, Any] = {"initialize": [SEEDING, "$@network_def", SEEDING]}
@@ -173,6 +181,9 @@ RECIPES: dict[str, dict[str, Any]] = {
     "focal": trained_with("DiceFocalLoss"),
     "generalized": trained_with("GeneralizedDiceFocalLoss", include_background=True),
     "expand": expanded(2),
+    "rate_0.003": {**PLAIN, "learning_rate": 3e-3},
+    "rate_0.03": {**PLAIN, "learning_rate": 3e-2},
+    "decay_by_update": {**PLAIN, **DECAY_BY_UPDATE},
 }
 
 
