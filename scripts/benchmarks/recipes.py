@@ -113,17 +113,17 @@ def deep_supervision(levels: int) -> dict[str, Any]:
     }
 
 
-# To zero, where the emitted schedule ends above it by what falls in an epoch.
+# Seeded anew once the weights are drawn: with one seed all recipes see the same crops.
+SEEDING = "$monai.utils.set_determinism(seed=@seed)"
+PLAIN: dict[str, Any] = {"initialize": [SEEDING, "$@network_def", SEEDING]}
+# Stepped at every update, to a rate near 0 at the last one; the emitted schedule steps by epoch.
 DECAY_BY_UPDATE: dict[str, Any] = {
+    **PLAIN,
     "num_updates": "$@train#trainer#max_epochs * @train#trainer#epoch_length",
     "lr_factor": "$lambda update: (1 - min(update / @num_updates, 1)) ** @lr_power",
     "train#handlers#0#epoch_level": False,
     "train#handlers#0#print_lr": False,
 }
-
-# Seeded anew once the weights are drawn: with one seed all recipes see the same crops.
-SEEDING = "$monai.utils.set_determinism(seed=@seed)"
-PLAIN: dict[str, Any] = {"initialize": [SEEDING, "$@network_def", SEEDING]}
 
 
 def trained_with(loss: str, **options: Any) -> dict[str, Any]:
@@ -158,8 +158,6 @@ def expanded(ratio: int) -> dict[str, Any]:
 
 RECIPES: dict[str, dict[str, Any]] = {
     "adamw_poly": adamw(1e-2),
-    "adamw_poly_3e-3": adamw(3e-3),
-    "adamw_poly_3e-2": adamw(3e-2),
     "adamw_poly_noclip": {**adamw(1e-2), **NO_CLIP},
     "adamw_poly_clip1": {**adamw(1e-2), "max_grad_norm": 1.0},
     "adamw_poly_mirror": {**adamw(1e-2), "mirror_prob": 0.5},
@@ -183,7 +181,7 @@ RECIPES: dict[str, dict[str, Any]] = {
     "expand": expanded(2),
     "rate_0.003": {**PLAIN, "learning_rate": 3e-3},
     "rate_0.03": {**PLAIN, "learning_rate": 3e-2},
-    "decay_by_update": {**PLAIN, **DECAY_BY_UPDATE},
+    "decay_by_update": DECAY_BY_UPDATE,
 }
 
 
@@ -272,8 +270,8 @@ def describe_teacher(bundle: Path) -> str:
     from monai_xtiny.bundled.teaching import teacher_digest
 
     teacher, digest = Bundle.open(bundle), teacher_digest(str(bundle), 0) or ""
-    width = teacher.selection.max_features
-    return f"width {width}, {trained_epochs(teacher)} epochs, {digest[:6]}"
+    width, epochs = teacher.selection.max_features, trained_epochs(teacher)
+    return f"width {width}, {epochs or 'unknown'} epochs, {digest[:6]}"
 
 
 def taught_recipes(
