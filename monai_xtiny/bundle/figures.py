@@ -116,7 +116,9 @@ def draw_race(axes: Axes, race: Race, chosen: int) -> None:
     dice = np.array([row.dice for row in race.widths])
     ends = level + np.array([(row.low, row.high) for row in race.widths]).T
     errors = np.abs(np.stack([np.minimum(ends[0], dice), np.maximum(ends[1], dice)]) - dice)
-    label = f"{race.num_updates} updates, {race.num_cases} cases held out, 95 % intervals"
+    label = f"{race.num_updates} updates, {race.num_cases} cases held out"
+    if len(widths) > 1:
+        label += ", 95 % intervals"
     axes.errorbar(widths, dice, errors, fmt="o-", capsize=3, label=label)
     axes.set_ylabel("Dice of brief trainings")
 

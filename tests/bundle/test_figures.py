@@ -62,6 +62,18 @@ def test_plot_sensitivity_of_a_race_draws_dice_with_intervals(plan_2d, tmp_path,
     assert ends == [pytest.approx(pair) for pair in ([0.902, 0.918], [0.9, 0.9], [0.83, 0.87])]
 
 
+def test_plot_sensitivity_of_a_race_of_one_width_speaks_of_no_intervals(
+    plan_2d, tmp_path, figures
+) -> None:
+    selection = replace(aligned(plan_2d, {16: 0.7}, 0.7), max_features=16)
+    one = tuple(row for row in RACE.widths if row.max_features == 16)
+    for race in (RACE, replace(RACE, widths=one)):
+        plot_sensitivity(replace(selection, race=race), tmp_path / "a.png")
+    names = [figure.axes[0].get_legend().get_texts()[0].get_text() for figure in figures]
+    assert names == [f"{names[1]}, 95 % intervals", names[1]]
+    assert "interval" not in names[1]
+
+
 def test_plot_sensitivity_compares_widths_on_the_same_images_and_says_on_which(
     plan_2d, tmp_path, figures
 ) -> None:
