@@ -2,7 +2,8 @@
 
 usage: python scripts/benchmarks/comparison.py train --data ROOT --work DIR [--tasks cardiac,...]
            [--networks full,pick,width_16,unext,...] [--seeds 0] [--updates 2000] [--jobs 2]
-           [--learning_rate 0.01] [--whole] [--validations 10] [--device cuda] [--num_workers 8]
+           [--learning_rate 0.01] [--whole] [--bfloat16] [--validations 10] [--device cuda]
+           [--num_workers 8]
        python scripts/benchmarks/comparison.py latency --data ROOT --work DIR
        python scripts/benchmarks/report_comparison.py --work DIR --output docs/benchmarks
 
@@ -12,7 +13,8 @@ with one seed all see the same crops in the same order, augmented alike. The las
 measured, as the learning rate falls to zero: none are chosen on the cases held out. By default
 trainings on 2D images take 4 crops of 128 x 128 per update, or 2 whole images where they share an
 orientation; with --whole they take the plan's patch and the recipe's batch, as those on volumes do
-anyway. On a GPU the recipe's mixed precision is on.
+anyway. On a GPU the recipe's mixed precision is on; --bfloat16 trains in bfloat16 on a CPU, as
+torch.autocast does; the trained network is measured in float32.
 
 The pick is the width that the default search chooses from the images alone. Each finished training
 is a line of DIR/comparison.jsonl and is not repeated; one that was stopped goes on from its last
@@ -69,6 +71,7 @@ class Comparison:
         updates: about how many; whole epochs are trained.
         learning_rate: of AdamW, at first.
         whole: whether the plan's patch and the recipe's batch are taken.
+        bfloat16: whether the network computes in bfloat16 while it is trained.
     """
 
     task: str
@@ -77,6 +80,7 @@ class Comparison:
     updates: int
     learning_rate: float
     whole: bool
+    bfloat16: bool
 
     @property
     def names(self) -> dict[str, Any]:
@@ -87,7 +91,7 @@ class Comparison:
     def folder(self) -> str:
         """Name of its working folder, which MONAI can read."""
         rate = f"{self.learning_rate:g}".replace(".", "p")
-        size = "whole" if self.whole else "crops"
+        size = ("whole" if self.whole else "crops") + ("_bfloat16" if self.bfloat16 else "")
         return f"{self.task}_{self.network}_{self.seed}_{self.updates}_{rate}_{size}_segmentation"
 
 
@@ -112,6 +116,7 @@ def parse_arguments() -> argparse.Namespace:
     parser.add_argument("--updates", type=int, default=2000)
     parser.add_argument("--learning_rate", type=float, default=0.01)
     parser.add_argument("--whole", action="store_true", help="whole patches, the recipe's batch")
+    parser.add_argument("--bfloat16", action="store_true", help="train in bfloat16 on a CPU")
     parser.add_argument("--validations", type=int, default=10, help="points of each curve")
     parser.add_argument("--jobs", type=int, default=2, help="trainings at a time")
     parser.add_argument("--device", default="cpu")
@@ -185,7 +190,13 @@ def train_all(arguments: argparse.Namespace, tasks: list[str], networks: list[st
     searches = {task: search_task(arguments, task) for task in tasks}
     units = [
         Comparison(
-            task, network, int(seed), arguments.updates, arguments.learning_rate, arguments.whole
+            task,
+            network,
+            int(seed),
+            arguments.updates,
+            arguments.learning_rate,
+            arguments.whole,
+            arguments.bfloat16,
         )
         for seed in arguments.seeds.split(",")
         for task in tasks
@@ -272,8 +283,11 @@ def training_keys(bundle: Any, unit: Comparison, options: dict[str, Any]) -> dic
     task: Task = TASKS[unit.task]
     reduced = task.overrides if not unit.whole else {}
     group = {name: value for name, value in task.overrides.items() if name == "group"}
+    network_def = definition(unit.network, bundle.plan)
+    if unit.bfloat16:
+        network_def = {"_target_": "trainings.InBfloat16", "network": network_def}
     return {
-        "network_def": definition(unit.network, bundle.plan),
+        "network_def": network_def,
         "learning_rate": unit.learning_rate,
         "device": f"$torch.device('{options['device']}')",
         "num_workers": options["num_workers"],

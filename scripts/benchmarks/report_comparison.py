@@ -50,6 +50,7 @@ class Setting:
     learning_rate: float
     images: str
     whole: bool
+    bfloat16: bool
     device: str
 
     @classmethod
@@ -60,7 +61,8 @@ class Setting:
     def __str__(self) -> str:
         size = ", whole patches" if self.whole else ""
         rate = f"learning rate {self.learning_rate:g}"
-        return f"{self.updates} updates of {self.images}, {rate}{size}, {self.device}"
+        precision = ", bfloat16" if self.bfloat16 else ""
+        return f"{self.updates} updates of {self.images}, {rate}{size}{precision}, {self.device}"
 
 
 @dataclass(frozen=True)
@@ -442,13 +444,16 @@ def num_updates(networks: dict[str, list[Line]]) -> int:
 
 
 def lengths_of(setting: Setting, groups: dict[Setting, dict[str, list[Line]]]) -> list[Setting]:
-    """The settings that differ in updates alone and have the full width, shortest first."""
-    found = [
-        item
-        for item in groups
-        if "full" in groups[item] and replace(item, updates=setting.updates) == setting
-    ]
-    return sorted(found, key=lambda item: item.updates)
+    """Settings of a task that differ in updates and have the full width, shortest first.
+
+    Of two that differ in precision alone, the one in float32.
+    """
+    found: dict[int, Setting] = {}
+    for item in sorted(groups, key=lambda item: item.bfloat16):
+        alike = replace(item, updates=setting.updates, bfloat16=setting.bfloat16)
+        if "full" in groups[item] and alike == setting:
+            found.setdefault(item.updates, item)
+    return [item for _, item in sorted(found.items())]
 
 
 def gain_of(
@@ -493,7 +498,7 @@ def lengths_table(
         "## How long is long enough",
         "",
         "Means of the full width / of the pick, each over its own seeds. Gains are of Dice against "
-        "half of the updates, paired by case and seed.",
+        "half of the updates, paired by case and seed. *b*: trained in bfloat16.",
         "",
         *header(["task", "updates", "seeds", *names, "full width's gain", "pick's gain"]),
         *(length_means(item, groups) for item in items),
@@ -505,12 +510,17 @@ def lengths_table(
     ]
 
 
+def length_cell(setting: Setting, networks: dict[str, list[Line]]) -> str:
+    """Updates, and a letter for bfloat16."""
+    return f"{num_updates(networks)}{' b' if setting.bfloat16 else ''}"
+
+
 def length_means(setting: Setting, groups: dict[Setting, dict[str, list[Line]]]) -> str:
     """A row: means of both networks, and what each has gained."""
     networks = groups[setting]
     pick, picked = pick_of(networks)
     both = networks["full"], picked
-    cells = [setting.task, str(num_updates(networks))]
+    cells = [setting.task, length_cell(setting, networks)]
     cells.append(" / ".join(listed(seeds_of(lines)) for lines in both))
     cells += [both_means(both, measure) for measure in COMPARED]
     for network in ("full", f"width_{pick}"):
@@ -523,7 +533,7 @@ def length_differences(setting: Setting, networks: dict[str, list[Line]]) -> str
     """A row: the pick minus the full width."""
     _, picked = pick_of(networks)
     full = networks["full"]
-    cells = [setting.task, str(num_updates(networks)), listed(seeds_of(picked, full))]
+    cells = [setting.task, length_cell(setting, networks), listed(seeds_of(picked, full))]
     cells += [difference_cell(picked, full, measure) for measure in COMPARED]
     return "| " + " | ".join(cells) + " |"
 

@@ -18,6 +18,8 @@ from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
 
+import torch
+
 
 @dataclass(frozen=True)
 class Unit:
@@ -154,3 +156,23 @@ def quiet() -> Iterator[None]:
             yield
     finally:
         logging.disable(logging.NOTSET)
+
+
+class InBfloat16(torch.nn.Module):
+    """A network that computes in bfloat16 while it is trained, where autocast does.
+
+    Its weights, its output and all that is done in evaluation mode are float32.
+
+    Args:
+        network: any.
+    """
+
+    def __init__(self, network: torch.nn.Module) -> None:
+        super().__init__()
+        self.network = network
+
+    def forward(self, image: torch.Tensor) -> torch.Tensor:
+        """The network's output, float32."""
+        with torch.autocast(image.device.type, torch.bfloat16, enabled=self.training):
+            output: torch.Tensor = self.network(image)
+        return output.float()

@@ -3,6 +3,7 @@ from __future__ import annotations
 import json
 import sys
 from argparse import Namespace
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -29,10 +30,11 @@ from comparison import (  # noqa: E402
     train_network,
 )
 from light_networks import CMUNeXt  # noqa: E402
+from trainings import InBfloat16  # noqa: E402
 
 from tests.exports import exported
 
-UNIT = Comparison("fluorescence", "cmunext_s", 0, 4, 0.01, whole=False)
+UNIT = Comparison("fluorescence", "cmunext_s", 0, 4, 0.01, whole=False, bfloat16=False)
 
 
 @pytest.fixture
@@ -41,18 +43,31 @@ def search(selection, tmp_path) -> Path:
     return exported(selection, tmp_path / "x_segmentation") / "docs" / "search.json"
 
 
+def test_in_bfloat16_computes_in_it_while_training_alone() -> None:
+    torch.manual_seed(0)
+    network = torch.nn.Conv2d(1, 2, 3)
+    dtypes: list[torch.dtype] = []
+    network.register_forward_hook(lambda _module, _inputs, output: dtypes.append(output.dtype))
+    wrapped, image = InBfloat16(network), torch.rand(1, 1, 8, 8)
+    output = wrapped(image)
+    output.mean().backward()
+    assert (dtypes, output.dtype) == ([torch.bfloat16], torch.float32)
+    assert network.weight.grad.dtype == network.weight.dtype == torch.float32
+    assert torch.equal(wrapped.eval()(image), network(image)) and dtypes[1:] == [torch.float32] * 2
+
+
 def one_hot(mask: list[list[int]]) -> MetaTensor:
     labels = torch.tensor(mask)
     return MetaTensor(torch.stack([labels == 0, labels == 1]).float(), affine=torch.eye(3))
 
 
 def test_missing_leaves_out_what_the_journal_holds() -> None:
-    other = Comparison("fluorescence", "cmunext_s", 1, 4, 0.01, whole=False)
+    other = Comparison("fluorescence", "cmunext_s", 1, 4, 0.01, whole=False, bfloat16=False)
     line = json.loads(json.dumps({**UNIT.names, "dice": [[0.5]]}))
     assert missing([UNIT, other], [line]) == [other]
     assert missing([UNIT, other], []) == [UNIT, other]
-    # Longer, with another learning rate or of whole patches it is another training.
-    for change in ({"updates": 8}, {"learning_rate": 0.001}, {"whole": True}):
+    # Longer, with another learning rate, of whole patches or in bfloat16 it is another training.
+    for change in ({"updates": 8}, {"learning_rate": 0.001}, {"whole": True}, {"bfloat16": True}):
         assert missing([UNIT], [{**line, **change}]) == [UNIT]
 
 
@@ -113,26 +128,28 @@ def test_count_instances_pairs_parts_by_their_overlap() -> None:
 
 
 @pytest.mark.search
+@pytest.mark.parametrize("bfloat16", [False, True], ids=["float32", "bfloat16"])
 def test_a_light_network_trains_by_the_recipe_and_a_stopped_training_goes_on(
-    search, selection, tmp_path
+    search, selection, tmp_path, bfloat16
 ) -> None:
+    unit = replace(UNIT, bfloat16=bfloat16)
     write_labeled_pictures(tmp_path / "data" / TASKS["fluorescence"].folder)
     options = {
         "work": tmp_path / "work", "data": tmp_path / "data", "device": "cpu", "num_workers": 0,
         "validations": 2,
     }  # fmt: skip
-    line = train_network(UNIT, search, options, threads=1)
+    line = train_network(unit, search, options, threads=1)
     assert [update for update, _ in line["curve"]] == [2, 4]
     assert (line["num_updates"], line["pick"]) == (4, selection.max_features)
     assert line["num_parameters"] == sum(p.numel() for p in CMUNeXt(1, 2).parameters())
-    weights = torch.load(tmp_path / "work" / UNIT.folder / "models" / "model.pt")
-    assert "stem.0.weight" in weights
+    weights = torch.load(tmp_path / "work" / unit.folder / "models" / "model.pt")
+    assert ("network." if bfloat16 else "") + "stem.0.weight" in weights
     assert (
         len(line["cases"]) == len(line["dice"]) == len(line["nsd"]) == len(line["instances"]) == 2
     )
     # The last weights are measured, as the last validation did.
     assert np.mean(line["dice"]) == pytest.approx(line["curve"][-1][1], abs=1e-4)
     # All epochs are behind it: nothing is trained anew, and nothing is lost.
-    again = train_network(UNIT, search, options, threads=1)
+    again = train_network(unit, search, options, threads=1)
     same = ("curve", "dice", "nsd", "hd95", "instances")
     assert [again[name] for name in same] == [line[name] for name in same]

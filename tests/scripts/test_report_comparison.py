@@ -21,8 +21,8 @@ from report_comparison import (  # noqa: E402
 def line(network: str, dice: list[float], *, seed: int = 0, updates: int = 100, **other) -> dict:
     return {
         "task": "cardiac", "network": network, "seed": seed, "updates": updates,
-        "num_updates": updates + 4, "learning_rate": 0.01, "whole": False, "images": "2 crops",
-        "pick": 8,
+        "num_updates": updates + 4, "learning_rate": 0.01, "whole": False, "bfloat16": False,
+        "images": "2 crops", "pick": 8,
         "num_parameters": 1000 * len(network), "gmacs": 1.0, "device": "CPU", "curve": [],
         "cases": [f"c{i}" for i in range(len(dice))],
         "patients": ["a", "a", "b", "b", "c", "d"][: len(dice)], "dice": [[v] for v in dice],
@@ -145,6 +145,20 @@ def test_report_follows_the_longest_training_of_the_full_width() -> None:
     assert other.startswith("| cardiac | full width | 100 updates of 2 crops, learning rate 0.001")
 
 
+def test_report_follows_a_length_in_bfloat16_where_none_is_in_float32() -> None:
+    lines = [line(name, [0.80, 0.82]) for name in ("full", "width_8", "unext")]
+    lines += [line(name, [0.70, 0.72], bfloat16=True) for name in ("full", "width_8")]
+    lines += [line(name, [0.84, 0.86], bfloat16=True, updates=200) for name in ("full", "width_8")]
+    text = "\n".join(report(lines, []))
+    _, short, long, *_ = rows_of(text, "| cardiac |")
+    assert short.startswith("| cardiac | 104 | 0 / 0 | 0.8100 / 0.8100 |")
+    assert long.startswith("| cardiac | 204 b | 0 / 0 | 0.8500 / 0.8500 |")
+    assert long.endswith("| +0.0400 [+0.0400, +0.0400] | +0.0400 [+0.0400, +0.0400] |")
+    # What both precisions were trained for tells them apart.
+    other = rows_of(text, "| cardiac | full width | 100 updates")[0]
+    assert "bfloat16, CPU | 0 | 0.7100 [0.7100, 0.7100] | **-0.1000 " in other
+
+
 def test_report_compares_the_longest_trainings_by_each_measure() -> None:
     objects = {"instances": [[2, 0, 0, 1.6], [2, 0, 0, 1.6]]}
     missed = {"instances": [[1, 0, 2, 0.9], [1, 0, 2, 0.9]]}
@@ -209,8 +223,9 @@ def test_report_names_the_seeds_of_each_row_and_pairs_common_ones() -> None:
     [
         ({"device": "NVIDIA H100"}, "learning rate 0.01, NVIDIA H100"),
         ({"whole": True}, "learning rate 0.01, whole patches, CPU"),
+        ({"bfloat16": True}, "learning rate 0.01, bfloat16, CPU"),
     ],
-    ids=["device", "whole"],
+    ids=["device", "whole", "bfloat16"],
 )
 def test_report_keeps_settings_apart(other: dict, words: str) -> None:
     lines = [line(name, [0.8, 0.8]) for name in ("width_8", "unext", "full")]
