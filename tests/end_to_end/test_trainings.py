@@ -241,7 +241,7 @@ def test_networks_of_the_comparison_see_the_same_crops_in_the_same_order(
     def crops(network: str, seed: int) -> list[torch.Tensor]:
         copy = tmp_path / f"{network}_{seed}_segmentation"
         opened = Bundle.open(shutil.copytree(bundle.root, copy))
-        unit = Comparison("fluorescence", network, seed, 4, 0.01, whole=False)
+        unit = Comparison("fluorescence", network, seed, 4, 0.01, whole=False, bfloat16=False)
         keys = training_keys(opened, unit, {"device": "cpu", "num_workers": 0})
         # Two epochs of two updates: the order of the cases is drawn anew for the second.
         small = {"batch_size": 2, "crop_size": [32, 32], "epochs": 2, "seed": seed}
