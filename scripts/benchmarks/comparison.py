@@ -7,9 +7,9 @@ usage: python scripts/benchmarks/comparison.py train --data ROOT --work DIR [--t
        python scripts/benchmarks/comparison.py latency --data ROOT --work DIR
        python scripts/benchmarks/report_comparison.py --work DIR --output docs/benchmarks
 
-Every network is trained by the emitted train.json with nothing changed but network_def, on the same
-split, for the same number of updates, without deep supervision, which that recipe does not have;
-with one seed all see the same crops in the same order, augmented alike. The last weights are
+Every network is trained by the emitted train.json with nothing changed but network_def, and AdamW in
+its fused form, on the same split, for the same number of updates, without deep supervision, which
+that recipe does not have; with one seed all see the same crops in the same order, augmented alike. The last weights are
 measured, as the learning rate falls to zero: none are chosen on the cases held out. By default
 trainings on 2D images take 4 crops of 128 x 128 per update, or 2 whole images where they share an
 orientation; with --whole they take the plan's patch and the recipe's batch, as those on volumes do
@@ -289,6 +289,8 @@ def training_keys(bundle: Any, unit: Comparison, options: dict[str, Any]) -> dic
     return {
         "network_def": network_def,
         "learning_rate": unit.learning_rate,
+        # The same steps in one pass over the weights.
+        "optimizer#fused": True,
         "device": f"$torch.device('{options['device']}')",
         "num_workers": options["num_workers"],
         "tensorboard": False,

@@ -109,6 +109,7 @@ def report(lines: Sequence[Line], latencies: Sequence[Line]) -> list[str]:
     parts = ["# Tables: the paper's comparison", "", "## In short", ""]
     parts += verdicts(main_settings, groups)
     parts += lengths_table(main_settings, groups)
+    parts += rates_table(main_settings, groups)
     parts += settings_table(main_settings, groups)
     parts += ["", "## How to read the tables of the tasks", "", READING]
     for setting in main_settings:
@@ -386,7 +387,8 @@ def verdicts(
         f"networks. *Not worse*: the interval of the paired difference is above -{MARGIN}; "
         "*better*, *worse*: it does not hold zero; *open*: neither. All by Dice, of the seeds that "
         "both have; the tables of the tasks have the other measures. Against the full width the "
-        "longest trainings of both count (updates in brackets), and it no longer gains where the "
+        "longest trainings of both count (updates in brackets), each at the learning rate that "
+        "suits it best (in brackets if not the task's), and it no longer gains where the "
         f"last doubling gained it less than {MARGIN}, by its interval too.",
         "",
         "| task | pick | of the full width's parameters | against full width | "
@@ -418,15 +420,24 @@ def verdicts(
 
 def against_full(setting: Setting, groups: dict[Setting, dict[str, list[Line]]]) -> str:
     """Two cells: share of the full width's parameters; difference to it where trained longest."""
-    for item in reversed(lengths_of(setting, groups)):
-        _, picked = pick_of(groups[item])
-        full = groups[item]["full"]
-        if picked and seeds_of(picked, full):
-            ratio = full[0]["num_parameters"] / picked[0]["num_parameters"]
-            found = difference(picked, full)
-            verdict = f"({num_updates(groups[item])}): {full_verdict(found)}"
-            return f"1/{ratio:,.0f} | {shown(found, sign='+')} {verdict}"
+    pick, _ = pick_of(groups[setting])
+    full, picked = (rated(name, setting, groups) for name in ("full", f"width_{pick}"))
+    for updates in sorted(full.keys() & picked.keys(), reverse=True):
+        both = full[updates], picked[updates]
+        if seeds_of(*both):
+            ratio = both[0][0]["num_parameters"] / both[1][0]["num_parameters"]
+            found = difference(both[1], both[0])
+            note = f"({both[0][0]['num_updates']}{rates_note(setting, *both)})"
+            return f"1/{ratio:,.0f} | {shown(found, sign='+')} {note}: {full_verdict(found)}"
     return "- | not trained"
+
+
+def rates_note(setting: Setting, *networks: list[Line]) -> str:
+    """Learning rates of networks, if one is not the setting's."""
+    rates = [lines[0]["learning_rate"] for lines in networks]
+    if set(rates) == {setting.learning_rate}:
+        return ""
+    return ", rate " + " / ".join(f"{rate:g}" for rate in rates)
 
 
 def full_verdict(found: tuple[float, float, float]) -> str:
@@ -450,36 +461,59 @@ def lengths_of(setting: Setting, groups: dict[Setting, dict[str, list[Line]]]) -
     """
     found: dict[int, Setting] = {}
     for item in sorted(groups, key=lambda item: item.bfloat16):
-        alike = replace(item, updates=setting.updates, bfloat16=setting.bfloat16)
-        if "full" in groups[item] and alike == setting:
+        if "full" in groups[item] and alike(item, setting):
             found.setdefault(item.updates, item)
     return [item for _, item in sorted(found.items())]
 
 
-def gain_of(
+def rated(
     network: str, setting: Setting, groups: dict[Setting, dict[str, list[Line]]]
-) -> tuple[float, float, float] | None:
+) -> dict[int, list[Line]]:
+    """Trainings of a network by updates, all at the learning rate that suits it best.
+
+    That is the one of the highest Dice after the most updates that all its rates were trained for;
+    the setting's own if there are no such updates.
+    """
+    rates: dict[float, dict[int, list[Line]]] = defaultdict(dict)
+    for item in sorted(groups, key=lambda item: item.bfloat16):
+        if network in groups[item] and alike(item, setting, any_rate=True):
+            rates[item.learning_rate].setdefault(item.updates, groups[item][network])
+    common = set.intersection(*map(set, rates.values())) if rates else set()
+    if not common:
+        return rates.get(setting.learning_rate, {})
+    best = max(rates, key=lambda rate: float(np.nanmean(case_means(rates[rate][max(common)]))))
+    return rates[best]
+
+
+def alike(item: Setting, setting: Setting, any_rate: bool = False) -> bool:
+    """Whether settings differ in updates and precision alone, or in the learning rate too."""
+    item = replace(item, updates=setting.updates, bfloat16=setting.bfloat16)
+    return setting == (replace(item, learning_rate=setting.learning_rate) if any_rate else item)
+
+
+def gain_of(trainings: dict[int, list[Line]], updates: int) -> tuple[float, float, float] | None:
     """Dice that a network has more than with half of the updates, or fewer; ``None``: unknown."""
-    shorter = [
-        item
-        for item in lengths_of(setting, groups)
-        if 2 * item.updates <= setting.updates
-        and {network} <= groups[item].keys() & groups[setting].keys()
-        and seeds_of(groups[item][network], groups[setting][network])
-    ]
-    if not shorter:
+    if updates not in trainings:
         return None
-    return difference(groups[setting][network], groups[shorter[-1]][network])
+    shorter = [
+        number
+        for number, lines in sorted(trainings.items())
+        if 2 * number <= updates and seeds_of(lines, trainings[updates])
+    ]
+    return difference(trainings[updates], trainings[shorter[-1]]) if shorter else None
 
 
 def doubling_verdict(setting: Setting, groups: dict[Setting, dict[str, list[Line]]]) -> str:
     """Whether the last doubling of the updates still gained the full width anything."""
-    lengths = lengths_of(setting, groups)
-    found = gain_of("full", lengths[-1], groups) if lengths else None
+    trainings = rated("full", setting, groups)
+    longest = max(trainings, default=0)
+    found = gain_of(trainings, longest)
     if found is None:
         return "not measured"
     verdict = "no longer gains" if found[2] < MARGIN else "gains" if found[1] > 0 else "open"
-    return f"{shown(found, sign='+')} (to {num_updates(groups[lengths[-1]])}): {verdict}"
+    lines = trainings[longest]
+    note = f"(to {lines[0]['num_updates']}{rates_note(setting, lines)})"
+    return f"{shown(found, sign='+')} {note}: {verdict}"
 
 
 def lengths_table(
@@ -498,7 +532,8 @@ def lengths_table(
         "## How long is long enough",
         "",
         "Means of the full width / of the pick, each over its own seeds. Gains are of Dice against "
-        "half of the updates, paired by case and seed. *b*: trained in bfloat16.",
+        "half of the updates, paired by case and seed. All have the learning rate of the task's "
+        "table below. *b*: trained in bfloat16.",
         "",
         *header(["task", "updates", "seeds", *names, "full width's gain", "pick's gain"]),
         *(length_means(item, groups) for item in items),
@@ -523,8 +558,10 @@ def length_means(setting: Setting, groups: dict[Setting, dict[str, list[Line]]])
     cells = [setting.task, length_cell(setting, networks)]
     cells.append(" / ".join(listed(seeds_of(lines)) for lines in both))
     cells += [both_means(both, measure) for measure in COMPARED]
+    lengths = lengths_of(setting, groups)
     for network in ("full", f"width_{pick}"):
-        gain = gain_of(network, setting, groups)
+        trainings = {item.updates: groups[item].get(network, []) for item in lengths}
+        gain = gain_of({key: lines for key, lines in trainings.items() if lines}, setting.updates)
         cells.append(shown(gain, sign="+") if gain else "-")
     return "| " + " | ".join(cells) + " |"
 
@@ -535,6 +572,69 @@ def length_differences(setting: Setting, networks: dict[str, list[Line]]) -> str
     full = networks["full"]
     cells = [setting.task, length_cell(setting, networks), listed(seeds_of(picked, full))]
     cells += [difference_cell(picked, full, measure) for measure in COMPARED]
+    return "| " + " | ".join(cells) + " |"
+
+
+def rates_table(
+    settings: Sequence[Setting], groups: dict[Setting, dict[str, list[Line]]]
+) -> list[str]:
+    """Full width and pick at other learning rates, against the main one."""
+    rows = []
+    for setting in settings:
+        pick, _ = pick_of(groups[setting])
+        others = [item for item in groups if is_rated(item, setting)]
+        for network in ("full", f"width_{pick}"):
+            for item in sorted(others, key=lambda item: (item.learning_rate, item.updates)):
+                if network in groups[item]:
+                    rows.append(rate_row(network, item, setting, groups))
+    if not rows:
+        return []
+    return [
+        "",
+        "## Other learning rates",
+        "",
+        "Differences are paired by case and by common seed. *The main rate* is that of the task's "
+        "table below. The pick minus the full width: each at the rate of the higher Dice after "
+        "the most updates that all its rates were trained for.",
+        "",
+        "| task | network | learning rate | updates | Dice | minus itself, main rate | "
+        "minus itself, half of the updates | pick minus full width, Dice | NSD | HD95 |",
+        "|---|---|---:|---:|---:|---:|---:|---:|---:|---:|",
+        *rows,
+    ]
+
+
+def is_rated(item: Setting, setting: Setting) -> bool:
+    """Whether the table of learning rates has its full width and pick."""
+    return item.learning_rate != setting.learning_rate and alike(item, setting, any_rate=True)
+
+
+def rate_row(
+    network: str, item: Setting, setting: Setting, groups: dict[Setting, dict[str, list[Line]]]
+) -> str:
+    """A row: a training at another learning rate than the main setting's."""
+    pick, _ = pick_of(groups[setting])
+    lines = groups[item][network]
+    main = {other.updates: groups[other].get(network) for other in lengths_of(setting, groups)}
+    own = {
+        other.updates: groups[other][network]
+        for other in groups
+        if alike(other, item) and network in groups[other]
+    }
+    gain = gain_of(own, item.updates)
+    cells = [
+        setting.task,
+        title(network, pick),
+        f"{item.learning_rate:g}",
+        length_cell(item, groups[item]),
+        mean_cell(lines, DICE),
+        difference_cell(lines, main.get(item.updates) or []),
+        shown(gain, sign="+") if gain else "-",
+    ]
+    both = [
+        rated(name, setting, groups).get(item.updates, []) for name in (f"width_{pick}", "full")
+    ]
+    cells += [difference_cell(*both, measure) for measure in (DICE, NSD, HD95)]
     return "| " + " | ".join(cells) + " |"
 
 
@@ -550,6 +650,8 @@ def settings_table(
             continue
         pick, picked = pick_of(networks)
         for network, lines in networks.items():
+            if network in ("full", f"width_{pick}") and is_rated(setting, main_setting):
+                continue
             reference = groups[main_setting].get(network)
             is_pick = network == f"width_{pick}" or not picked
             rows.append(

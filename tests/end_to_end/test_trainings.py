@@ -248,6 +248,7 @@ def test_networks_of_the_comparison_see_the_same_crops_in_the_same_order(
         options = {"dataset_dir": str(data), **SHORT, **keys, **small}
         workflow = opened.workflow(("train",), options)
         trainer = workflow.parser.get_parsed_content("train#trainer")
+        assert trainer.optimizer.defaults["fused"]
         seen: list[torch.Tensor] = []
         trainer.add_event_handler(
             Events.ITERATION_COMPLETED,

@@ -129,12 +129,13 @@ def test_report_follows_the_longest_training_of_the_full_width() -> None:
         line("full", [0.84, 0.86], updates=200),
         line("width_8", [0.81, 0.83], updates=200),
         line("full", [0.78, 0.80], learning_rate=0.001),
+        line("unext", [0.78, 0.80], learning_rate=0.001),
     ]
     text = "\n".join(report(lines, []))
     # Most networks have 100 updates, but the full width was trained longer.
     assert "-0.0300 [-0.0300, -0.0300] (204): worse | +0.0400" in text
     assert "(to 204): gains | 104 | - | - | UNeXt |" in text
-    _, *means, _, short, long, other = rows_of(text, "| cardiac |")
+    _, *means, _, short, long, rate, other = rows_of(text, "| cardiac |")
     # 60 updates are more than half of 100, so those have no gain.
     assert means[0].startswith("| cardiac | 64 | 0 / - | 0.7100 / - |")
     assert all(row.endswith("| - | - |") for row in means[:2])
@@ -142,7 +143,30 @@ def test_report_follows_the_longest_training_of_the_full_width() -> None:
     assert means[2].endswith("| +0.0400 [+0.0400, +0.0400] | +0.0100 [+0.0100, +0.0100] |")
     assert short.startswith("| cardiac | 104 | 0 | +0.0000 [+0.0000, +0.0000] |")
     assert long.startswith("| cardiac | 204 | 0 | **-0.0300 [-0.0300, -0.0300]** |")
-    assert other.startswith("| cardiac | full width | 100 updates of 2 crops, learning rate 0.001")
+    # At its worse rate it counts in no verdict.
+    assert rate.startswith("| cardiac | full width | 0.001 | 104 | 0.7900 [0.7900, 0.7900] |")
+    assert "| **-0.0200 [-0.0200, -0.0200]** | - | +0.0000 [+0.0000, +0.0000] |" in rate
+    assert other.startswith("| cardiac | UNeXt | 100 updates of 2 crops, learning rate 0.001")
+
+
+def test_report_takes_each_network_at_the_rate_that_suits_it() -> None:
+    low = {"learning_rate": 0.001, "bfloat16": True}
+    lines = [line(name, [0.80, 0.82]) for name in ("full", "width_8", "unext")]
+    lines += [line("full", [0.88, 0.90], updates=400), line("width_8", [0.85, 0.87], updates=200)]
+    lines += [line("full", [0.83, 0.85], **low), line("full", [0.89, 0.91], updates=200, **low)]
+    lines += [line("width_8", [0.79, 0.81], **low), line("full", [0.6, 0.6], updates=200)]
+    text = "\n".join(report(lines, []))
+    verdict = rows_of(text, "| cardiac | 8 |")[0]
+    # Longer at its worse rate, which tells nothing of the better one.
+    assert "-0.0400 [-0.0400, -0.0400] (204, rate 0.001 / 0.01): worse" in verdict
+    assert "| +0.0600 [+0.0600, +0.0600] (to 204, rate 0.001): gains |" in verdict
+    short, long = rows_of(text, "| cardiac | full width | 0.001 |")
+    assert short.startswith("| cardiac | full width | 0.001 | 104 b | 0.8400 ")
+    assert "| **+0.0300 [+0.0300, +0.0300]** | - | **-0.0300 [" in short
+    assert "| +0.0600 [+0.0600, +0.0600] | **-0.0400 [" in long
+    (pick,) = rows_of(text, "| cardiac | **width 8, the pick** | 0.001 |")
+    assert "| **-0.0100 [-0.0100, -0.0100]** | - | **-0.0300 [" in pick
+    assert "Other settings" not in text
 
 
 def test_report_follows_a_length_in_bfloat16_where_none_is_in_float32() -> None:
