@@ -7,14 +7,14 @@ usage: python scripts/benchmarks/comparison.py train --data ROOT --work DIR [--t
        python scripts/benchmarks/comparison.py latency --data ROOT --work DIR
        python scripts/benchmarks/report_comparison.py --work DIR --output docs/benchmarks
 
-Every network is trained by the emitted train.json with nothing changed but network_def, and AdamW in
-its fused form, on the same split, for the same number of updates, without deep supervision, which
-that recipe does not have; with one seed all see the same crops in the same order, augmented alike. The last weights are
-measured, as the learning rate falls to zero: none are chosen on the cases held out. By default
-trainings on 2D images take 4 crops of 128 x 128 per update, or 2 whole images where they share an
-orientation; with --whole they take the plan's patch and the recipe's batch, as those on volumes do
-anyway. On a GPU the recipe's mixed precision is on; --bfloat16 trains in bfloat16 on a CPU, as
-torch.autocast does; the trained network is measured in float32.
+Every network is trained by the emitted train.json with nothing changed but network_def, and AdamW
+in its fused form, on the same split, for the same number of updates, without deep supervision,
+which that recipe does not have; with one seed all see the same crops in the same order, augmented
+alike. The last weights are measured, as the learning rate falls to zero: none are chosen on the
+cases held out. By default trainings on 2D images take 4 crops of 128 x 128 per update, or 2 whole
+images where they share an orientation; with --whole they take the plan's patch and the recipe's
+batch, as those on volumes do anyway. On a GPU the recipe's mixed precision is on; --bfloat16 trains
+in bfloat16 on a CPU, as torch.autocast does; the trained network is measured in float32.
 
 The pick is the width that the default search chooses from the images alone. Each finished training
 is a line of DIR/comparison.jsonl and is not repeated; one that was stopped goes on from its last
