@@ -388,8 +388,8 @@ def verdicts(
         "*better*, *worse*: it does not hold zero; *open*: neither. All by Dice, of the seeds that "
         "both have; the tables of the tasks have the other measures. Against the full width the "
         "longest trainings of both count (updates in brackets), each at the learning rate that "
-        "suits it best (in brackets if not the task's), and it no longer gains where the "
-        f"last doubling gained it less than {MARGIN}, by its interval too.",
+        "suits it best (in brackets if not the task's: pick / full width), and it no longer gains "
+        f"where the last doubling gained it less than {MARGIN}, by its interval too.",
         "",
         "| task | pick | of the full width's parameters | against full width | "
         "full width, updates doubled | updates of the others | better than | worse than | open |",
@@ -421,12 +421,12 @@ def verdicts(
 def against_full(setting: Setting, groups: dict[Setting, dict[str, list[Line]]]) -> str:
     """Two cells: share of the full width's parameters; difference to it where trained longest."""
     pick, _ = pick_of(groups[setting])
-    full, picked = (rated(name, setting, groups) for name in ("full", f"width_{pick}"))
-    for updates in sorted(full.keys() & picked.keys(), reverse=True):
-        both = full[updates], picked[updates]
+    picked, full = (rated(name, setting, groups) for name in (f"width_{pick}", "full"))
+    for updates in sorted(picked.keys() & full.keys(), reverse=True):
+        both = picked[updates], full[updates]
         if seeds_of(*both):
-            ratio = both[0][0]["num_parameters"] / both[1][0]["num_parameters"]
-            found = difference(both[1], both[0])
+            ratio = both[1][0]["num_parameters"] / both[0][0]["num_parameters"]
+            found = difference(*both)
             note = f"({both[0][0]['num_updates']}{rates_note(setting, *both)})"
             return f"1/{ratio:,.0f} | {shown(found, sign='+')} {note}: {full_verdict(found)}"
     return "- | not trained"
@@ -466,6 +466,22 @@ def lengths_of(setting: Setting, groups: dict[Setting, dict[str, list[Line]]]) -
     return [item for _, item in sorted(found.items())]
 
 
+def alike(item: Setting, setting: Setting) -> bool:
+    """Whether settings differ in updates and precision alone."""
+    return replace(item, updates=setting.updates, bfloat16=setting.bfloat16) == setting
+
+
+def trainings_of(
+    network: str, setting: Setting, groups: dict[Setting, dict[str, list[Line]]]
+) -> dict[int, list[Line]]:
+    """Trainings of a network by updates, otherwise as the setting; in float32 if any is."""
+    found: dict[int, list[Line]] = {}
+    for item in sorted(groups, key=lambda item: (item.bfloat16, item.updates)):
+        if network in groups[item] and alike(item, setting):
+            found.setdefault(item.updates, groups[item][network])
+    return found
+
+
 def rated(
     network: str, setting: Setting, groups: dict[Setting, dict[str, list[Line]]]
 ) -> dict[int, list[Line]]:
@@ -474,21 +490,16 @@ def rated(
     That is the one of the highest Dice after the most updates that all its rates were trained for;
     the setting's own if there are no such updates.
     """
-    rates: dict[float, dict[int, list[Line]]] = defaultdict(dict)
-    for item in sorted(groups, key=lambda item: item.bfloat16):
-        if network in groups[item] and alike(item, setting, any_rate=True):
-            rates[item.learning_rate].setdefault(item.updates, groups[item][network])
+    rates = {
+        rate: trainings_of(network, replace(setting, learning_rate=rate), groups)
+        for rate in {item.learning_rate for item in groups}
+    }
+    rates = {rate: trainings for rate, trainings in rates.items() if trainings}
     common = set.intersection(*map(set, rates.values())) if rates else set()
     if not common:
         return rates.get(setting.learning_rate, {})
     best = max(rates, key=lambda rate: float(np.nanmean(case_means(rates[rate][max(common)]))))
     return rates[best]
-
-
-def alike(item: Setting, setting: Setting, any_rate: bool = False) -> bool:
-    """Whether settings differ in updates and precision alone, or in the learning rate too."""
-    item = replace(item, updates=setting.updates, bfloat16=setting.bfloat16)
-    return setting == (replace(item, learning_rate=setting.learning_rate) if any_rate else item)
 
 
 def gain_of(trainings: dict[int, list[Line]], updates: int) -> tuple[float, float, float] | None:
@@ -497,10 +508,10 @@ def gain_of(trainings: dict[int, list[Line]], updates: int) -> tuple[float, floa
         return None
     shorter = [
         number
-        for number, lines in sorted(trainings.items())
+        for number, lines in trainings.items()
         if 2 * number <= updates and seeds_of(lines, trainings[updates])
     ]
-    return difference(trainings[updates], trainings[shorter[-1]]) if shorter else None
+    return difference(trainings[updates], trainings[max(shorter)]) if shorter else None
 
 
 def doubling_verdict(setting: Setting, groups: dict[Setting, dict[str, list[Line]]]) -> str:
@@ -558,10 +569,8 @@ def length_means(setting: Setting, groups: dict[Setting, dict[str, list[Line]]])
     cells = [setting.task, length_cell(setting, networks)]
     cells.append(" / ".join(listed(seeds_of(lines)) for lines in both))
     cells += [both_means(both, measure) for measure in COMPARED]
-    lengths = lengths_of(setting, groups)
     for network in ("full", f"width_{pick}"):
-        trainings = {item.updates: groups[item].get(network, []) for item in lengths}
-        gain = gain_of({key: lines for key, lines in trainings.items() if lines}, setting.updates)
+        gain = gain_of(trainings_of(network, setting, groups), setting.updates)
         cells.append(shown(gain, sign="+") if gain else "-")
     return "| " + " | ".join(cells) + " |"
 
@@ -578,8 +587,8 @@ def length_differences(setting: Setting, networks: dict[str, list[Line]]) -> str
 def rates_table(
     settings: Sequence[Setting], groups: dict[Setting, dict[str, list[Line]]]
 ) -> list[str]:
-    """Full width and pick at other learning rates, against the main one."""
-    rows = []
+    """Full width and pick at other learning rates, and compared each at the one that suits it."""
+    rows, compared = [], []
     for setting in settings:
         pick, _ = pick_of(groups[setting])
         others = [item for item in groups if is_rated(item, setting)]
@@ -587,6 +596,8 @@ def rates_table(
             for item in sorted(others, key=lambda item: (item.learning_rate, item.updates)):
                 if network in groups[item]:
                     rows.append(rate_row(network, item, setting, groups))
+        if others:
+            compared += rated_differences(setting, groups)
     if not rows:
         return []
     return [
@@ -594,19 +605,28 @@ def rates_table(
         "## Other learning rates",
         "",
         "Differences are paired by case and by common seed. *The main rate* is that of the task's "
-        "table below. The pick minus the full width: each at the rate of the higher Dice after "
-        "the most updates that all its rates were trained for.",
+        "table below. *b*: trained in bfloat16.",
         "",
-        "| task | network | learning rate | updates | Dice | minus itself, main rate | "
-        "minus itself, half of the updates | pick minus full width, Dice | NSD | HD95 |",
-        "|---|---|---:|---:|---:|---:|---:|---:|---:|---:|",
+        *header(
+            ["task", "network", "learning rate", "updates", "Dice", "minus itself, main rate",
+             "minus itself, half of the updates"]
+        ),
         *rows,
-    ]
+        "",
+        "Pick minus full width, each at the rate that suits it: that of the highest Dice after the "
+        "most updates that all its rates were trained for.",
+        "",
+        *header(
+            ["task", "updates", "rate, pick / full width", *(measure.name for measure in COMPARED)]
+        ),
+        *compared,
+    ]  # fmt: skip
 
 
 def is_rated(item: Setting, setting: Setting) -> bool:
     """Whether the table of learning rates has its full width and pick."""
-    return item.learning_rate != setting.learning_rate and alike(item, setting, any_rate=True)
+    is_other = item.learning_rate != setting.learning_rate
+    return is_other and alike(replace(item, learning_rate=setting.learning_rate), setting)
 
 
 def rate_row(
@@ -615,27 +635,32 @@ def rate_row(
     """A row: a training at another learning rate than the main setting's."""
     pick, _ = pick_of(groups[setting])
     lines = groups[item][network]
-    main = {other.updates: groups[other].get(network) for other in lengths_of(setting, groups)}
-    own = {
-        other.updates: groups[other][network]
-        for other in groups
-        if alike(other, item) and network in groups[other]
-    }
-    gain = gain_of(own, item.updates)
+    same = trainings_of(network, setting, groups).get(item.updates, [])
+    gain = gain_of(trainings_of(network, item, groups), item.updates)
     cells = [
         setting.task,
         title(network, pick),
         f"{item.learning_rate:g}",
         length_cell(item, groups[item]),
         mean_cell(lines, DICE),
-        difference_cell(lines, main.get(item.updates) or []),
+        difference_cell(lines, same),
         shown(gain, sign="+") if gain else "-",
     ]
-    both = [
-        rated(name, setting, groups).get(item.updates, []) for name in (f"width_{pick}", "full")
-    ]
-    cells += [difference_cell(*both, measure) for measure in (DICE, NSD, HD95)]
     return "| " + " | ".join(cells) + " |"
+
+
+def rated_differences(setting: Setting, groups: dict[Setting, dict[str, list[Line]]]) -> list[str]:
+    """Rows: the pick minus the full width after each number of updates that both have."""
+    pick, _ = pick_of(groups[setting])
+    picked, full = (rated(name, setting, groups) for name in (f"width_{pick}", "full"))
+    rows = []
+    for updates in sorted(picked.keys() & full.keys()):
+        both = picked[updates], full[updates]
+        cells = [setting.task, str(both[0][0]["num_updates"])]
+        cells.append(" / ".join(f"{lines[0]['learning_rate']:g}" for lines in both))
+        cells += [difference_cell(*both, measure) for measure in COMPARED]
+        rows.append("| " + " | ".join(cells) + " |")
+    return rows
 
 
 def settings_table(
