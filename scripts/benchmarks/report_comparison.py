@@ -386,10 +386,10 @@ def verdicts(
         "The paper claims that the pick is as good as the full width, and better than other light "
         f"networks. *Not worse*: the interval of the paired difference is above -{MARGIN}; "
         "*better*, *worse*: it does not hold zero; *open*: neither. All by Dice, of the seeds that "
-        "both have; the tables of the tasks have the other measures. Against the full width the "
-        "longest trainings of both count (updates in brackets), each at the learning rate that "
-        "suits it best (in brackets if not the task's: pick / full width), and it no longer gains "
-        f"where the last doubling gained it less than {MARGIN}, by its interval too.",
+        "both have; the tables of the tasks have the other measures. The longest trainings of "
+        "both count (updates in brackets), each at the learning rate that suits it best (against "
+        "the full width in brackets if not the task's: pick / full width). The full width no "
+        f"longer gains where the last doubling gained it less than {MARGIN}, by its interval too.",
         "",
         "| task | pick | of the full width's parameters | against full width | "
         "full width, updates doubled | updates of the others | better than | worse than | open |",
@@ -401,35 +401,65 @@ def verdicts(
         if not picked:
             rows.append(f"| {setting.task} | {pick} | not trained | | | | | | |")
             continue
-        sides: dict[str, list[str]] = {"better": [], "worse": [], "open": []}
-        for network, lines in networks.items():
-            if network in (f"width_{pick}", "full"):
-                continue
-            found = difference(picked, lines)
-            side = "better" if found[1] > 0 else "worse" if found[2] < 0 else "open"
-            note = "" if seeds_of(picked, lines) else " (no common seed)"
-            sides[side].append(title(network, pick) + note)
-        names = [", ".join(sides[side]) or "-" for side in ("better", "worse", "open")]
         rows.append(
             f"| {setting.task} | {pick} | {against_full(setting, groups)} | "
             f"{doubling_verdict(setting, groups)} | {num_updates(networks)} | "
-            f"{' | '.join(names)} |"
+            f"{against_others(setting, groups)} |"
         )
     return rows
 
 
+def against_others(setting: Setting, groups: dict[Setting, dict[str, list[Line]]]) -> str:
+    """Three cells: the networks that the pick is better than, worse than, and the open ones."""
+    networks = groups[setting]
+    pick, _ = pick_of(networks)
+    sides: dict[str, list[str]] = {"better": [], "worse": [], "open": []}
+    for network, _ in others_of(networks):
+        pairs = rated_pairs(network, setting, groups)
+        if not pairs:
+            sides["open"].append(title(network, pick) + " (no common seed)")
+            continue
+        both = pairs[max(pairs)]
+        found = difference(*both)
+        side = "better" if found[1] > 0 else "worse" if found[2] < 0 else "open"
+        is_longer = max(pairs) != setting.updates
+        note = f" ({both[0][0]['num_updates']})" if is_longer else ""
+        sides[side].append(title(network, pick) + note)
+    return " | ".join(", ".join(sides[side]) or "-" for side in ("better", "worse", "open"))
+
+
+def others_of(networks: dict[str, list[Line]]) -> list[tuple[str, list[Line]]]:
+    """Networks but the full width and the pick, and their trainings, the largest first."""
+    pick, _ = pick_of(networks)
+    return [item for item in by_size(networks) if item[0] not in (f"width_{pick}", "full")]
+
+
 def against_full(setting: Setting, groups: dict[Setting, dict[str, list[Line]]]) -> str:
     """Two cells: share of the full width's parameters; difference to it where trained longest."""
+    pairs = rated_pairs("full", setting, groups)
+    if not pairs:
+        return "- | not trained"
+    both = pairs[max(pairs)]
+    ratio = both[1][0]["num_parameters"] / both[0][0]["num_parameters"]
+    found = difference(*both)
+    note = f"({both[0][0]['num_updates']}{rates_note(setting, *both)})"
+    return f"1/{ratio:,.0f} | {shown(found, sign='+')} {note}: {full_verdict(found)}"
+
+
+def rated_pairs(
+    network: str, setting: Setting, groups: dict[Setting, dict[str, list[Line]]]
+) -> dict[int, tuple[list[Line], list[Line]]]:
+    """The pick's trainings and another network's by updates, each at the rate that suits it.
+
+    Only what has a common seed.
+    """
     pick, _ = pick_of(groups[setting])
-    picked, full = (rated(name, setting, groups) for name in (f"width_{pick}", "full"))
-    for updates in sorted(picked.keys() & full.keys(), reverse=True):
-        both = picked[updates], full[updates]
-        if seeds_of(*both):
-            ratio = both[1][0]["num_parameters"] / both[0][0]["num_parameters"]
-            found = difference(*both)
-            note = f"({both[0][0]['num_updates']}{rates_note(setting, *both)})"
-            return f"1/{ratio:,.0f} | {shown(found, sign='+')} {note}: {full_verdict(found)}"
-    return "- | not trained"
+    picked, other = (rated(name, setting, groups) for name in (f"width_{pick}", network))
+    return {
+        updates: (picked[updates], other[updates])
+        for updates in sorted(picked.keys() & other.keys())
+        if seeds_of(picked[updates], other[updates])
+    }
 
 
 def rates_note(setting: Setting, *networks: list[Line]) -> str:
@@ -485,10 +515,11 @@ def trainings_of(
 def rated(
     network: str, setting: Setting, groups: dict[Setting, dict[str, list[Line]]]
 ) -> dict[int, list[Line]]:
-    """Trainings of a network by updates, all at the learning rate that suits it best.
+    """Trainings of a network by updates, each at the learning rate that suits it best.
 
-    That is the one of the highest Dice after the most updates that all its rates were trained for;
-    the setting's own if there are no such updates.
+    That is the one of the highest Dice after so many updates. Beyond the most updates that all its
+    rates were trained for, only the best rate there counts: a longer training at a worse one tells
+    nothing of it. Without such updates it is the setting's own.
     """
     rates = {
         rate: trainings_of(network, replace(setting, learning_rate=rate), groups)
@@ -498,8 +529,19 @@ def rated(
     common = set.intersection(*map(set, rates.values())) if rates else set()
     if not common:
         return rates.get(setting.learning_rate, {})
-    best = max(rates, key=lambda rate: float(np.nanmean(case_means(rates[rate][max(common)]))))
-    return rates[best]
+
+    def best(updates: int) -> float:
+        trained = [rate for rate in sorted(rates) if updates in rates[rate]]
+        return max(trained, key=lambda rate: float(np.nanmean(case_means(rates[rate][updates]))))
+
+    limit = max(common)
+    longest = rates[best(limit)]
+    lengths = {updates for trainings in rates.values() for updates in trainings}
+    return {
+        updates: rates[best(updates)][updates] if updates <= limit else longest[updates]
+        for updates in sorted(lengths)
+        if updates <= limit or updates in longest
+    }
 
 
 def gain_of(trainings: dict[int, list[Line]], updates: int) -> tuple[float, float, float] | None:
@@ -517,12 +559,15 @@ def gain_of(trainings: dict[int, list[Line]], updates: int) -> tuple[float, floa
 def doubling_verdict(setting: Setting, groups: dict[Setting, dict[str, list[Line]]]) -> str:
     """Whether the last doubling of the updates still gained the full width anything."""
     trainings = rated("full", setting, groups)
-    longest = max(trainings, default=0)
-    found = gain_of(trainings, longest)
+    if not trainings:
+        return "not measured"
+    longest = max(trainings)
+    lines = trainings[longest]
+    alike_trained = replace(setting, learning_rate=lines[0]["learning_rate"])
+    found = gain_of(trainings_of("full", alike_trained, groups), longest)
     if found is None:
         return "not measured"
     verdict = "no longer gains" if found[2] < MARGIN else "gains" if found[1] > 0 else "open"
-    lines = trainings[longest]
     note = f"(to {lines[0]['num_updates']}{rates_note(setting, lines)})"
     return f"{shown(found, sign='+')} {note}: {verdict}"
 
@@ -587,18 +632,19 @@ def length_differences(setting: Setting, networks: dict[str, list[Line]]) -> str
 def rates_table(
     settings: Sequence[Setting], groups: dict[Setting, dict[str, list[Line]]]
 ) -> list[str]:
-    """Full width and pick at other learning rates, and compared each at the one that suits it."""
+    """Networks at other learning rates; the pick and each, both at the rates that suit them."""
     rows, compared = [], []
     for setting in settings:
         pick, _ = pick_of(groups[setting])
         others = [item for item in groups if is_rated(item, setting)]
-        for network in ("full", f"width_{pick}"):
-            for item in sorted(others, key=lambda item: (item.learning_rate, item.updates)):
-                if network in groups[item]:
-                    rows.append(rate_row(network, item, setting, groups))
-        if others:
-            compared += rated_differences(setting, groups)
-    if not rows:
+        names = ["full", f"width_{pick}", *(name for name, _ in others_of(groups[setting]))]
+        for network in names:
+            trained = [item for item in others if network in groups[item]]
+            for item in sorted(trained, key=lambda item: (item.learning_rate, item.updates)):
+                rows.append(rate_row(network, item, setting, groups))
+            if network != f"width_{pick}":
+                compared += rated_differences(network, setting, groups)
+    if not rows and not compared:
         return []
     return [
         "",
@@ -613,18 +659,20 @@ def rates_table(
         ),
         *rows,
         "",
-        "Pick minus full width, each at the rate that suits it: that of the highest Dice after the "
-        "most updates that all its rates were trained for.",
+        "The pick minus other networks, each at the rate that suits it: that of the highest Dice "
+        "after so many updates, where a longer training at another rate than the best of the most "
+        "updates that all its rates were trained for does not count.",
         "",
         *header(
-            ["task", "updates", "rate, pick / full width", *(measure.name for measure in COMPARED)]
+            ["task", "pick minus", "updates", "rate, pick / other",
+             *(measure.name for measure in COMPARED)]
         ),
         *compared,
     ]  # fmt: skip
 
 
 def is_rated(item: Setting, setting: Setting) -> bool:
-    """Whether the table of learning rates has its full width and pick."""
+    """Whether a setting has another rate, and differs in updates and precision alone besides."""
     is_other = item.learning_rate != setting.learning_rate
     return is_other and alike(replace(item, learning_rate=setting.learning_rate), setting)
 
@@ -649,14 +697,21 @@ def rate_row(
     return "| " + " | ".join(cells) + " |"
 
 
-def rated_differences(setting: Setting, groups: dict[Setting, dict[str, list[Line]]]) -> list[str]:
-    """Rows: the pick minus the full width after each number of updates that both have."""
+def rated_differences(
+    network: str, setting: Setting, groups: dict[Setting, dict[str, list[Line]]]
+) -> list[str]:
+    """Rows: the pick minus another network after each number of updates that both have.
+
+    But those that other tables have: both at the main rate, for as long as the main setting or for
+    a length of the full width.
+    """
     pick, _ = pick_of(groups[setting])
-    picked, full = (rated(name, setting, groups) for name in (f"width_{pick}", "full"))
     rows = []
-    for updates in sorted(picked.keys() & full.keys()):
-        both = picked[updates], full[updates]
-        cells = [setting.task, str(both[0][0]["num_updates"])]
+    for updates, both in rated_pairs(network, setting, groups).items():
+        is_main_rate = not rates_note(setting, *both)
+        if is_main_rate and (network == "full" or updates == setting.updates):
+            continue
+        cells = [setting.task, title(network, pick), str(both[0][0]["num_updates"])]
         cells.append(" / ".join(f"{lines[0]['learning_rate']:g}" for lines in both))
         cells += [difference_cell(*both, measure) for measure in COMPARED]
         rows.append("| " + " | ".join(cells) + " |")
@@ -675,9 +730,9 @@ def settings_table(
             continue
         pick, picked = pick_of(networks)
         for network, lines in networks.items():
-            if network in ("full", f"width_{pick}") and is_rated(setting, main_setting):
-                continue
             reference = groups[main_setting].get(network)
+            if is_rated(setting, main_setting) and (reference or network == "full"):
+                continue
             is_pick = network == f"width_{pick}" or not picked
             rows.append(
                 f"| {setting.task} | {title(network, pick)} | {setting} | "

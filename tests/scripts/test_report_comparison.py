@@ -135,7 +135,7 @@ def test_report_follows_the_longest_training_of_the_full_width() -> None:
     # Most networks have 100 updates, but the full width was trained longer.
     assert "-0.0300 [-0.0300, -0.0300] (204): worse | +0.0400" in text
     assert "(to 204): gains | 104 | - | - | UNeXt |" in text
-    _, *means, _, short, long, rate, _, rated, other = rows_of(text, "| cardiac |")
+    _, *means, _, short, long, rate, other_rate = rows_of(text, "| cardiac |")
     # 60 updates are more than half of 100, so those have no gain.
     assert means[0].startswith("| cardiac | 64 | 0 / - | 0.7100 / - |")
     assert all(row.endswith("| - | - |") for row in means[:2])
@@ -146,8 +146,8 @@ def test_report_follows_the_longest_training_of_the_full_width() -> None:
     # At its worse rate it counts in no verdict.
     assert rate.startswith("| cardiac | full width | 0.001 | 104 | 0.7900 [0.7900, 0.7900] |")
     assert rate.endswith("| **-0.0200 [-0.0200, -0.0200]** | - |")
-    assert rated.startswith("| cardiac | 204 | 0.01 / 0.01 | **-0.0300 ")
-    assert other.startswith("| cardiac | UNeXt | 100 updates of 2 crops, learning rate 0.001")
+    assert other_rate.startswith("| cardiac | UNeXt | 0.001 | 104 | 0.7900 [0.7900, 0.7900] |")
+    assert "0.01 / 0.01" not in text and "Other settings" not in text
 
 
 def test_report_takes_each_network_at_the_rate_that_suits_it() -> None:
@@ -167,8 +167,41 @@ def test_report_takes_each_network_at_the_rate_that_suits_it() -> None:
     assert long.endswith("| +0.0600 [+0.0600, +0.0600] |")
     (pick,) = rows_of(text, "| cardiac | **width 8, the pick** | 0.001 |")
     assert pick.endswith("| **-0.0100 [-0.0100, -0.0100]** | - |")
-    assert rows_of(text, "| cardiac | 104 | 0.01 / 0.001 | **-0.0300 [")
-    assert rows_of(text, "| cardiac | 204 | 0.01 / 0.001 | **-0.0400 [")
+    assert rows_of(text, "| cardiac | full width | 104 | 0.01 / 0.001 | **-0.0300 [")
+    assert rows_of(text, "| cardiac | full width | 204 | 0.01 / 0.001 | **-0.0400 [")
+    assert "Other settings" not in text
+
+
+def test_report_does_not_double_across_learning_rates() -> None:
+    lines = [line("width_8", [0.80, 0.82]), line("full", [0.80, 0.82])]
+    lines += [line("full", [0.84, 0.86], learning_rate=0.001)]
+    lines += [line("full", [0.60, 0.62], updates=50)]
+    verdict = rows_of("\n".join(report(lines, [])), "| cardiac | 8 |")[0]
+    assert "(104, rate 0.01 / 0.001): worse | not measured |" in verdict
+
+
+def test_report_takes_light_networks_at_the_rate_that_suits_them_too() -> None:
+    low = {"learning_rate": 0.001, "bfloat16": True}
+    names = ("full", "width_8", "unext", "tinyunet", "cmunext_s", "width_4")
+    lines = [line(name, [0.80, 0.82]) for name in names]
+    # The pick has 0.003 for 200 updates alone, which takes no training of 100 from it.
+    lines += [line("width_8", [0.86, 0.88], learning_rate=0.003, updates=200)]
+    lines += [line("width_8", [0.84, 0.86], updates=200), line("width_8", [0.70, 0.70], **low)]
+    lines += [line("width_8", [0.83, 0.83], updates=200, **low)]
+    lines += [line("unext", [0.82, 0.84], **low), line("tinyunet", [0.60, 0.62], **low)]
+    lines += [line("cmunext_s", [0.81, 0.81], **low), line("cmunext_s", [0.9, 0.9], updates=200)]
+    lines += [line("cmunext_s", [0.85, 0.86], updates=200, **low)]
+    lines += [line(name, [0.90, 0.93], updates=200) for name in ("width_4", "full")]
+    text = "\n".join(report(lines, []))
+    verdict = rows_of(text, "| cardiac | 8 |")[0]
+    assert verdict.endswith("| 104 | - | CMUNeXt-S (204), width 4 (204), UNeXt | TinyU-Net |")
+    start = "| cardiac | {} | "
+    assert rows_of(text, start.format("UNeXt") + "104 | 0.01 / 0.001 | **-0.0200 [")
+    # At its better rate it is in the table of the task.
+    assert not rows_of(text, start.format("TinyU-Net") + "104 |")
+    assert rows_of(text, start.format("CMUNeXt-S") + "204 | 0.003 / 0.01 | **-0.0300 [")
+    assert rows_of(text, start.format("width 4") + "204 | 0.003 / 0.01 | **-0.0450 [")
+    assert rows_of(text, start.format("CMUNeXt-S") + "0.001 | 204 b | 0.8550 [")
     assert "Other settings" not in text
 
 
