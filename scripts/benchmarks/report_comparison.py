@@ -518,30 +518,25 @@ def rated(
     """Trainings of a network by updates, each at the learning rate that suits it best.
 
     That is the one of the highest Dice after so many updates. Beyond the most updates that all its
-    rates were trained for, only the best rate there counts: a longer training at a worse one tells
-    nothing of it. Without such updates it is the setting's own.
+    rates were trained for, if there are any, only the best rate there counts: a longer training at
+    a worse one tells nothing of it.
     """
     rates = {
         rate: trainings_of(network, replace(setting, learning_rate=rate), groups)
-        for rate in {item.learning_rate for item in groups}
+        for rate in sorted({item.learning_rate for item in groups})
     }
     rates = {rate: trainings for rate, trainings in rates.items() if trainings}
-    common = set.intersection(*map(set, rates.values())) if rates else set()
-    if not common:
-        return rates.get(setting.learning_rate, {})
+    if not rates:
+        return {}
 
-    def best(updates: int) -> float:
-        trained = [rate for rate in sorted(rates) if updates in rates[rate]]
-        return max(trained, key=lambda rate: float(np.nanmean(case_means(rates[rate][updates]))))
+    def best(updates: int) -> dict[int, list[Line]]:
+        trained = [trainings for trainings in rates.values() if updates in trainings]
+        return max(trained, key=lambda item: float(np.nanmean(case_means(item[updates]))))
 
-    limit = max(common)
-    longest = rates[best(limit)]
-    lengths = {updates for trainings in rates.values() for updates in trainings}
-    return {
-        updates: rates[best(updates)][updates] if updates <= limit else longest[updates]
-        for updates in sorted(lengths)
-        if updates <= limit or updates in longest
-    }
+    lengths = sorted({updates for trainings in rates.values() for updates in trainings})
+    limit = max(set.intersection(*map(set, rates.values())), default=lengths[-1])
+    longer = {updates: lines for updates, lines in best(limit).items() if updates > limit}
+    return {updates: best(updates)[updates] for updates in lengths if updates <= limit} | longer
 
 
 def gain_of(trainings: dict[int, list[Line]], updates: int) -> tuple[float, float, float] | None:

@@ -191,7 +191,9 @@ def test_report_takes_light_networks_at_the_rate_that_suits_them_too() -> None:
     lines += [line("unext", [0.82, 0.84], **low), line("tinyunet", [0.60, 0.62], **low)]
     lines += [line("cmunext_s", [0.81, 0.81], **low), line("cmunext_s", [0.9, 0.9], updates=200)]
     lines += [line("cmunext_s", [0.85, 0.86], updates=200, **low)]
-    lines += [line(name, [0.90, 0.93], updates=200) for name in ("width_4", "full")]
+    # Trained at another rate for another length alone.
+    lines += [line("width_4", [0.90, 0.93], updates=200, learning_rate=0.003)]
+    lines += [line("full", [0.90, 0.93], updates=200)]
     text = "\n".join(report(lines, []))
     verdict = rows_of(text, "| cardiac | 8 |")[0]
     assert verdict.endswith("| 104 | - | CMUNeXt-S (204), width 4 (204), UNeXt | TinyU-Net |")
@@ -200,7 +202,7 @@ def test_report_takes_light_networks_at_the_rate_that_suits_them_too() -> None:
     # At its better rate it is in the table of the task.
     assert not rows_of(text, start.format("TinyU-Net") + "104 |")
     assert rows_of(text, start.format("CMUNeXt-S") + "204 | 0.003 / 0.01 | **-0.0300 [")
-    assert rows_of(text, start.format("width 4") + "204 | 0.003 / 0.01 | **-0.0450 [")
+    assert rows_of(text, start.format("width 4") + "204 | 0.003 / 0.003 | **-0.0450 [")
     assert rows_of(text, start.format("CMUNeXt-S") + "0.001 | 204 b | 0.8550 [")
     assert "Other settings" not in text
 
