@@ -387,9 +387,10 @@ def verdicts(
         f"networks. *Not worse*: the interval of the paired difference is above -{MARGIN}; "
         "*better*, *worse*: it does not hold zero; *open*: neither. All by Dice, of the seeds that "
         "both have; the tables of the tasks have the other measures. The longest trainings of "
-        "both count (updates in brackets), each at the learning rate that suits it best (against "
-        "the full width in brackets if not the task's: pick / full width). The full width no "
-        f"longer gains where the last doubling gained it less than {MARGIN}, by its interval too.",
+        "both count (updates in brackets; of the others if not those of the column), each at the "
+        "learning rate that suits it best (against the full width in brackets if not the task's: "
+        "pick / full width). The full width no longer gains where the last doubling gained it less "
+        f"than {MARGIN}, by its interval too.",
         "",
         "| task | pick | of the full width's parameters | against full width | "
         "full width, updates doubled | updates of the others | better than | worse than | open |",
@@ -422,8 +423,7 @@ def against_others(setting: Setting, groups: dict[Setting, dict[str, list[Line]]
         both = pairs[max(pairs)]
         found = difference(*both)
         side = "better" if found[1] > 0 else "worse" if found[2] < 0 else "open"
-        is_longer = max(pairs) != setting.updates
-        note = f" ({both[0][0]['num_updates']})" if is_longer else ""
+        note = f" ({both[0][0]['num_updates']})" if max(pairs) != setting.updates else ""
         sides[side].append(title(network, pick) + note)
     return " | ".join(", ".join(sides[side]) or "-" for side in ("better", "worse", "open"))
 
