@@ -116,7 +116,7 @@ def report(lines: Sequence[Line], latencies: Sequence[Line]) -> list[str]:
         networks = groups[setting]
         parts += ["", f"## {setting.task}", "", *task_table(setting, networks, latencies)]
         parts += differences_table(networks)
-    return parts
+    return parts + commands_section(lines)
 
 
 def main_of(
@@ -748,6 +748,46 @@ def settings_table(
         "|---|---|---|---:|---:|---:|---:|",
         *rows,
     ]
+
+
+def commands_section(lines: Sequence[Line]) -> list[str]:
+    """What was run: a command for all trainings that differ in task and network alone."""
+    seeds: dict[tuple[str, str, str], set[int]] = defaultdict(set)
+    for line in lines:
+        seeds[options_of(line), line["task"], line["network"]].add(line["seed"])
+    networks: dict[tuple[str, str], list[str]] = defaultdict(list)
+    for (options, task, network), found in seeds.items():
+        drawn = f" --seeds {','.join(map(str, sorted(found)))}" if found != {0} else ""
+        networks[options + drawn, task].append(network)
+    tasks: dict[tuple[str, str], list[str]] = defaultdict(list)
+    for (options, task), names in networks.items():
+        tasks[options, ",".join(sorted(names))].append(task)
+    command = "python scripts/benchmarks/comparison.py train --data DATA --work WORK"
+    return [
+        "",
+        "## Commands",
+        "",
+        "All trainings of these tables. `--validations`, how often a curve was measured, is left "
+        "out: it changes no training.",
+        "",
+        "*Not run by the tests: they train for hours to days.*",
+        "",
+        "```bash",
+        *(
+            f"{command} --tasks {','.join(names)} {options} --networks {listed_networks}"
+            for (options, listed_networks), names in tasks.items()
+        ),
+        "```",
+    ]
+
+
+def options_of(line: Line) -> str:
+    """Options of comparison.py that a training had besides its task, its network and its seed."""
+    options = [f"--updates {line['updates']} --learning_rate {line['learning_rate']:g}"]
+    options += [f"--{name}" for name in ("whole", "bfloat16") if line[name]]
+    if line["device"] != "CPU":
+        options.append("--device cuda")
+    return " ".join(options)
 
 
 if __name__ == "__main__":

@@ -321,3 +321,23 @@ def test_report_does_not_double_across_devices() -> None:
     text = "\n".join(report([*lines, line("full", [0.7, 0.7], updates=50, device="H100")], []))
     assert "| not measured | 104 |" in rows_of(text, "| cardiac | 8 |")[0]
     assert "How long is long enough" not in text
+
+
+def test_report_ends_with_the_commands_of_its_trainings() -> None:
+    lines = [
+        line("full", [0.5], seed=1),
+        line("full", [0.5]),
+        line("width_8", [0.5]),
+        line("unext", [0.5]),
+        line("unext", [0.5], bfloat16=True, learning_rate=0.001, updates=200),
+        *(line(name, [0.5], task="stain") for name in ("width_8", "unext")),
+        line("full", [0.5], task="stain", whole=True, device="H100"),
+    ]
+    start = "python scripts/benchmarks/comparison.py train --data DATA --work WORK --tasks "
+    found = rows_of("\n".join(report(lines, [])), start)
+    assert [row.removeprefix(start) for row in found] == [
+        "cardiac --updates 100 --learning_rate 0.01 --seeds 0,1 --networks full",
+        "cardiac,stain --updates 100 --learning_rate 0.01 --networks unext,width_8",
+        "cardiac --updates 200 --learning_rate 0.001 --bfloat16 --networks unext",
+        "stain --updates 100 --learning_rate 0.01 --whole --device cuda --networks full",
+    ]
