@@ -9,9 +9,10 @@ from pathlib import Path
 from typing import Any, TypeAlias
 
 from monai_xtiny.bundle.folder import METADATA, Bundle
-from monai_xtiny.bundle.imported import RAS_READER, SETTINGS, imported_configs, is_imported
+from monai_xtiny.bundle.imported import SETTINGS, imported_configs, is_imported
 from monai_xtiny.bundle.templates import any_rotation, script_sources, templates_dir
 from monai_xtiny.bundle.writer import emitted_configs
+from monai_xtiny.plan.nnunet import RAS_READER
 from monai_xtiny.system.files import read_json
 
 _Place: TypeAlias = tuple[str, ...]

@@ -11,13 +11,12 @@ from typing import Any
 
 from monai_xtiny.bundle.templates import any_rotation, merged_template, templates_dir
 from monai_xtiny.networks.dynunet import network_definition
+from monai_xtiny.plan.nnunet import RAS_READER
 from monai_xtiny.plan.unet_plan import UNetPlan
 from monai_xtiny.selection.rule import Selection
 
 # The method in docs/search.json of a bundle that was not searched.
 IMPORTED = "nnunet"
-# The one reader of nnU-Net that turns volumes.
-RAS_READER = "NibabelIOWithReorient"
 _NAMESPACE = "$types.SimpleNamespace(**runpy.run_path(@bundle_root + '/scripts/{}'))"
 _KEYS = {
     "nnunet": _NAMESPACE.format("nnunet_preprocessing.py"),

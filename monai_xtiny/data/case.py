@@ -39,11 +39,13 @@ class Header:
         shape: voxels along each axis, (x, y[, z]) after RAS.
         spacing: mm along each axis; 1 for images without a physical size.
         in_channels: channels of the case, all files together.
+        stored_axes: axis of the file that lies along x, y and z.
     """
 
     shape: tuple[int, ...]
     spacing: tuple[float, ...]
     in_channels: int
+    stored_axes: tuple[int, ...] = (0, 1, 2)
 
 
 @dataclass(frozen=True)

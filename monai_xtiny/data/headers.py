@@ -8,6 +8,7 @@ from __future__ import annotations
 import os
 from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor
+from dataclasses import replace
 from typing import Any
 
 import numpy as np
@@ -64,7 +65,7 @@ def _read_header(case: Case) -> Header:
                 f"{header.shape} ({path}): resample them to one grid"
             )
     check_grids(case.images, opened)
-    return Header(headers[0].shape, headers[0].spacing, sum(h.in_channels for h in headers))
+    return replace(headers[0], in_channels=sum(header.in_channels for header in headers))
 
 
 def _header_of(kind: str, path: str, opened: Any) -> Header:
@@ -107,16 +108,17 @@ def _dicom_header(folder: str) -> Header:
         return Header(shape, spacing, in_channels)
     affine = series_affine(slices)
     slice_spacing = round(float(np.linalg.norm(affine[:3, 2])), 6)
-    header = _in_ras_order((*shape, len(slices)), (*spacing, slice_spacing), affine)
-    return Header(header.shape, header.spacing, in_channels)
+    return _in_ras_order((*shape, len(slices)), (*spacing, slice_spacing), affine)
 
 
 def _in_ras_order(shape: tuple[int, ...], spacing: tuple[float, ...], affine: np.ndarray) -> Header:
     """Permute the axes of a one-channel image as MONAI's ``Orientation("RAS")`` will."""
     if len(shape) == 2:
         return Header(shape, spacing, 1)
-    order = np.argsort(io_orientation(affine)[:, 0])
-    return Header(tuple(shape[axis] for axis in order), tuple(spacing[axis] for axis in order), 1)
+    order = tuple(int(axis) for axis in np.argsort(io_orientation(affine)[:, 0]))
+    return Header(
+        tuple(shape[axis] for axis in order), tuple(spacing[axis] for axis in order), 1, order
+    )
 
 
 def _check_agreement(case: Case, header: Header, first: Case, expected: Header) -> None:

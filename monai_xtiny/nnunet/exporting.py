@@ -14,7 +14,7 @@ import numpy as np
 
 from monai_xtiny.bundle.exclusive import exclusive
 from monai_xtiny.bundle.folder import INFERENCE, WEIGHTS, Bundle
-from monai_xtiny.bundle.imported import RAS_READER, is_imported
+from monai_xtiny.bundle.imported import is_imported
 from monai_xtiny.bundle.metadata import is_raster
 from monai_xtiny.bundle.replace import replaced_whole
 from monai_xtiny.bundle.weights import read_weights
@@ -30,6 +30,7 @@ from monai_xtiny.nnunet.checkpoint import (
     write_checkpoint,
 )
 from monai_xtiny.nnunet.model import NATURAL, TRAINER, check_source
+from monai_xtiny.plan.nnunet import RAS_READER
 from monai_xtiny.plan.unet_plan import UNetPlan
 from monai_xtiny.system.files import write_json
 

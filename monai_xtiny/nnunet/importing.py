@@ -13,7 +13,7 @@ import torch
 
 from monai_xtiny.bundle.card import model_card
 from monai_xtiny.bundle.folder import REPORT, Bundle, data_kind
-from monai_xtiny.bundle.imported import IMPORTED, RAS_READER, imported_configs
+from monai_xtiny.bundle.imported import IMPORTED, imported_configs
 from monai_xtiny.bundle.large_files import write_large_files
 from monai_xtiny.bundle.metadata import bundle_metadata
 from monai_xtiny.bundle.replace import replaced_whole
@@ -27,6 +27,7 @@ from monai_xtiny.networks.cost import network_cost
 from monai_xtiny.networks.dynunet import build_network
 from monai_xtiny.nnunet.checkpoint import read_checkpoint, weights_from_nnunet
 from monai_xtiny.nnunet.model import INTENSITIES, NATURAL, Source, read_source
+from monai_xtiny.plan.nnunet import RAS_READER
 from monai_xtiny.plan.unet_plan import UNetPlan
 from monai_xtiny.scores.table import Rung, ScoreTable
 from monai_xtiny.selection.rule import Selection

@@ -9,12 +9,16 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
-from monai_xtiny.bundle.imported import RAS_READER
 from monai_xtiny.bundled.nnunet_preprocessing import Preprocessing, read_preprocessing
 from monai_xtiny.data.cases import NIFTI_SUFFIXES, RASTER_SUFFIXES
 from monai_xtiny.nnunet.checkpoint import NnunetCheckpoint, network_axes, used_kernels
 from monai_xtiny.nnunet.plans_file import channels_and_labels, check_processing
-from monai_xtiny.plan.nnunet import plan_of_configuration, read_nnunet_plans, resolve_configuration
+from monai_xtiny.plan.nnunet import (
+    RAS_READER,
+    plan_of_configuration,
+    read_nnunet_plans,
+    resolve_configuration,
+)
 from monai_xtiny.plan.unet_plan import UNetPlan
 from monai_xtiny.system.config_text import check_config_text
 from monai_xtiny.system.files import read_json

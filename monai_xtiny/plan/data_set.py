@@ -47,6 +47,7 @@ def plan_data_set(
     """
     if plans:
         header = next(iter(headers.values()))
+        orders = {known.stored_axes for known in headers.values()}
         return nnunet.load_nnunet_plan(
             plans,
             configuration,
@@ -54,6 +55,7 @@ def plan_data_set(
             out_channels=out_channels,
             of_images=len(header.shape) == 2,
             spatial_dims=spatial_dims,
+            stored_axes=orders.pop() if len(orders) == 1 else None,
         )
     return planner.plan_images(
         cases,

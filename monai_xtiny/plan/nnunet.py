@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 import os
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -19,6 +19,8 @@ _PLAIN_PATH = f"dynamic_network_architectures.architectures.unet.{_PLAIN}"
 _Z_SCORE = "ZScoreNormalization"
 # To the spacing of the plans; the package does so with MONAI's.
 _RESAMPLINGS = ("resample_data_or_seg_to_shape", "resample_torch_fornnunet")
+# nnU-Net's reader that turns volumes to RAS; the others keep their axes as the file stores them.
+RAS_READER = "NibabelIOWithReorient"
 # Arguments of nnU-Net's plain U-Net that are looked at; its other one is nonlin_first.
 _ARGUMENTS = {
     "n_stages", "features_per_stage", "conv_op", "kernel_sizes", "strides", "n_conv_per_stage",
@@ -36,6 +38,7 @@ def load_nnunet_plan(
     of_images: bool = False,
     spatial_dims: int | None = None,
     any_normalization: bool = False,
+    stored_axes: Sequence[int] | None = (0, 1, 2),
 ) -> UNetPlan:
     """Take one configuration of an ``nnUNetPlans.json`` as the plan.
 
@@ -48,12 +51,16 @@ def load_nnunet_plan(
         spatial_dims: dimensions that the plan must have; ``None`` takes any.
         any_normalization: the images will be normalized as the plans say; otherwise z-scores of
             whole images are what they get, and plans that name another are refused.
+        stored_axes: axis of the files that lies along x, y and z, by which the plan is brought to
+            RAS unless nnU-Net's reader turned them; ``None`` where files differ. The default
+            leaves the plan's axes as the files have them.
 
     Raises:
         FileNotFoundError: there is no such file.
         ValueError: it is no nnU-Net plan, lacks the configuration, or asks for what is not
             supported: another network than the plain U-Net with two convolutions per stage,
-            instance normalization and leaky ReLU, a cascade, another normalization, or, by the
+            instance normalization and leaky ReLU, a cascade, another normalization, volumes that
+            nnU-Net did not turn and that are stored along different axes, or, by the
             ``dataset.json`` beside it, regions or an ignore label.
     """
     path = Path(path_text(plans, "plans"))
@@ -68,6 +75,7 @@ def load_nnunet_plan(
         of_images=of_images,
         spatial_dims=spatial_dims,
         any_normalization=any_normalization,
+        stored_axes=stored_axes,
     )
 
 
@@ -81,6 +89,7 @@ def plan_of_configuration(
     of_images: bool = False,
     spatial_dims: int | None = None,
     any_normalization: bool = False,
+    stored_axes: Sequence[int] | None = (0, 1, 2),
 ) -> UNetPlan:
     """As :func:`load_nnunet_plan`, of plans that were read, from a checkpoint for example.
 
@@ -93,6 +102,7 @@ def plan_of_configuration(
         of_images: the data are 2D images.
         spatial_dims: dimensions that the plan must have; ``None`` takes any.
         any_normalization: the images will be normalized as the plans say.
+        stored_axes: axis of the files along x, y and z.
 
     Raises:
         ValueError: it lacks the configuration, or asks for what is not supported.
@@ -106,7 +116,7 @@ def plan_of_configuration(
         if unsupported is None:
             dims = len(settings["patch_size"])
             _check_dims(configuration, dims, spatial_dims, of_images=of_images)
-            order = [int(axis) for axis in content.get("transpose_forward", (0, 1, 2))]
+            order = _axes_in_order(content, (0, 1, 2) if of_images else stored_axes)
             axes = order[-dims:]
             return UNetPlan(
                 spatial_dims=dims,
@@ -119,7 +129,14 @@ def plan_of_configuration(
                 features_per_stage=tuple(architecture["features_per_stage"]),
                 slice_axis=2 - order[0] if dims == 2 and not of_images else None,
             )
-    except (KeyError, TypeError, IndexError, AttributeError, RecursionError, ValueError) as error:
+    except (
+        LookupError,
+        TypeError,
+        AttributeError,
+        ArithmeticError,
+        RecursionError,
+        ValueError,
+    ) as error:
         name = "" if isinstance(error, ValueError) else f"{type(error).__name__}: "
         raise ValueError(
             f"{source!r} has no plan for {configuration!r} that can be used ({name}{error}): "
@@ -274,6 +291,26 @@ def _find_other_processing(settings: Mapping[str, Any]) -> str | None:
                 "which resamples to the median spacing"
             )
     return None
+
+
+def _axes_in_order(content: Mapping[str, Any], stored_axes: Sequence[int] | None) -> list[int]:
+    """Axes of the plans in their order, as 0, 1, 2 for z, y, x of RAS, or of files that lie so.
+
+    Args:
+        content: of the plans file.
+        stored_axes: axis of the files along x, y and z; ``None`` where they differ.
+    """
+    order = [int(axis) for axis in content.get("transpose_forward", (0, 1, 2))]
+    if sorted(order) != [0, 1, 2]:
+        raise ValueError(f"transpose_forward {order} is no order of 0, 1, 2")
+    if content.get("image_reader_writer") == RAS_READER:
+        return order
+    if stored_axes is None:
+        raise ValueError(
+            "the volumes are stored along different axes, which nnU-Net planned as one: plan with "
+            f"its reader {RAS_READER}, or search without --plans"
+        )
+    return [2 - list(stored_axes).index(2 - axis) for axis in order]
 
 
 def _check_dims(configuration: str, dims: int, expected: int | None, *, of_images: bool) -> None:

@@ -1,7 +1,11 @@
 from __future__ import annotations
 
 import dataclasses
+import json
+from pathlib import Path
 
+import nibabel
+import numpy as np
 import pytest
 
 from monai_xtiny.data.case import Case, Header
@@ -35,6 +39,63 @@ def test_plan_data_set_needs_the_plans_file_that_is_named(found, tmp_path) -> No
     cases, headers = found
     with pytest.raises(FileNotFoundError, match="give nnU-Net's plans file"):
         plan_data_set(cases, headers, out_channels=2, plans=tmp_path / "none.json")
+
+
+def sagittal(folder: Path, *names: str, axes: tuple[int, ...] = (1, 2, 0)) -> None:
+    """Volumes of 40 x 56 x 40 voxels whose file has RAS axis axes[i] as its axis i."""
+    folder.mkdir(exist_ok=True)
+    affine = np.eye(4)
+    affine[:3, :3] = np.eye(3)[:, list(axes)]
+    shape = np.array((40, 56, 36))[list(axes)]
+    for name in names:
+        image = nibabel.Nifti1Image(np.ones(shape, np.uint8), affine)
+        nibabel.save(image, folder / f"{name}.nii.gz")
+
+
+@pytest.mark.parametrize("axes", [(1, 2, 0), (2, 0, 1), (0, 2, 1), (0, 1, 2)])
+def test_plan_data_set_turns_nnunets_plan_as_the_images_are_turned(tmp_path, axes) -> None:
+    # nnU-Net plans the axes as a file stores them; the bundle turns each volume to RAS.
+    def reorder(content) -> None:
+        for name, settings in content["configurations"].items():
+            if name == "3d_fullres":
+                settings["spacing"] = [[3.0, 2.0, 1.0][2 - axes[2 - axis]] for axis in range(3)]
+
+    sagittal(tmp_path / "images", "a", "b", axes=axes)
+    cases = find_cases(tmp_path / "images")
+    headers = dict(zip(cases, read_headers(cases), strict=True))
+    assert {header.shape for header in headers.values()} == {(40, 56, 36)}
+    for reader, expected in (
+        ("SimpleITKIO", (1.0, 2.0, 3.0)),
+        ("NibabelIOWithReorient", tuple(float(axis + 1) for axis in axes)),
+    ):
+        path = changed_plans(tmp_path, reader, reorder)
+        plan = plan_data_set(cases, headers, out_channels=3, plans=path, configuration="3d_fullres")
+        assert plan.spacing == expected
+    path = changed_plans(tmp_path, "SimpleITKIO")
+    flat = plan_data_set(cases, headers, out_channels=3, plans=path)
+    assert flat.slice_axis == axes[2]  # slices across the file's last axis
+
+
+def test_plan_data_set_refuses_volumes_that_nnunet_planned_as_one(tmp_path) -> None:
+    folder = tmp_path / "images"
+    sagittal(folder, "a")
+    sagittal(folder, "b", axes=(0, 1, 2))
+    cases = find_cases(folder)
+    headers = dict(zip(cases, read_headers(cases), strict=True))
+    with pytest.raises(ValueError, match="stored along different axes.*NibabelIOWithReorient"):
+        plan_data_set(cases, headers, out_channels=3, plans=changed_plans(tmp_path, "SimpleITKIO"))
+    path = changed_plans(tmp_path, "NibabelIOWithReorient")
+    assert plan_data_set(cases, headers, out_channels=3, plans=path).slice_axis == 2
+
+
+def changed_plans(tmp_path: Path, reader: str, change=lambda content: None) -> Path:
+    """The plans of the hippocampus, as if read by another of nnU-Net's readers."""
+    content = json.loads((DATA / "nnUNetPlans_Dataset004_Hippocampus.json").read_text())
+    content["image_reader_writer"] = reader
+    change(content)
+    path = tmp_path / "plans.json"
+    path.write_text(json.dumps(content))
+    return path
 
 
 def test_describe_data_set_states_medians_and_units(plan_3d) -> None:

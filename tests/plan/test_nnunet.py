@@ -1,6 +1,7 @@
 from __future__ import annotations
 
 import json
+import re
 from pathlib import Path
 
 import pytest
@@ -46,6 +47,20 @@ def test_load_nnunet_plan_undoes_the_transposition(tmp_path) -> None:
     plan = load_nnunet_plan(changed(tmp_path, transpose), "2d", in_channels=1, out_channels=3)
     assert plan.slice_axis == 0
     assert plan.spacing == (0.5, 3.0)  # (y, z)
+
+
+@pytest.mark.parametrize("order", [[0, 0, 2], [0, 1], "012345"])
+def test_load_nnunet_plan_refuses_a_transposition_that_is_no_order(tmp_path, order) -> None:
+    path = changed(tmp_path, lambda content: content.update(transpose_forward=order))
+    with pytest.raises(ValueError, match="is no order of 0, 1, 2.*give an nnUNetPlans"):
+        load_nnunet_plan(path, "2d", in_channels=1, out_channels=3)
+
+
+def test_load_nnunet_plan_refuses_an_infinite_size(tmp_path) -> None:
+    path = changed(tmp_path, lambda content: None)
+    path.write_text(re.sub(r'"patch_size": \[\s*56', '"patch_size": [1e999', path.read_text()))
+    with pytest.raises(ValueError, match="plans.json' has no plan for '2d' that can be used"):
+        load_nnunet_plan(path, "2d", in_channels=1, out_channels=3)
 
 
 def test_load_nnunet_plan_reads_the_form_before_v2_4(tmp_path) -> None:
