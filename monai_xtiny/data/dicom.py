@@ -107,6 +107,7 @@ def read_slices(folder: str, *, with_pixels: bool = False) -> list[Any]:
                 f"{os.path.basename(path)!r} is a DICOM object without an image ({kind}) beside "
                 "the slices; move it out"
             )
+        _check_intensities(item)
         for tag in ("ImageOrientationPatient", "ImagePositionPatient", "PixelSpacing"):
             texts = [str(getattr(value, "original_string", value)) for value in item.get(tag) or ()]
             long = next((text for text in texts if len(text) > 16), None)
@@ -126,4 +127,29 @@ def read_slices(folder: str, *, with_pixels: bool = False) -> list[Any]:
         if None in numbers or len(set(numbers)) < len(numbers):
             raise ValueError("slices without a number or with the same; convert them to NIfTI")
         slices.sort(key=lambda item: int(item.InstanceNumber))
+        _check_alike(slices)
     return slices
+
+
+def _check_intensities(item: Any) -> None:
+    """Refuse pixels that mean another thing than their number, which MONAI's reader takes."""
+    meaning = str(item.get("PhotometricInterpretation", "MONOCHROME2"))
+    if int(item.get("SamplesPerPixel", 1)) == 1 and meaning != "MONOCHROME2":
+        raise ValueError(
+            f"pixels of PhotometricInterpretation {meaning}, which are no intensities; convert "
+            "them to MONOCHROME2 or NIfTI"
+        )
+    if "ModalityLUTSequence" in item:
+        raise ValueError("pixels with a ModalityLUTSequence; convert them to NIfTI")
+
+
+def _check_alike(slices: list[Any]) -> None:
+    """Refuse slices that lie in other directions than the first, or have other pixels."""
+    # Cosines, among them zeros, and sizes, among them those of cells.
+    for tag, relative, absolute in (
+        ("ImageOrientationPatient", 0, 1e-3),
+        ("PixelSpacing", 1e-3, 0),
+    ):
+        values = [np.asarray(item[tag].value, dtype=float) for item in slices if item.get(tag)]
+        if any(not np.allclose(other, values[0], relative, absolute) for other in values):
+            raise ValueError(f"slices that differ in {tag}: give each series a folder of its own")

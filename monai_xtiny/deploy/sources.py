@@ -5,13 +5,13 @@ from __future__ import annotations
 import hashlib
 import json
 import os
-from collections.abc import Iterable, Sequence
-from dataclasses import asdict, dataclass
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
 from monai_xtiny.deploy.results import ResultFiles
-from monai_xtiny.system.files import cut_half_line, names_file, read_lines
+from monai_xtiny.system.files import cut_half_line, digest_files, names_file, read_lines
 
 JOURNAL = "segment_cases.jsonl"
 
@@ -21,10 +21,12 @@ class Sources:
     """The files of a case, as digests that tell no name.
 
     Args:
-        paths: of where they are, or the folders of DICOM series; links are followed.
+        files: where they are, or the folders of DICOM series.
+        paths: of these; links are followed.
         state: of their sizes and of when they were last changed.
     """
 
+    files: tuple[str, ...]
     paths: str
     state: str
 
@@ -36,9 +38,14 @@ class Sources:
             OSError: one is gone.
         """
         return cls(
+            tuple(files),
             _digest_of([os.path.realpath(file) for file in files]),
             _digest_of([_state(file) for file in files]),
         )
+
+    def digest_contents(self) -> str:
+        """Of all their bytes."""
+        return digest_files([path for file in self.files for path in _files_in(file)])
 
 
 class SourceJournal:
@@ -54,28 +61,35 @@ class SourceJournal:
     def __init__(self, folder: Path) -> None:
         self._path = folder / JOURNAL
         cut_half_line(self._path)
-        self._known: dict[str, tuple[Sources, frozenset[str]]] = {}
+        self._known: dict[str, _Made] = {}
         for line in read_lines(self._path):
-            self._note(
-                str(line.get("case")),
-                Sources(str(line.get("paths")), str(line.get("state"))),
-                map(str, line.get("results", ())),
+            made = _Made(
+                str(line.get("paths")),
+                str(line.get("state")),
+                str(line.get("contents")),
+                frozenset(map(str, line.get("results", ()))),
             )
+            self._note(str(line.get("case")), made)
 
     def is_done(self, name: str, sources: Sources, files: ResultFiles) -> bool:
         """Whether the results of a case are there, and made from these files as they are.
 
-        Files that were moved or copied, with the time of their last change, are the same.
+        Files that were moved or copied, with the time of their last change, are the same if every
+        byte is: those of other patients may have the size and the time in common.
 
         Raises:
             FileExistsError: the labels are those of another image of that name.
         """
         if name not in self._known or not files.labels.is_file():
             return False
-        known, results = self._known[name]
-        if known.state == sources.state:
-            return all(path.is_file() and path.name in results for path in files.all)
-        if known.paths != sources.paths:
+        known = self._known[name]
+        is_moved = known.paths != sources.paths
+        is_same = known.state == sources.state and (
+            not is_moved or known.contents == sources.digest_contents()
+        )
+        if is_same:
+            return all(path.is_file() and path.name in known.results for path in files.all)
+        if is_moved:
             raise FileExistsError(
                 f"{str(files.labels)!r} has the labels of another image of this name: give "
                 "another --output"
@@ -84,17 +98,40 @@ class SourceJournal:
 
     def add(self, name: str, sources: Sources, files: ResultFiles) -> None:
         """Write down what the results of a case were made from, once they are there."""
-        results = [path.name for path in files.all]
-        line = json.dumps({"case": name, **asdict(sources), "results": results})
+        made = _Made(
+            sources.paths,
+            sources.state,
+            sources.digest_contents(),
+            frozenset(path.name for path in files.all),
+        )
+        line = json.dumps({"case": name, **vars(made), "results": sorted(made.results)})
         with names_file(self._path), open(self._path, "a", encoding="utf-8") as stream:
             stream.write(line + "\n")
-        self._note(name, sources, results)
+        self._note(name, made)
 
-    def _note(self, name: str, sources: Sources, results: Iterable[str]) -> None:
+    def _note(self, name: str, made: _Made) -> None:
         """Add results of the same files to former ones; those of former files count no more."""
-        former, kept = self._known.get(name, (sources, frozenset()))
-        is_same = former.state == sources.state
-        self._known[name] = sources, frozenset(results) | (kept if is_same else frozenset())
+        former = self._known.get(name)
+        if former is not None and former.state == made.state:
+            made = replace(made, results=made.results | former.results)
+        self._known[name] = made
+
+
+@dataclass(frozen=True)
+class _Made:
+    """Names of results, and digests of what they were made from."""
+
+    paths: str
+    state: str
+    contents: str
+    results: frozenset[str]
+
+
+def _files_in(file: str) -> list[str]:
+    """A file, or those in a folder and in those below, in order."""
+    if not os.path.isdir(file):
+        return [file]
+    return [path for entry in sorted(os.listdir(file)) for path in _files_in(f"{file}/{entry}")]
 
 
 def _state(file: str) -> Any:

@@ -105,3 +105,50 @@ def test_series_image_refuses_what_makes_no_volume(tmp_path) -> None:
 
     with pytest.raises(ValueError, match="missing, unevenly spaced"):
         series_affine(read_slices(str(changed(tmp_path / "still", stay))))
+
+
+def lut(item, number: int) -> None:
+    import pydicom
+
+    item.ModalityLUTSequence = pydicom.Sequence([pydicom.Dataset()])
+
+
+def turn(item, number: int) -> None:
+    if number > 3:
+        item.ImageOrientationPatient = [0.0, 1.0, 0.0, -1.0, 0.0, 0.0]
+
+
+def enlarge(item, number: int) -> None:
+    item.PixelSpacing = [0.75, 0.5 + 0.01 * (number > 3)]
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        (
+            lambda item, _: setattr(item, "PhotometricInterpretation", "MONOCHROME1"),
+            "MONOCHROME1, which",
+        ),
+        (
+            lambda item, _: setattr(item, "PhotometricInterpretation", "PALETTE COLOR"),
+            "no intensities",
+        ),
+        (lut, "ModalityLUTSequence; convert"),
+        (turn, "differ in ImageOrientationPatient"),
+        (enlarge, "differ in PixelSpacing"),
+    ],
+)
+@pytest.mark.parametrize("with_pixels", [False, True])
+def test_read_slices_refuses_what_monai_would_misread(
+    tmp_path, change, message, with_pixels
+) -> None:
+    folder = changed(tmp_path / "ct", change)
+    with pytest.raises(ValueError, match=message):
+        read_slices(str(folder), with_pixels=with_pixels)
+
+
+def test_read_slices_takes_directions_that_differ_by_rounding(tmp_path) -> None:
+    def jitter(item, number: int) -> None:
+        item.ImageOrientationPatient = [1.0, round(1e-6 * number, 7), 0.0, 0.0, 1.0, 0.0]
+
+    assert len(read_slices(str(changed(tmp_path / "ct", jitter)))) > 3

@@ -51,6 +51,33 @@ def test_results_count_for_the_files_that_they_were_made_from(image, files, tmp_
     assert not is_done(copy, files)
 
 
+def test_files_of_one_size_and_time_are_not_the_same(image, files) -> None:
+    # Archives give all files one time, and uncompressed volumes of one shape have one size.
+    SourceJournal(files.labels.parent).add("scan", Sources.of([str(image)]), files)
+    other = image.parents[1] / "site2" / "scan.png"
+    other.parent.mkdir()
+    other.write_bytes(b"PIXELS")
+    shutil.copystat(image, other)
+    with pytest.raises(FileExistsError, match="labels of another image of this name"):
+        is_done(other, files)
+    other.write_bytes(image.read_bytes())
+    shutil.copystat(image, other)
+    assert is_done(other, files)
+
+
+def test_a_series_is_moved_with_all_its_bytes(image, files) -> None:
+    (image.parent / "more").mkdir()
+    (image.parent / "more" / "slice2.dcm").write_bytes(b"more")
+    SourceJournal(files.labels.parent).add("scan", Sources.of([str(image.parent)]), files)
+    moved = image.parent.rename(image.parent.with_name("moved"))
+    assert is_done(moved, files)
+    before = os.stat(moved / "more" / "slice2.dcm")
+    (moved / "more" / "slice2.dcm").write_bytes(b"MORE")
+    os.utime(moved / "more" / "slice2.dcm", ns=(before.st_atime_ns, before.st_mtime_ns))
+    with pytest.raises(FileExistsError):
+        is_done(moved, files)
+
+
 def test_results_of_former_files_count_no_more(image, files) -> None:
     alone = ResultFiles(files.labels)
     SourceJournal(files.labels.parent).add("scan", Sources.of([str(image)]), files)
