@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import shlex
 import time
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from itertools import combinations
@@ -20,7 +20,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from monai_xtiny.bundle.folder import ONNX, WEIGHTS, Bundle
-from monai_xtiny.bundle.templates import merged_template, templates_dir
+from monai_xtiny.bundle.inference import check_inference
 from monai_xtiny.bundled.gate import check_files, check_fit, is_nifti, settle_affine
 from monai_xtiny.deploy.grids import GridPlacement, to_grid
 from monai_xtiny.deploy.segmenter import (
@@ -30,16 +30,9 @@ from monai_xtiny.deploy.segmenter import (
     normalize,
     slide_windows,
 )
-from monai_xtiny.plan.preprocessing import preprocessing_fragment
 from monai_xtiny.system.files import digest_file, digest_files
 
 Predict = Callable[[NDArray[np.float32]], NDArray[np.float32]]
-# Numbers and paths that the engine takes from inference.json, or that change no label.
-_SETTINGS = {
-    "bundle_root", "output_dir", "dataset_dir", "device", "batch_size", "sw_batch_size", "overlap",
-    "num_workers", "in_channels", "num_classes", "spacing", "patch_size", "slice_axis",
-    "network_def", "file_endings",
-}  # fmt: skip
 
 
 @dataclass
@@ -122,7 +115,7 @@ class OnnxEngine:
         self, bundle: Bundle, *, mirror_axes: Sequence[int] = (), device: str = "cpu"
     ) -> None:
         config = bundle.config("inference")
-        _check_config(bundle, config)
+        check_inference(bundle, "ONNX Runtime")
         path = bundle.path(ONNX)
         if not path.is_file():
             raise FileNotFoundError(f"there is no {ONNX} in it: {_deploy_command(bundle)} makes it")
@@ -353,26 +346,6 @@ def _in_slices(predict: Predict, axis: int) -> Predict:
         return np.expand_dims(found, axis + 2)
 
     return on_volumes
-
-
-def _check_config(bundle: Bundle, config: Mapping[str, Any]) -> None:
-    """Refuse a bundle whose ``inference.json`` does what this engine does not know."""
-    if "nnunet_plans" in config:
-        raise ValueError(
-            "it was imported from nnU-Net, whose processing of images ONNX Runtime does not have"
-        )
-    expected = merged_template("inference", bundle.kind, templates_dir())
-    expected["preprocessing"]["transforms"] += preprocessing_fragment(bundle.kind)
-    changed = [
-        key
-        for key in dict.fromkeys((*expected, *config))
-        if key not in _SETTINGS and config.get(key) != expected.get(key)
-    ]
-    if changed:
-        raise ValueError(
-            "its configs/inference.json is not as this version writes it "
-            f"({', '.join(changed[:3])}), and ONNX Runtime does only that"
-        )
 
 
 def _deploy_command(bundle: Bundle) -> str:

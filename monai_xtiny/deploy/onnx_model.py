@@ -21,6 +21,7 @@ from torch import nn
 from torch.nn.modules.instancenorm import _InstanceNorm
 
 from monai_xtiny.bundle.folder import ONNX, ONNX_INT8, ONNX_STANDALONE, WEIGHTS, Bundle
+from monai_xtiny.bundle.inference import check_inference
 from monai_xtiny.bundle.weights import weights_digest
 from monai_xtiny.bundled.folds import is_initialization
 from monai_xtiny.deploy.segmenter import (
@@ -84,20 +85,28 @@ def weights_facts(bundle: Bundle) -> dict[str, str]:
 
 
 def input_format(bundle: Bundle) -> InputFormat:
-    """What the network of a bundle takes, from its search and its metadata."""
-    plan = bundle.plan
-    config = bundle.config("inference")
+    """What the network of a bundle takes, from its search and its ``inference.json``.
+
+    Raises:
+        ValueError: ``inference.json`` does with an image what a deployed network would not.
+    """
+    try:
+        check_inference(bundle, "a deployed network")
+    except ValueError as error:
+        raise ValueError(f"{str(bundle.root)!r}: {error}: run configs/inference.json") from error
+    plan, config = bundle.plan, bundle.config("inference")
     steps = config["preprocessing"]["transforms"]
     crop = any(step.get("_target_") == "CropForegroundd" for step in steps)
     return InputFormat(
         bundle.kind,
         plan.in_channels,
-        plan.patch_size,
+        tuple(int(edge) for edge in config["patch_size"]),
         plan.divisor,
         bundle.label_names,
         crop,
         () if bundle.kind == "images" else tuple(config["spacing"]),
         config.get("slice_axis"),
+        float(config["overlap"]),
     )
 
 

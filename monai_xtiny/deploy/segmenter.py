@@ -34,7 +34,7 @@ CUDA_PROVIDER = "CUDAExecutionProvider"
 WEIGHTS_FILE, TRAINED = "weights_file_sha256", "is_trained"
 _LARGEST = 1e15
 # What files of earlier versions do not say.
-_LATER = ("crop", "spacing", "slice_axis")
+_LATER = ("crop", "spacing", "slice_axis", "overlap")
 
 # What follows, and the functions at the end, stands in monai_xtiny/bundled/gate.py too, which this
 # one file cannot import; a test holds them equal.
@@ -54,13 +54,14 @@ class InputFormat:
     Args:
         kind: ``images`` (2D files such as PNG), ``slices`` of volumes, or ``volumes``.
         in_channels: of an image.
-        patch_size: voxels along each spatial axis that the network was trained on.
+        patch_size: voxels along each spatial axis of a window, as in ``inference.json``.
         divisor: spatial sizes that the network takes are its multiples.
         labels: names of the classes, background first.
         crop: whether images are cropped to their nonzero voxels; not in files of earlier versions.
         spacing: mm along each axis that volumes are resampled to, after they are turned to RAS;
             empty for images, whose pixels have no size, and in files of earlier versions.
         slice_axis: the axis of volumes that slices are cut along.
+        overlap: of neighboring windows, as a share of the patch; not in files of earlier versions.
     """
 
     kind: str
@@ -71,6 +72,7 @@ class InputFormat:
     crop: bool = False
     spacing: tuple[float, ...] = ()
     slice_axis: int | None = None
+    overlap: float = _OVERLAP
 
     def padded(self, size: Sequence[int]) -> tuple[int, ...]:
         """The smallest size that holds an image of another and that the network takes.
@@ -215,7 +217,8 @@ class Segmenter:
             return self._one_pass(image, patch)
         if self._whole_image:
             return self._one_pass(image, self.form.padded(size))
-        return np.concatenate(list(slide_windows(image, self.predict, patch)), axis=1)
+        windows = slide_windows(image, self.predict, patch, overlap=self.form.overlap)
+        return np.concatenate(list(windows), axis=1)
 
     def _one_pass(self, image: NDArray[np.float32], target: tuple[int, ...]) -> NDArray[np.float32]:
         """The network on an image padded on both sides, as MONAI's sliding window pads."""

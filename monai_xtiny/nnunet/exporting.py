@@ -15,6 +15,7 @@ import numpy as np
 from monai_xtiny.bundle.exclusive import exclusive
 from monai_xtiny.bundle.folder import INFERENCE, WEIGHTS, Bundle
 from monai_xtiny.bundle.imported import is_imported
+from monai_xtiny.bundle.inference import check_inference
 from monai_xtiny.bundle.metadata import is_raster
 from monai_xtiny.bundle.replace import replaced_whole
 from monai_xtiny.bundle.weights import read_weights
@@ -167,9 +168,17 @@ def _checked_plan(bundle: Bundle) -> UNetPlan:
     from monai_xtiny.networks.dynunet import network_definition
 
     width, config, plan = bundle.selection.max_features, bundle.config("inference"), bundle.plan
-    expected: dict[str, Any] = {"network_def": network_definition(plan, width)}
-    if not is_imported(bundle.selection) and bundle.kind != "images":
-        expected["spacing"] = list(plan.pixdim)
+    expected: dict[str, Any] = {
+        "network_def": network_definition(plan, width),
+        "patch_size": list(plan.patch_size),
+    }
+    if not is_imported(bundle.selection):
+        if bundle.kind != "images":
+            expected["spacing"] = list(plan.pixdim)
+        try:
+            check_inference(bundle, "nnU-Net")
+        except ValueError as error:
+            raise ValueError(f"{str(bundle.root)!r}: {error}: export the bundle again") from error
     for key, value in expected.items():
         if config.get(key) != value:
             what = "network" if key == "network_def" else key

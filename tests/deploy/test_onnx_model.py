@@ -1,11 +1,13 @@
 from __future__ import annotations
 
+import json
 import sys
 from pathlib import Path
 
 import numpy as np
 import pytest
 import torch
+from monai.inferers import SlidingWindowInferer
 from torch import nn
 from torch.nn.functional import instance_norm
 
@@ -56,6 +58,31 @@ def test_export_onnx_gives_pytorchs_logits_for_any_batch_and_size(exported) -> N
         np.testing.assert_allclose(found, expected, atol=1e-4, rtol=0)
         alone = [predict(image[index : index + 1].numpy())[0] for index in range(batch)]
         np.testing.assert_allclose(found, np.stack(alone), atol=1e-5)
+
+
+@pictures
+def test_deployed_network_takes_windows_as_inference_json_says(exported) -> None:
+    path = exported / "configs" / "inference.json"
+    config = json.loads(path.read_text())
+    path.write_text(json.dumps({**config, "patch_size": [16, 24], "overlap": 0.25}))
+    export_onnx(exported)
+    segmenter = load_segmenter(exported / "models" / "model.onnx")
+    assert segmenter.form.patch_size == (16, 24) and segmenter.form.overlap == 0.25
+    (image,) = drawn_images((segmenter.form.in_channels, 50, 40), 1)
+    inferer = SlidingWindowInferer((16, 24), 4, 0.25, mode="gaussian")
+    with torch.no_grad():
+        expected = inferer(torch.from_numpy(image)[None], Bundle.open(exported).network())[0]
+    np.testing.assert_allclose(segmenter.logits(image), expected.numpy(), atol=1e-4)
+
+
+@pictures
+def test_export_onnx_refuses_other_processing_than_it_has(exported) -> None:
+    path = exported / "configs" / "inference.json"
+    before = (exported / "models" / "model.onnx").read_bytes()
+    path.write_text(json.dumps({**json.loads(path.read_text()), "label_of": "$None"}))
+    with pytest.raises(ValueError, match=r"\(label_of\), and a deployed network does only that"):
+        export_onnx(exported)
+    assert (exported / "models" / "model.onnx").read_bytes() == before
 
 
 @pictures

@@ -239,12 +239,16 @@ def test_export_to_nnunet_checks_the_settings_of_an_imported_bundle(tmp_path, ch
     [
         (lambda bundle: change_config(bundle, spacing=[2.0, 2.0, 2.0]),
          "has another spacing than docs/search.json chose"),
+        (lambda bundle: change_config(bundle, patch_size=[32, 32, 32]),
+         "has another patch_size than docs/search.json chose"),
+        (lambda bundle: change_config(bundle, preprocessing={"_target_": "Compose"}),
+         r"is not as this version writes it \(preprocessing\), and nnU-Net does only that"),
         (lambda bundle: rename_labels(bundle, "ignore"), "nnU-Net cannot have the labels"),
         (lambda bundle: rename_labels(bundle, "Posterior"), "nnU-Net cannot have the labels"),
         (change_network, "has another network than docs/search.json chose"),
         (lambda bundle: (bundle / "models" / "model.pt").write_bytes(b"x"), "damaged"),
     ],
-    ids=["spacing", "ignore", "twice", "network", "damaged"],
+    ids=["spacing", "patch", "steps", "ignore", "twice", "network", "damaged"],
 )  # fmt: skip
 def test_export_to_nnunet_refuses_in_one_line(tmp_path, change, words) -> None:
     bundle = copied(tmp_path)

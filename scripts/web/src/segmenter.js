@@ -11,7 +11,6 @@ import {
 } from "./geometry.js";
 import { Refusal } from "./refusal.js";
 
-const OVERLAP = 0.5;
 const SIGMA_SCALE = 0.125;
 const SMALLEST_WEIGHT = 1e-3;
 const LARGEST = 1e15;
@@ -100,7 +99,7 @@ async function slideWindows({ data, shape }, form, predict, tell) {
   const [channels, ...size] = shape;
   const target = size.map((edge, axis) => Math.max(edge, patch[axis]));
   const before = size.map((edge, axis) => Math.floor((target[axis] - edge) / 2));
-  const corners = product(target.map((edge, axis) => windowStarts(edge, patch[axis])));
+  const corners = product(target.map((edge, axis) => windowStarts(edge, patch[axis], form.overlap)));
   const weights = windowWeights(patch);
   const voxels = patch[0] * patch[1] * patch[2];
   const classes = form.labels.length;
@@ -146,9 +145,9 @@ function eachRow(size, patch, origin, visit) {
     }
 }
 
-/** Where windows start along an axis: every half window, the last one at the end. */
-function windowStarts(edge, length) {
-  const step = Math.max(1, Math.floor(length * (1 - OVERLAP)));
+/** Where windows start along an axis, the last one at the end. */
+function windowStarts(edge, length, overlap) {
+  const step = Math.max(1, Math.floor(length * (1 - overlap)));
   const starts = [];
   for (let at = 0; at < edge - length; at += step) starts.push(at);
   return [...starts, edge - length];
