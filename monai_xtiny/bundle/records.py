@@ -11,9 +11,9 @@ from typing import Any
 
 import numpy as np
 
-from monai_xtiny.bundle.folder import DEPLOYMENT, EVALUATION, LEARNING_CURVE, Bundle
+from monai_xtiny.bundle.folder import DEPLOYMENT, EVALUATION, LEARNING_CURVE, WEIGHTS, Bundle
 from monai_xtiny.bundle.results import Evaluation, evaluation_from_dict
-from monai_xtiny.system.files import read_json
+from monai_xtiny.system.files import digest_file, read_json
 
 
 @dataclass(frozen=True)
@@ -116,6 +116,8 @@ class Speed:
         dice: mean Dice of the exported network; ``None`` where it was not measured.
         dice_int8: of the quantized one, likewise.
         rows: one per engine and number of threads.
+        is_of_weights: whether the bundle's weights are those that were exported; deploy of earlier
+            versions does not tell, and counts as such.
     """
 
     device: str
@@ -124,10 +126,15 @@ class Speed:
     dice: float | None
     dice_int8: float | None
     rows: tuple[SpeedRow, ...]
+    is_of_weights: bool = True
 
 
-def read_learning_curve(bundle: Bundle) -> LearningCurve | None:
+def read_learning_curve(bundle: Bundle, *, has_table: bool = True) -> LearningCurve | None:
     """The curve of the last training, from its table or from what was evaluated since.
+
+    Args:
+        bundle: whose curve it is.
+        has_table: whether the table, if there is one, is of the bundle's weights.
 
     Returns:
         ``None`` where no training left one.
@@ -136,7 +143,7 @@ def read_learning_curve(bundle: Bundle) -> LearningCurve | None:
         ValueError: the table is damaged.
     """
     path = bundle.path(LEARNING_CURVE)
-    if path.is_file():
+    if has_table and path.is_file():
         with open(path, encoding="utf-8", newline="") as file:
             rows = list(csv.DictReader(file))
         return _curve_of(rows, path)
@@ -241,11 +248,17 @@ def read_speed(bundle: Bundle) -> Speed | None:
             dice=_number(content.get("dice")),
             dice_int8=_number(content.get("dice_int8")),
             rows=tuple(_speed_row(row, full) for row in timings),
+            is_of_weights=content.get("weights_file_sha256") in (None, _digest_of_weights(bundle)),
         )
     except (LookupError, TypeError, ValueError, AttributeError, ZeroDivisionError) as error:
         raise ValueError(
             f"{str(path)!r} is no table of deploy ({error!r}): run deploy again"
         ) from error
+
+
+def _digest_of_weights(bundle: Bundle) -> str:
+    file = bundle.path(WEIGHTS)
+    return digest_file(file) if file.is_file() else ""
 
 
 def _speed_row(row: Mapping[str, Any], full: Mapping[tuple[str, int], float]) -> SpeedRow:

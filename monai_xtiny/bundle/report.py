@@ -19,12 +19,11 @@ from monai_xtiny.bundle.drawing import drawn_stages
 from monai_xtiny.bundle.exclusive import exclusive
 from monai_xtiny.bundle.folder import PANELS, REPORT, SPLIT, THUMBNAILS, Bundle
 from monai_xtiny.bundle.imported import is_imported
-from monai_xtiny.bundle.measured import trained_epochs
+from monai_xtiny.bundle.measured import own_learning_curve, trained_epochs
 from monai_xtiny.bundle.records import (
     class_results,
     ranked_cases,
     read_held_out,
-    read_learning_curve,
     read_speed,
 )
 from monai_xtiny.bundle.sheets import is_sheet_of
@@ -75,6 +74,7 @@ def report_page(bundle: Bundle, *, name: str | None = None, private: bool = Fals
     table, rung = selection.table, selection.rung
     imported = is_imported(selection)
     rule = None if imported else find_rule(selection.method)
+    curve = own_learning_curve(bundle)
     evaluation = read_held_out(bundle)
     case_dice = () if evaluation is None else evaluation.case_dice
     shown = ranked_cases(case_dice) if np.isfinite(case_dice).any() else ()
@@ -112,8 +112,8 @@ def report_page(bundle: Bundle, *, name: str | None = None, private: bool = Fals
         advice="" if imported else advice(selection),
         choice_charts=choice_charts(selection),
         race_chart=race_chart(selection),
-        curve=read_learning_curve(bundle),
-        learning_chart=learning_chart(read_learning_curve(bundle)),
+        curve=curve,
+        learning_chart=learning_chart(curve),
         num_epochs=trained_epochs(bundle),
         is_trained=bundle.path(SPLIT).is_file(),
         evaluation=evaluation,

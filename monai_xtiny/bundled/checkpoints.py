@@ -13,6 +13,7 @@ from typing import Any, cast
 import ignite.distributed as idist
 import torch
 from ignite.engine import Events
+from monai.data.utils import set_rnd
 from monai.engines import Evaluator, Trainer
 from monai.handlers import CheckpointLoader
 from monai.utils import set_determinism
@@ -236,7 +237,7 @@ class TrainingState:
         if trainer.scaler is not None:
             parts["scaler"] = trainer.scaler
         if self.former:
-            set_determinism(seed=seed + self.former_epoch)
+            _draw_anew(trainer, seed + self.former_epoch + idist.get_rank())
             # A training without mixed precision has no scaler.
             known = {name: part for name, part in parts.items() if name in self.former}
             cpu = cast(dict, "cpu")  # which torch.load takes, unlike the annotation
@@ -287,6 +288,14 @@ class TrainingState:
         if best_weights is not None:
             content["best_weights"] = best_weights.written
         save_whole(content, self.file)
+
+
+def _draw_anew(trainer: Trainer, seed: int) -> None:
+    """Seed all that draws, transforms of a loader without workers too: they were seeded with it."""
+    set_determinism(seed=seed)
+    dataset = getattr(trainer.data_loader, "dataset", None)
+    if dataset is not None:
+        set_rnd(dataset, seed)
 
 
 def _holds_training(file: str, split_file: str | None, is_own: bool) -> bool:

@@ -18,7 +18,7 @@ from numpy.typing import NDArray
 from PIL import Image
 
 from monai_xtiny.bundle.exclusive import exclusive
-from monai_xtiny.bundle.folder import DEPLOYMENT, ONNX_STANDALONE, SPLIT, Bundle
+from monai_xtiny.bundle.folder import DEPLOYMENT, ONNX_STANDALONE, SPLIT, WEIGHTS, Bundle
 from monai_xtiny.bundle.folder import ONNX as ONNX_FILE
 from monai_xtiny.bundle.imported import is_imported
 from monai_xtiny.data.cases import find_cases, sample_cases
@@ -30,7 +30,7 @@ from monai_xtiny.deploy.onnx_model import (
     weights_facts,
     write_onnx,
 )
-from monai_xtiny.deploy.segmenter import InputFormat, import_deploy, load_segmenter
+from monai_xtiny.deploy.segmenter import WEIGHTS_FILE, InputFormat, import_deploy, load_segmenter
 from monai_xtiny.deploy.standalone import (
     check_standalone,
     measure_whole_image,
@@ -50,7 +50,7 @@ from monai_xtiny.networks.dynunet import build_network, network_config
 from monai_xtiny.plan.unet_plan import UNetPlan
 from monai_xtiny.selection.choice import Selection
 from monai_xtiny.system.devices import device_name, select_device
-from monai_xtiny.system.files import write_text
+from monai_xtiny.system.files import digest_file, write_text
 from monai_xtiny.training.evaluate import evaluate_held_out
 from monai_xtiny.training.labeled import data_options
 
@@ -165,7 +165,8 @@ def deploy_bundle(
         )
         measured_on = device_name(computed_on)
         deployment = replace(deployment, size=timed_size, timings=timings, device=measured_on)
-    _write(deployment, Path(output) if output is not None else bundle.path(DEPLOYMENT))
+    target = Path(output) if output is not None else bundle.path(DEPLOYMENT)
+    _write(deployment, target, digest_file(bundle.path(WEIGHTS)))
     return deployment
 
 
@@ -385,9 +386,13 @@ def _draw_image(form: InputFormat, size: tuple[int, ...], folder: Path) -> tuple
     return paths
 
 
-def _write(deployment: Deployment, path: Path) -> None:
-    """``deploy.json``: what was measured, and with which versions."""
-    content: dict[str, Any] = {"format_version": _FORMAT_VERSION, **asdict(deployment)}
+def _write(deployment: Deployment, path: Path, weights: str) -> None:
+    """``deploy.json``: what was measured, of which weights (SHA-256), and with which versions."""
+    content: dict[str, Any] = {
+        "format_version": _FORMAT_VERSION,
+        **asdict(deployment),
+        WEIGHTS_FILE: weights,
+    }
     content["timings"] = [
         {_JSON_NAMES.get(name, name): value for name, value in asdict(row).items()}
         for row in deployment.timings

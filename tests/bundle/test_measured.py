@@ -9,7 +9,13 @@ import torch
 
 from monai_xtiny.bundle.figures import Plane
 from monai_xtiny.bundle.folder import CARD, EVALUATION, METADATA, OVERLAY, Bundle
-from monai_xtiny.bundle.measured import read_evaluation, trained_epochs, write_evaluation
+from monai_xtiny.bundle.measured import (
+    is_stopped,
+    own_learning_curve,
+    read_evaluation,
+    trained_epochs,
+    write_evaluation,
+)
 from monai_xtiny.bundle.results import Evaluation
 from monai_xtiny.system.files import write_json
 from tests.exports import exported
@@ -63,6 +69,32 @@ def test_write_evaluation_takes_no_text_for_a_number_of_epochs(bundle, epochs) -
     write_json(bundle.path(EVALUATION), {"num_epochs": epochs})
     with pytest.raises(ValueError, match=r"num_epochs in .*evaluation\.json' is no whole number"):
         write_evaluation(bundle, FOUND, PLANES)
+
+
+def test_results_of_another_training_are_not_those_of_the_weights(bundle) -> None:
+    own = bundle.weights()
+    other = {name: value + 1 for name, value in own.items()}
+    table = bundle.path("eval/learning_curve.csv")
+    state = bundle.path("eval/checkpoints/training_state.pt")
+    state.parent.mkdir(parents=True)
+    table.write_text("epoch,train_loss,val_mean_dice\n1,0.5,0.6\n")
+    trainer = {"iteration": 6, "epoch_length": 2, "max_epochs": 4}
+    for content, is_own in (
+        ({"best_weights": own, "network": other}, True),
+        ({"best_weights": None, "network": own}, True),  # without a validation
+        ({"best_weights": other, "network": other}, False),
+        ({"best_weights": None, "network": other}, False),  # stopped before the first one
+        ({"best_weights": {"x": torch.ones(1)}, "network": {}}, False),
+        ({"network": other}, True),  # of an earlier version, which does not tell
+    ):
+        torch.save({"trainer": trainer, **content}, state)
+        assert trained_epochs(bundle) == (3 if is_own else None)
+        curve = own_learning_curve(bundle)
+        assert (curve is not None) == is_own
+        assert is_stopped(bundle)
+    write_json(bundle.path(EVALUATION), {"num_epochs": 7})
+    torch.save({"trainer": trainer, "best_weights": other, "network": other}, state)
+    assert trained_epochs(bundle) == 7
 
 
 def test_trained_epochs_names_a_broken_state_without_pytorchs_advice(bundle) -> None:

@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+import hashlib
 import json
 import shutil
 from pathlib import Path
@@ -123,6 +124,19 @@ def test_read_speed_compares_with_the_full_width_in_the_same_engine(bundle) -> N
         (2.0, 4.0, None),
         (2.0, 4.0, 15.0),
     ]
+
+
+def test_read_speed_knows_weights_that_were_not_exported(bundle) -> None:
+    bundle.path("models/model.pt").parent.mkdir(exist_ok=True)
+    bundle.path("models/model.pt").write_bytes(b"new")
+    for digest, is_own in (
+        (hashlib.sha256(b"new").hexdigest(), True),
+        (hashlib.sha256(b"old").hexdigest(), False),
+        (None, True),  # of an earlier version
+    ):
+        content = {**DEPLOYED, "weights_file_sha256": digest}
+        speed = read_speed(written(bundle, "docs/deploy.json", json.dumps(content)))
+        assert speed is not None and speed.is_of_weights is is_own
 
 
 @pytest.mark.parametrize("damage", [{"timings": [{}]}, {"size": "x"}, {"max_difference": None}])

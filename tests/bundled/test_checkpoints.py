@@ -9,8 +9,10 @@ from types import SimpleNamespace
 import pytest
 import torch
 from ignite.engine import Events
+from monai.data import DataLoader, Dataset
 from monai.engines import SupervisedEvaluator
 from monai.handlers import MeanDice, from_engine
+from monai.transforms import Compose, RandRotate
 from torch import nn
 
 from monai_xtiny.bundled.checkpoints import BestWeights
@@ -30,6 +32,38 @@ def test_training_state_goes_on_as_if_it_had_not_stopped(tmp_path) -> None:
         assert torch.equal(value, parts.network.state_dict()[name]), name
     assert vars(whole.evaluator.state)["best_metric"] == parts.evaluator.state.best_metric
     assert not list(tmp_path.rglob("*.part"))
+
+
+def test_a_resumed_training_draws_otherwise_than_its_first_epoch(tmp_path, monkeypatch) -> None:
+    def draw(folder, *, epochs: int, rank: int = 0) -> list[float]:
+        """Angles of a loader without workers, whose transforms it seeds when it is made."""
+        monkeypatch.setattr("ignite.distributed.get_rank", lambda: rank)
+        setup = Setup(folder, epochs=epochs)
+        drawn: list[float] = []
+        rotate = RandRotate(range_x=3.0, prob=1.0)
+
+        def turn(item: dict) -> dict:
+            rotate(item["image"])
+            drawn.append(rotate.x)
+            return item
+
+        transform = Compose([turn])
+        transform.rotate = rotate  # found by whoever seeds what a data set holds
+        torch.manual_seed(0)
+        setup.trainer.data_loader = DataLoader(
+            Dataset(setup.trainer.data_loader.dataset, transform), batch_size=2, num_workers=0
+        )
+        setup.run()
+        return drawn
+
+    first = draw(tmp_path, epochs=1)
+    state = (tmp_path / "deep" / "state.pt").read_bytes()
+    found = []
+    for rank in (0, 1):
+        (tmp_path / "deep" / "state.pt").write_bytes(state)
+        found.append(draw(tmp_path, epochs=2, rank=rank))
+    assert len(first) == len(found[0]) == 4
+    assert not set(first) & set(found[0]) and not set(found[0]) & set(found[1])
 
 
 def test_training_state_keeps_the_best_of_the_former_run(tmp_path) -> None:

@@ -17,6 +17,7 @@ from monai_xtiny.bundled.checks import (
     check_images,
     check_output_dir,
     check_patch,
+    check_start,
     check_unused,
     warn_of_missing_classes,
 )
@@ -148,6 +149,34 @@ def test_check_held_out_names_cases_that_were_trained_on(tmp_path) -> None:
     check_held_out(of_patients("b", "c"), [file, tmp_path / "none.json"], ".")
     with pytest.raises(ValueError, match="the network was trained on a.png, as .*split.json says"):
         check_held_out(of_patients("b", "a"), [file], ".")
+
+
+def test_check_held_out_says_where_nobody_knows(tmp_path, capsys) -> None:
+    check_held_out(of_patients("a"), [tmp_path / "none.json"], ".")
+    assert "warning: no datalist lies beside the weights" in capsys.readouterr().out
+    check_held_out(of_patients("a"), [], ".", external=True)
+    write_split(Split(of_patients("a"), []), tmp_path / "split.json", ".")
+    check_held_out(of_patients("b"), [tmp_path / "split.json"], ".")
+    assert capsys.readouterr().out == ""
+
+
+def test_check_held_out_knows_a_datalist_of_a_folder_above(tmp_path) -> None:
+    # The training's paths begin at the data, those to evaluate one folder higher.
+    write_split(Split(of_patients("a"), []), tmp_path / "split.json", ".")
+    cases = [{"image": "x", "label": f"DATA/l/{name}.png"} for name in ("b", "a")]
+    with pytest.raises(ValueError, match=r"was trained on a\.png, as .*split\.json says"):
+        check_held_out(cases, [tmp_path / "split.json"], ".")
+    check_held_out([{"image": "x", "label": "DATA/a.png"}], [tmp_path / "split.json"], ".")
+
+
+def test_check_start_refuses_weights_that_have_seen_what_is_held_out(tmp_path) -> None:
+    (tmp_path / "configs").mkdir()
+    write_split(Split(of_patients("a"), []), tmp_path / "configs" / "datalist.json", ".")
+    check_start(str(tmp_path / "models" / "model.pt"), of_patients("b"), ".")
+    with pytest.raises(
+        ValueError, match=r"trained on a\.png, .*: give --checkpoint FILE of weight"
+    ):
+        check_start(str(tmp_path / "models" / "model.pt"), of_patients("a"), ".")
 
 
 def test_check_held_out_says_which_external_cases_are_called_as_trained_ones(

@@ -156,6 +156,44 @@ def test_a_second_training_keeps_the_first_aside(bundle, data, tmp_path, capsys,
         assert bundle.path("former_training_2/models/model.pt").is_file()
 
 
+def test_a_training_elsewhere_leaves_the_bundle_as_it_is(bundle, data, tmp_path) -> None:
+    train(bundle, data)
+    names = ("models/model.pt", "configs/datalist.json", "eval/checkpoints/training_state.pt")
+    before = [bundle.path(name).read_bytes() for name in names]
+    elsewhere = {"ckpt_dir": str(tmp_path / "trial"), "output_dir": str(tmp_path / "results")}
+    train(bundle, data, split_seed=3, **elsewhere)
+    train(bundle, data, split_seed=3, resume=False, **elsewhere)
+    assert [bundle.path(name).read_bytes() for name in names] == before
+    assert not list(bundle.root.glob("former*"))
+    own, other = held_out(bundle.path(names[1])), held_out(tmp_path / "trial" / "datalist.json")
+    assert own != other
+    # Its weights were trained on what the bundle's hold out.
+    options = {"dataset_dir": str(data), "num_workers": 0}
+    trial = {**options, "checkpoint": str(tmp_path / "trial" / "model.pt")}
+    with pytest.raises(RuntimeError) as error:
+        bundle.workflow(("train", "evaluate"), trial).run()
+    assert "trial/datalist.json says" in str(innermost(error.value))
+    bundle.workflow(("train", "evaluate"), {**trial, "split_seed": 3}).run()
+
+
+def test_another_fold_does_not_start_from_weights_that_have_seen_it(bundle, data) -> None:
+    train(bundle, data)
+    first = str(bundle.path("models/model.pt"))
+    message = refusal(bundle, data, fold=1, checkpoint=first)
+    assert "the network was trained on" in message and "give --checkpoint FILE" in message
+    assert not bundle.path("models/model_fold1.pt").exists()
+    train(bundle, data, resume=False, checkpoint=first)  # the same cases
+
+
+@pytest.mark.parametrize(("epochs", "interval"), [(5, 2), (4, 2), (3, 5)])
+def test_the_last_epoch_is_validated(bundle, data, epochs, interval) -> None:
+    # But where there is no validation at all.
+    train(bundle, data, epochs=epochs, val_interval=interval)
+    table = bundle.path("eval/learning_curve.csv").read_text().split()
+    measured = [int(row.split(",")[0]) for row in table[1:] if row.split(",")[2]]
+    assert measured == {5: [2, 4, 5], 4: [2, 4], 3: []}[epochs]
+
+
 def test_weights_of_unknown_origin_are_kept_aside_and_an_initialization_is_not(
     bundle, data
 ) -> None:

@@ -15,7 +15,17 @@ from torch import nn
 
 from .cases import NAMED, Case, ImageCases, LabeledCases, files_of, name_some
 from .files import PathLike, identities
+from .folds import splits_of
 from .masks import refuse_mask_files
+
+_OTHER_CASES = (
+    "give the --fold, --group, --split_seed and --val_fraction of its training, or --datalist FILE "
+    "with other cases in its validation section"
+)
+_OTHER_START = (
+    "give --checkpoint FILE of weights that have not seen them (those before that training are "
+    "in former_training_1, if it kept any), or the --fold, --group and --split_seed of its training"
+)
 
 
 def check_cases(
@@ -100,28 +110,41 @@ def check_held_out(
     data_root: PathLike,
     *,
     external: bool = False,
+    advice: str = _OTHER_CASES,
 ) -> None:
     """Refuse to evaluate on cases that the weights were trained on.
 
     Args:
         data: the cases to evaluate.
-        split_files: datalists that the trainings of the weights wrote; those missing are left out.
+        split_files: datalists that the trainings of the weights wrote; without any a warning says
+            that nobody knows.
         data_root: what their paths are relative to.
         external: whether the data are others than those of the training, where files may be called
             alike: this is said, and not refused.
+        advice: what to do.
 
     Raises:
         ValueError: with the cases.
     """
+    files = list(filter(os.path.isfile, split_files))
     trained: dict[str, PathLike] = {}
-    for file in filter(os.path.isfile, split_files):
+    whole: set[str] = set()
+    for file in files:
         content = json.loads(Path(file).read_text(encoding="utf-8"))
         for case in content["training"]:
             # By the ends of the paths, too: two data lists may lie at different depths.
-            parts = _path_parts(case["label"])
-            trained |= {"/".join(parts[start:]): file for start in range(len(parts))}
-    labels = ["/".join(_path_parts(os.path.relpath(case["label"], data_root))) for case in data]
-    both = [label for label in labels if label in trained]
+            ends = _path_ends(case["label"])
+            trained |= dict.fromkeys(ends, file)
+            whole.add(ends[0])
+    known = [_path_ends(os.path.relpath(case["label"], data_root)) for case in data]
+    labels = [ends[0] for ends in known]
+    both = [ends[0] for ends in known if ends[0] in trained or whole.intersection(ends)]
+    if not files and not external:
+        print(
+            "warning: no datalist lies beside the weights or among their bundle's configs, so "
+            "that they may have been trained on cases that are held out here",
+            flush=True,
+        )
     names = name_some(map(os.path.basename, both))
     if both and external:
         print(
@@ -131,15 +154,34 @@ def check_held_out(
         )
     elif both:
         raise ValueError(
-            f"the network was trained on {names}, as "
-            f"{trained[both[0]]} says: give the --fold, --group, --split_seed and --val_fraction "
-            "of its training, or --datalist FILE with other cases in its validation section"
+            f"the network was trained on {names}, as {name_some(map(str, files))} says: {advice}"
         )
 
 
-def _path_parts(path: str) -> list[str]:
-    """Folders and name of a relative path, of Windows too, without those that lead upwards."""
-    return [part for part in path.replace("\\", "/").split("/") if part not in ("", ".", "..")]
+def check_start(checkpoint: str, held_out: Sequence[Case], data_root: PathLike) -> None:
+    """Refuse to start from weights that were trained on what this training holds out.
+
+    Args:
+        checkpoint: file of the weights.
+        held_out: cases to validate on.
+        data_root: what the paths in the split of the weights are relative to.
+
+    Raises:
+        ValueError: with the cases.
+    """
+    check_held_out(held_out, splits_of([checkpoint]), data_root, advice=_OTHER_START)
+
+
+def _path_ends(path: str) -> list[str]:
+    """A relative path, of Windows too, whole and without its first folders, shorter and shorter.
+
+    Folders that lead upwards count for nothing.
+
+    >>> _path_ends("../labelsTr/a.png")
+    ['labelsTr/a.png', 'a.png']
+    """
+    parts = [part for part in path.replace("\\", "/").split("/") if part not in ("", ".", "..")]
+    return ["/".join(parts[start:]) for start in range(len(parts))]
 
 
 @idist.one_rank_only()

@@ -6,6 +6,7 @@ from __future__ import annotations
 import copy
 import glob
 import os
+import re
 from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
 
@@ -129,6 +130,42 @@ def fold_files(file: str, folds: Sequence[int] | None, given: str) -> list[str]:
     if given not in map(lambda fold: fold_file(file, fold), [0, *numbers]):
         raise ValueError(f"--folds {folds} and {given} are given: give one of them")
     return [fold_file(file, fold) for fold in numbers]
+
+
+def split_beside(folder: str, root: str) -> str:
+    """Where a training that writes its weights to a folder writes what it held out.
+
+    Args:
+        folder: of the weights.
+        root: of the bundle, whose split lies among its configs: that of weights elsewhere, of a
+            trial for example, must not take its place.
+    """
+    if os.path.realpath(folder) == os.path.realpath(os.path.join(root, "models")):
+        return f"{root}/configs/datalist.json"
+    return f"{folder}/datalist.json"
+
+
+def splits_of(files: Sequence[str], model_file: str = "", split_file: str = "") -> list[str]:
+    """What the trainings of weights held out, as far as a file says so.
+
+    Args:
+        files: of the weights, of this bundle or of any other.
+        model_file: of the training that the configs describe.
+        split_file: of the same training.
+
+    Returns:
+        Datalists that are there: beside the weights, or among the configs of their bundle.
+    """
+    found = []
+    for file in map(os.path.realpath, files):
+        folder, name = os.path.split(file)
+        places = [split_file] if model_file and file == os.path.realpath(model_file) else []
+        match = re.fullmatch(r"model(_fold[0-9]+)?\.pt", name)
+        if match:
+            split = f"datalist{match[1] or ''}.json"
+            places += [f"{folder}/{split}", f"{os.path.dirname(folder)}/configs/{split}"]
+        found += [place for place in places if os.path.isfile(place)][:1]
+    return found
 
 
 def fold_folder(folder: str, fold: int) -> str:

@@ -15,7 +15,7 @@ from types import ModuleType
 
 # The files, each after those that it imports.
 FILES = (
-    "files", "locks", "masks", "gate", "cases", "splits", "options", "checks", "folds",
+    "files", "locks", "masks", "gate", "cases", "splits", "options", "folds", "checks",
     "geometry", "labeling", "steps", "teaching", "checkpoints", "curves", "measures", "summaries",
     "reports",
 )  # fmt: skip
@@ -68,6 +68,7 @@ from .checks import (
     check_images,
     check_output_dir,
     check_patch,
+    check_start,
     check_unused,
     warn_of_missing_classes,
 )
@@ -80,6 +81,8 @@ from .folds import (
     fold_folder,
     join_networks,
     load_weights,
+    split_beside,
+    splits_of,
 )
 from .labeling import CaseByCase, ChannelReader, LabelWriter
 from .locks import lock_training, release_training
