@@ -475,7 +475,8 @@ def brief_options(
 
 def _held_out_patients(parser: ConfigParser) -> list[str]:
     """The patient of each case that the split holds out."""
-    return find_patients(parser.get_parsed_content("val_cases"), parser.get("group"))
+    cases, labeled = map(parser.get_parsed_content, ("val_cases", "labeled_cases"))
+    return find_patients(cases, parser.get("group"), labeled=labeled)
 
 
 def spread_over_patients(patients: Sequence[str]) -> list[int]:

@@ -149,6 +149,39 @@ def test_split_cases_refuses_a_datalist_that_divides_a_patient() -> None:
         split_cases(found, fold=0, val_fraction=0.2, split_seed=0, group="p[0-9]")
 
 
+def in_folders(**letters: str) -> list[dict]:
+    """Cases p1/a, p1/b, ... of patients."""
+    names = [f"{patient}/{letter}" for patient, found in letters.items() for letter in found]
+    return [{"image": [f"i/{name}.png"], "label": f"l/{name}.png"} for name in names]
+
+
+def test_split_cases_refuses_a_datalist_that_divides_the_folder_of_a_patient() -> None:
+    sections = in_folders(p1="ab", p2="ab", p3="ab"), in_folders(p1="cd")
+    found = LabeledCases("list.json", *sections, {}, [], [])
+    with pytest.raises(ValueError, match="the patient p1 is in the training and in the validation"):
+        split_cases(found, fold=0, val_fraction=0.2, split_seed=0, group="^([^/]+)")
+
+
+def test_find_patients_of_held_out_cases_is_that_among_all_cases(tmp_path) -> None:
+    cases = in_folders(p1="ab", p2="ab", p3="ab")
+    found = LabeledCases("list.json", cases, [], {}, [], [])
+    for fold in range(3):
+        options = {"fold": fold, "val_fraction": 1 / 3, "split_seed": 0, "group": "^(p[0-9])/"}
+        split = split_cases(found, **options)
+        expected = [Path(case["label"]).parent.name for case in split.validation]
+        assert len(expected) == 2
+        assert find_patients(split.validation, "^([^/]+)", labeled=found) == expected
+        # As an evaluation finds them, which reads the datalist of the training.
+        write_split(split, tmp_path / "split.json", ".")
+        again = find_labeled_cases(".", tmp_path / "split.json", ".", **PNG)
+        assert find_patients(again.validation, "^(p[0-9])/", labeled=again) == expected
+
+
+def test_find_patients_of_other_cases_is_that_beside_the_data() -> None:
+    found = LabeledCases("list.json", in_folders(p1="ab", p2="a"), in_folders(p3="a"), {}, [], [])
+    assert find_patients(in_folders(p4="de"), "^(.*)/", labeled=found) == ["p4", "p4"]
+
+
 def test_write_split_is_a_datalist_relative_to_the_data(tmp_path) -> None:
     root = touch(tmp_path / "data", *(f"imagesTr/{name}.png" for name in "ab"))
     touch(root, *(f"labelsTr/{name}.png" for name in "ab"))
