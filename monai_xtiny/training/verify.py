@@ -162,7 +162,7 @@ def verify_bundle(
     start = time.monotonic()
     bundle = Bundle.open(bundle_dir)
     _check_arguments(num_seeds, epochs, max_minutes, work_dir)
-    checked = check_bundle(bundle, data=data, datalist=datalist, group=group)
+    checked = check_bundle(bundle, data=data, datalist=datalist, group=group, fold=None)
     if checked.problems:
         raise ValueError(
             f"{len(checked.problems)} problems with {checked.num_cases} labeled cases, which "

@@ -1,6 +1,7 @@
 from __future__ import annotations
 
 import json
+import re
 from pathlib import Path
 
 import pytest
@@ -207,11 +208,44 @@ def test_write_split_takes_one_image_as_text(tmp_path) -> None:
     ]
 
 
-def test_check_fold_names_the_folds_that_there_are() -> None:
-    options = {"fold": 5, "val_fraction": 0.2}
-    split = split_cases(labeled(7), **options, split_seed=0)
-    with pytest.raises(ValueError, match=r"fold 5 holds out none of the 7 cases: give --fold .* 4"):
+@pytest.mark.parametrize(
+    "count, fold, val_fraction, group, message",
+    [
+        (7, 5, 0.2, None, "none of the 7 cases: give --fold from 0 to 4"),
+        (3, 2, 0.2, None, "none of the 3 cases: give --fold 0, 1, 3"),
+        (7, 1, 0.9, None, "none of the 7 cases: give --fold 0"),
+        (7, 1, 0.0, None, "none of the 7 cases: give --fold 0"),
+        (1, 1, 0.2, None, "none of the 1 cases: give --fold 0"),
+        (20, 1, 0.2, "(c1?)", "none of the 20 cases of 2 patients: give --fold 0, 2"),
+        (7, 0, 0.2, "(c)", "none of the 7 cases of 1 patient: give a --group that tells patients"),
+    ],
+    ids=["few", "gap", "most", "no share", "one case", "patients", "one patient"],
+)
+def test_check_fold_names_the_folds_that_hold_cases_out(
+    count, fold, val_fraction, group, message
+) -> None:
+    options = {"fold": fold, "val_fraction": val_fraction, "group": group}
+    split = split_cases(labeled(count), **options, split_seed=0)
+    with pytest.raises(ValueError, match=f"^fold {fold} holds out {re.escape(message)}"):
         check_fold(split, **options)
+
+
+def test_check_fold_advises_folds_that_hold_every_case_out_once() -> None:
+    for count, val_fraction in ((3, 0.2), (4, 0.3), (7, 0.15), (5, 0.25)):
+        options = {"val_fraction": val_fraction, "split_seed": 0}
+        splits = [split_cases(labeled(count), fold=fold, **options) for fold in range(12)]
+        held_out = {fold: numbers(split.validation) for fold, split in enumerate(splits)}
+        folds = [fold for fold, found in held_out.items() if found]
+        assert sorted(sum(held_out.values(), [])) == list(range(count))
+        with pytest.raises(ValueError, match="give --fold") as caught:
+            check_fold(splits[11], fold=11, val_fraction=val_fraction)
+        advice = str(caught.value).partition("give --fold ")[2]
+        advised = [int(number) for number in re.findall("[0-9]+", advice)]
+        advised = list(range(advised[1] + 1)) if "from" in advice else advised
+        assert advised == folds[: len(advised)] and len(advised) >= min(5, len(folds))
+
+
+def test_check_fold_lets_all_cases_be_trained_on_where_that_is_asked_for() -> None:
     for count, fraction in ((7, 0.0), (1, 0.2)):
         options = {"fold": 0, "val_fraction": fraction}
         check_fold(split_cases(labeled(count), **options, split_seed=0), **options)

@@ -74,18 +74,24 @@ def split_cases(
             )
     names = list(patients)
     order = np.random.RandomState(split_seed).permutation(len(names)).tolist()
-    share = 0 if labeled.validation else val_fraction * len(names)
-    # Rounded, as 0.2 * 15 is more than 3.
-    start = min(math.ceil(round(fold * share, 6)), len(names))
-    stop = min(math.ceil(round((fold + 1) * share, 6)), len(names), start + len(names) - 1)
+    places = _held_out_places(fold, len(names), 0 if labeled.validation else val_fraction)
 
     def cases_of(numbers: Sequence[int]) -> list[Case]:
         return [case for number in numbers for case in patients[names[number]]]
 
     return Split(
-        training=cases_of(order[:start] + order[stop:]),
-        validation=labeled.validation or cases_of(order[start:stop]),
+        training=cases_of(order[: places.start] + order[places.stop :]),
+        validation=labeled.validation or cases_of(order[places.start : places.stop]),
     )
+
+
+def _held_out_places(fold: int, num_patients: int, val_fraction: float) -> range:
+    """Places in the order of the shuffled patients that a fold holds out."""
+    share = val_fraction * num_patients
+    # Rounded, as 0.2 * 15 is more than 3.
+    start = min(math.ceil(round(fold * share, 6)), num_patients)
+    stop = math.ceil(round((fold + 1) * share, 6))
+    return range(start, min(stop, num_patients, start + num_patients - 1))
 
 
 def split_to_evaluate(
@@ -218,19 +224,35 @@ def write_split(split: Split, file: PathLike, data_root: PathLike) -> None:
         part.write_text(json.dumps(content, indent=4) + "\n", encoding="utf-8")
 
 
-def check_fold(split: Split, *, fold: int, val_fraction: float) -> None:
+def check_fold(split: Split, *, fold: int, val_fraction: float, group: str | None = None) -> None:
     """Refuse a fold that holds nothing out, unless that was asked for.
 
+    Args:
+        split: of the fold.
+        fold: its number.
+        val_fraction: of the patients that a fold holds.
+        group: which cases are of one patient, as :func:`find_patients` takes it.
+
     Raises:
-        ValueError: with the folds that there are.
+        ValueError: with the folds that hold cases out.
     """
-    num_cases = len(split.training) + len(split.validation)
-    is_wanted = fold == 0 and (val_fraction == 0 or num_cases < 2)
-    if not split.validation and not is_wanted:
-        raise ValueError(
-            f"fold {fold} holds out none of the {num_cases} cases: give --fold from 0 to "
-            f"{math.ceil(1 / max(val_fraction, 1e-6)) - 1}, --val_fraction below 1"
-        )
+    num_cases = len(split.training)
+    is_whole = val_fraction == 0 or num_cases < 2
+    if split.validation or (fold == 0 and is_whole):
+        return
+    num_patients = len(set(find_patients(split.training, group)))
+    folds = [0]
+    if not is_whole:
+        numbers = range(math.ceil(1 / max(val_fraction, 1e-6)))
+        folds = [it for it in numbers if _held_out_places(it, num_patients, val_fraction)]
+    if not folds:
+        advice = "give a --group that tells patients apart, or --val_fraction 0 to train on all"
+    elif len(folds) > 1 and folds[-1] == len(folds) - 1:
+        advice = f"give --fold from 0 to {folds[-1]}"
+    else:
+        advice = f"give --fold {name_some(map(str, folds))}"
+    patients = "" if group is None else f" of {num_patients} patient{'s' * (num_patients > 1)}"
+    raise ValueError(f"fold {fold} holds out none of the {num_cases} cases{patients}: {advice}")
 
 
 def read_names(split_file: PathLike) -> list[list[str]] | None:
