@@ -35,7 +35,7 @@ def check(
         datalist: MSD dataset.json.
         group: regular expression whose first group in the name of a case is the patient, or a
             JSON file of cases and their patients; training takes it too.
-        fold: of the split that is looked at.
+        fold: of the split that is looked at, which is to hold cases out.
         trust: run a bundle whose code differs from what monai_xtiny writes: read it first.
         debug: show tracebacks.
     """

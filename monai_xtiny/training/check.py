@@ -16,7 +16,7 @@ from monai.transforms import Compose, Orientation
 from monai_xtiny.bundle.folder import SEARCH, TRAIN, WEIGHTS, Bundle
 from monai_xtiny.bundle.weights import check_network_size
 from monai_xtiny.bundled.cases import LabeledCases
-from monai_xtiny.bundled.splits import Split, case_names
+from monai_xtiny.bundled.splits import Split, case_names, check_fold
 from monai_xtiny.data.case import Case, Header
 from monai_xtiny.plan.data_set import describe_data_set
 from monai_xtiny.plan.unet_plan import UNetPlan
@@ -53,7 +53,7 @@ def check_bundle(
     data: str | os.PathLike[str] | None = None,
     datalist: str | os.PathLike[str] | None = None,
     group: str | None = None,
-    fold: int = 0,
+    fold: int | None = 0,
 ) -> DataCheck:
     """Check that labeled data and weights fit a bundle, reading them as ``train.json`` would.
 
@@ -63,7 +63,8 @@ def check_bundle(
         datalist: MSD ``dataset.json``; one of the two is needed.
         group: which cases are of one patient: a regular expression or a JSON file, as training
             takes it.
-        fold: of the split that is looked at.
+        fold: of the split that is looked at; ``None``: fold 0, which may hold nothing out, as of a
+            race, which says by itself what it cannot compare.
 
     Returns:
         The number of cases, and every problem: an image without a label or a label without an
@@ -75,10 +76,11 @@ def check_bundle(
 
     Raises:
         FileNotFoundError: there is no bundle, or no data.
-        ValueError: the data hold no labeled case, or an earlier version wrote the bundle.
+        ValueError: the data hold no labeled case, the fold holds nothing out, or an earlier version
+            wrote the bundle.
     """
     bundle = Bundle.open(bundle_dir)
-    options = {**data_options(data, datalist, group), "fold": fold}
+    options = {**data_options(data, datalist, group), "fold": fold or 0}
     config = bundle.config("train")
     if "labeled_cases" not in config:
         raise ValueError(
@@ -97,6 +99,9 @@ def check_bundle(
             "labelsTr/CASE, or an MSD datalist"
         )
     split: Split = _parsed(parser, "split")  # refuses a group that finds no patients
+    if fold is not None:
+        val_fraction = parser.get_parsed_content("val_fraction")
+        check_fold(split, fold=fold, val_fraction=val_fraction, group=parser.get("group"))
     problems = _weight_problems(bundle, parser)
     problems += [
         f"label {case!r} has no image with the plan's channels: add imagesTr/{case}_0000, ..."

@@ -245,11 +245,11 @@ def _measured(
         )
     rows = {name: tuple(_finite(row) for row in details[METRIC_OF[name]]) for name in names}
     content = workflow.parser.get_parsed_content
-    unit, group = content("unit"), content("group")
+    unit, group, labeled = content("unit"), content("group"), content("labeled_cases")
     return Evaluation(
         cases=tuple(Split([], list(cases)).label_names()[1]),
         **rows,
-        patients=() if group is None else tuple(find_patients(cases, group)),
+        patients=() if group is None else tuple(find_patients(cases, group, labeled=labeled)),
         nsd_tolerance=float(content("nsd_tolerance")),
         length_unit=unit,
         volume_unit=volume_unit(unit, content("summary_options#spatial_dims")),

@@ -162,7 +162,7 @@ def verify_bundle(
     start = time.monotonic()
     bundle = Bundle.open(bundle_dir)
     _check_arguments(num_seeds, epochs, max_minutes, work_dir)
-    checked = check_bundle(bundle, data=data, datalist=datalist, group=group)
+    checked = check_bundle(bundle, data=data, datalist=datalist, group=group, fold=None)
     if checked.problems:
         raise ValueError(
             f"{len(checked.problems)} problems with {checked.num_cases} labeled cases, which "
@@ -475,7 +475,8 @@ def brief_options(
 
 def _held_out_patients(parser: ConfigParser) -> list[str]:
     """The patient of each case that the split holds out."""
-    return find_patients(parser.get_parsed_content("val_cases"), parser.get("group"))
+    cases, labeled = map(parser.get_parsed_content, ("val_cases", "labeled_cases"))
+    return find_patients(cases, parser.get("group"), labeled=labeled)
 
 
 def spread_over_patients(patients: Sequence[str]) -> list[int]:

@@ -327,7 +327,9 @@ def split_facts(bundle: Any, root: Path, keys: dict[str, Any]) -> tuple[int, lis
     parser.update({"bundle_root": str(bundle.root), **data_options(root, None), **keys})
     training, held_out = (parser.get_parsed_content(f"{part}_cases") for part in ("train", "val"))
     batch = parser.get_parsed_content("batch_size")
-    return math.ceil(len(training) / batch), find_patients(held_out, keys.get("group"))
+    labeled = parser.get_parsed_content("labeled_cases")
+    patients = find_patients(held_out, keys.get("group"), labeled=labeled)
+    return math.ceil(len(training) / batch), patients
 
 
 def measure_last(bundle: Any, task: str, root: Path, keys: dict[str, Any]) -> dict[str, Any]:

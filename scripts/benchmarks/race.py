@@ -84,9 +84,10 @@ def split_of(name: str, root: Path, search: Path, target: Path) -> Path:
     bundle = Bundle.open(search.parent.parent)
     with quiet():
         workflow = bundle.workflow(("train",), options)
-        cases = workflow.parser.get_parsed_content("train_cases")
+        cases, labeled = map(workflow.parser.get_parsed_content, ("train_cases", "labeled_cases"))
     patients: dict[str, list[dict[str, Any]]] = {}
-    for case, patient in zip(cases, find_patients(cases, options.get("group")), strict=True):
+    found = find_patients(cases, options.get("group"), labeled=labeled)
+    for case, patient in zip(cases, found, strict=True):
         entry = {
             "image": [os.path.relpath(file, root) for file in case["image"]],
             "label": os.path.relpath(case["label"], root),

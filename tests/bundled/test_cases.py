@@ -9,6 +9,7 @@ import pytest
 
 from monai_xtiny.bundled.cases import find_data_root, find_images, find_labeled_cases
 from monai_xtiny.bundled.labeling import CaseByCase
+from monai_xtiny.bundled.splits import Split, write_split
 from tests.bundled.labeled import NIFTI, PNG, find, touch
 
 
@@ -85,7 +86,7 @@ def refused_datalist(tmp_path: Path, content: object, **write: str) -> str:
     return str(caught.value)
 
 
-def entry(image: object, label: str) -> dict:
+def entry(image: object, label: object) -> dict:
     return {"image": image, "label": label}
 
 
@@ -114,18 +115,40 @@ def test_find_labeled_cases_reads_datalists_of_windows(tmp_path) -> None:
         ([entry("link.nii", "la.nii")], [entry("a.nii", "lb.nii")], "share a.nii"),
         ([entry("a.nii", "a.nii")], [], r"training\[0\] has its image as label"),
         ([entry("a.nii", "l.nii"), entry("a_seg.nii", "m.nii")], [], "a_seg.nii looks like a mask"),
+        ([entry("a.nii", ["a.nii"])], [], r"training\[0\] has its image as label"),
+        ([entry("a.nii", "la.nii")], [entry("b.nii", ["la.nii"])], "share la.nii"),
+        ([entry("a.nii", ["la.nii", "lb.nii"])], [],
+         r"training\[0\] has \['la.nii', 'lb.nii'\] as its label: give the path of one file"),
+        ([entry("a.nii", [["la.nii"]])], [], r"training\[0\] has \[\['la.nii'\]\] as its label"),
+        ([entry("a.nii", [3])], [], r"training\[0\] has 3 where the path of a file should be"),
         ([{"label": "a.nii"}], [], r"training\[0\] names no 'image'"),
         ([entry(3, "a.nii")], [], r"training\[0\] has 3 where the path of a file should be"),
         (["a.nii"], [], r"training\[0\] names no 'image'"),
         ([], [], "lists no cases: it needs a 'training' list"),
     ],
-    ids=["case", "channel", "label", "twice", "link", "image as label", "mask", "no image",
-         "number", "text", "empty"],
+    ids=["case", "channel", "label", "twice", "link", "image as label", "mask", "listed image",
+         "listed label", "two labels", "nested label", "listed number", "no image", "number",
+         "text", "empty"],
 )  # fmt: skip
 def test_find_labeled_cases_refuses_a_datalist(tmp_path, training, validation, message) -> None:
     (tmp_path / "link.nii").symlink_to(tmp_path / "a.nii")
     content = {"training": training, "validation": validation}
     assert re.search(message, refused_datalist(tmp_path, content))
+
+
+def test_find_labeled_cases_takes_a_label_out_of_its_list(tmp_path) -> None:
+    file = tmp_path / "list.json"
+    sections = ("training", "validation", "test")
+    content = {name: [entry([f"{name}.nii"], [f"l/{name}.nii"])] for name in sections}
+    file.write_text(json.dumps(content))
+    found = find_labeled_cases(tmp_path, file, tmp_path, **NIFTI)
+    assert found.every == [
+        entry([f"{tmp_path}/{name}.nii"], f"{tmp_path}/l/{name}.nii") for name in sections
+    ]
+    # What a training writes of them is read again.
+    write_split(Split(found.cases, found.validation), file, tmp_path)
+    again = find_labeled_cases(tmp_path, file, tmp_path, **NIFTI)
+    assert (again.cases, again.validation) == (found.cases, found.validation)
 
 
 def test_find_labeled_cases_takes_one_label_of_two_images_to_train_on(tmp_path) -> None:

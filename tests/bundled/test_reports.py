@@ -11,6 +11,7 @@ import torch
 from ignite.engine import Engine
 from monai.handlers import MetricsSaver
 
+from monai_xtiny.bundled.cases import LabeledCases
 from monai_xtiny.bundled.reports import MetricsWriter, SummaryWriter, foreground_names
 
 TABLES = ["dice_raw.csv", "dice_summary.csv", "metrics.csv"]
@@ -105,6 +106,14 @@ def test_summary_writer_draws_patients(tmp_path) -> None:
     assert found["num_patients"] == 3
     found = summarized(tmp_path, 0.25, 0.75, 0.5, group="(p)")
     assert found["num_patients"] == 1 and found["mean"]["dice"]["low"] is None
+
+
+def test_summary_writer_names_patients_as_the_data_do(tmp_path) -> None:
+    labels = ("/k/p0.png", "/l/p0.png", "/l/p1.png", "/l/p2.png")  # two cases are called p0
+    cases = [{"image": [label], "label": label} for label in labels]
+    data = LabeledCases("list.json", cases[:1], cases[1:], {}, [], [])
+    found = summarized(tmp_path, 0.25, 0.75, 0.5, group="^([kl])/", labeled=data)
+    assert found["num_patients"] == 1
 
 
 def test_summary_writer_writes_on_one_rank(tmp_path, monkeypatch) -> None:

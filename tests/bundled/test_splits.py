@@ -1,6 +1,7 @@
 from __future__ import annotations
 
 import json
+import re
 from pathlib import Path
 
 import pytest
@@ -149,6 +150,39 @@ def test_split_cases_refuses_a_datalist_that_divides_a_patient() -> None:
         split_cases(found, fold=0, val_fraction=0.2, split_seed=0, group="p[0-9]")
 
 
+def in_folders(**letters: str) -> list[dict]:
+    """Cases p1/a, p1/b, ... of patients."""
+    names = [f"{patient}/{letter}" for patient, found in letters.items() for letter in found]
+    return [{"image": [f"i/{name}.png"], "label": f"l/{name}.png"} for name in names]
+
+
+def test_split_cases_refuses_a_datalist_that_divides_the_folder_of_a_patient() -> None:
+    sections = in_folders(p1="ab", p2="ab", p3="ab"), in_folders(p1="cd")
+    found = LabeledCases("list.json", *sections, {}, [], [])
+    with pytest.raises(ValueError, match="the patient p1 is in the training and in the validation"):
+        split_cases(found, fold=0, val_fraction=0.2, split_seed=0, group="^([^/]+)")
+
+
+def test_find_patients_of_held_out_cases_is_that_among_all_cases(tmp_path) -> None:
+    cases = in_folders(p1="ab", p2="ab", p3="ab")
+    found = LabeledCases("list.json", cases, [], {}, [], [])
+    for fold in range(3):
+        options = {"fold": fold, "val_fraction": 1 / 3, "split_seed": 0, "group": "^(p[0-9])/"}
+        split = split_cases(found, **options)
+        expected = [Path(case["label"]).parent.name for case in split.validation]
+        assert len(expected) == 2
+        assert find_patients(split.validation, "^([^/]+)", labeled=found) == expected
+        # As an evaluation finds them, which reads the datalist of the training.
+        write_split(split, tmp_path / "split.json", ".")
+        again = find_labeled_cases(".", tmp_path / "split.json", ".", **PNG)
+        assert find_patients(again.validation, "^(p[0-9])/", labeled=again) == expected
+
+
+def test_find_patients_of_other_cases_is_that_beside_the_data() -> None:
+    found = LabeledCases("list.json", in_folders(p1="ab", p2="a"), in_folders(p3="a"), {}, [], [])
+    assert find_patients(in_folders(p4="de"), "^(.*)/", labeled=found) == ["p4", "p4"]
+
+
 def test_write_split_is_a_datalist_relative_to_the_data(tmp_path) -> None:
     root = touch(tmp_path / "data", *(f"imagesTr/{name}.png" for name in "ab"))
     touch(root, *(f"labelsTr/{name}.png" for name in "ab"))
@@ -174,11 +208,44 @@ def test_write_split_takes_one_image_as_text(tmp_path) -> None:
     ]
 
 
-def test_check_fold_names_the_folds_that_there_are() -> None:
-    options = {"fold": 5, "val_fraction": 0.2}
-    split = split_cases(labeled(7), **options, split_seed=0)
-    with pytest.raises(ValueError, match=r"fold 5 holds out none of the 7 cases: give --fold .* 4"):
+@pytest.mark.parametrize(
+    "count, fold, val_fraction, group, message",
+    [
+        (7, 5, 0.2, None, "none of the 7 cases: give --fold from 0 to 4"),
+        (3, 2, 0.2, None, "none of the 3 cases: give --fold 0, 1, 3"),
+        (7, 1, 0.9, None, "none of the 7 cases: give --fold 0"),
+        (7, 1, 0.0, None, "none of the 7 cases: give --fold 0"),
+        (1, 1, 0.2, None, "none of the 1 cases: give --fold 0"),
+        (20, 1, 0.2, "(c1?)", "none of the 20 cases of 2 patients: give --fold 0, 2"),
+        (7, 0, 0.2, "(c)", "none of the 7 cases of 1 patient: give a --group that tells patients"),
+    ],
+    ids=["few", "gap", "most", "no share", "one case", "patients", "one patient"],
+)
+def test_check_fold_names_the_folds_that_hold_cases_out(
+    count, fold, val_fraction, group, message
+) -> None:
+    options = {"fold": fold, "val_fraction": val_fraction, "group": group}
+    split = split_cases(labeled(count), **options, split_seed=0)
+    with pytest.raises(ValueError, match=f"^fold {fold} holds out {re.escape(message)}"):
         check_fold(split, **options)
+
+
+def test_check_fold_advises_folds_that_hold_every_case_out_once() -> None:
+    for count, val_fraction in ((3, 0.2), (4, 0.3), (7, 0.15), (5, 0.25)):
+        options = {"val_fraction": val_fraction, "split_seed": 0}
+        splits = [split_cases(labeled(count), fold=fold, **options) for fold in range(12)]
+        held_out = {fold: numbers(split.validation) for fold, split in enumerate(splits)}
+        folds = [fold for fold, found in held_out.items() if found]
+        assert sorted(sum(held_out.values(), [])) == list(range(count))
+        with pytest.raises(ValueError, match="give --fold") as caught:
+            check_fold(splits[11], fold=11, val_fraction=val_fraction)
+        advice = str(caught.value).partition("give --fold ")[2]
+        advised = [int(number) for number in re.findall("[0-9]+", advice)]
+        advised = list(range(advised[1] + 1)) if "from" in advice else advised
+        assert advised == folds[: len(advised)] and len(advised) >= min(5, len(folds))
+
+
+def test_check_fold_lets_all_cases_be_trained_on_where_that_is_asked_for() -> None:
     for count, fraction in ((7, 0.0), (1, 0.2)):
         options = {"fold": 0, "val_fraction": fraction}
         check_fold(split_cases(labeled(count), **options, split_seed=0), **options)

@@ -13,6 +13,7 @@ from PIL import Image
 from monai_xtiny.bundle.folder import Bundle
 from monai_xtiny.cli.commands import main
 from monai_xtiny.training.check import _patient_warnings, check_bundle
+from tests.cli.typed import refused
 from tests.conftest import write_nifti, write_png
 
 
@@ -104,8 +105,26 @@ def test_check_bundle_names_classes_without_voxels(capsys, bundle, labeled) -> N
         write_label(labeled, f"c{index}", np.full((20, 24), index > 0, dtype=np.uint8))
     found = [check_bundle(bundle, data=labeled, fold=fold).warnings for fold in range(4)]
     assert sorted(map(len, found)) == [0, 0, 0, 1]  # the fold that holds out c0
-    main(["check", "--bundle", str(bundle), "--data", str(labeled), "--fold", "7"])
+    main(["check", "--bundle", str(bundle), "--data", str(labeled), "--fold", "3"])
     assert "4 labeled cases fit the bundle" in capsys.readouterr().out
+
+
+@pytest.mark.parametrize(
+    "options, message",
+    [
+        (["--fold", "9"], "fold 9 holds out none of the 4 cases: give --fold from 0 to 3"),
+        (
+            ["--group", "(c)"],
+            "fold 0 holds out none of the 4 cases of 1 patient: give a --group that tells patients "
+            "apart, or --val_fraction 0 to train on all",
+        ),
+    ],
+    ids=["fold", "one patient"],
+)
+def test_check_command_refuses_a_fold_that_training_would_refuse(
+    capsys, bundle, labeled, options, message
+) -> None:
+    assert refused(capsys, "check", bundle, "--data", labeled, *options) == f"error: {message}"
 
 
 def test_check_command_warns_of_files_of_one_patient(capsys, bundle, tmp_path) -> None:

@@ -186,6 +186,27 @@ def test_evaluate_bundle_measures_the_dice_alone(volumes) -> None:
     assert evaluation_from_dict(json.loads(json.dumps(dataclasses.asdict(found)))) == found
 
 
+def test_evaluate_bundle_knows_patients_by_their_folders(volumes, tmp_path) -> None:
+    bundle, former = volumes
+    data = shutil.copytree(former, tmp_path / "data")
+    cases = []
+    for number, name in enumerate(("p0/a", "p0/b", "p1/a", "p2/a")):
+        label = f"labelsTr/{name}.nii.gz"
+        (data / label).parent.mkdir(exist_ok=True)
+        (data / f"labelsTr/v{number}.nii.gz").rename(data / label)
+        cases.append({"image": f"imagesTr/v{number}_0000.nii.gz", "label": label})
+    (tmp_path / "list.json").write_text(
+        json.dumps({"training": cases[2:], "validation": cases[:2]})
+    )
+    options = data_options(data, tmp_path / "list.json", "^(p[0-9])/")
+    # Weights of no training that held out other cases.
+    options |= {"split_file": str(tmp_path / "none.json"), "num_workers": 0}
+    found = evaluate_bundle(Bundle.open(bundle), options, only_dice=True)
+    assert found.patients == ("p0", "p0")
+    summary = json.loads((bundle / "eval" / "summary.json").read_text(encoding="utf-8"))
+    assert summary["num_patients"] == 1
+
+
 def test_evaluate_bundle_gives_distances_in_mm(volumes, tmp_path) -> None:
     bundle, data = volumes
     twice, twice_data = labeled_bundle(tmp_path, 2.0)

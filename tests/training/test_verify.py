@@ -268,11 +268,32 @@ def test_verify_bundle_refuses_to_hold_out_a_single_patient(
     assert fake.asked == []
 
 
+def test_verify_bundle_knows_patients_by_their_folders(
+    fake, empty_bundles, bundle, labeled
+) -> None:
+    entries: dict[str, list] = {"training": [], "validation": []}
+    for number in range(10):
+        name = f"labelsTr/p{number // 2}/{'ab'[number % 2]}.png"
+        (labeled / name).parent.mkdir(exist_ok=True)
+        (labeled / f"labelsTr/c{number}.png").rename(labeled / name)
+        case = {"image": f"imagesTr/c{number}_0000.png", "label": name}
+        entries["validation" if number > 5 else "training"].append(case)
+    datalist = labeled / "list.json"
+    datalist.write_text(json.dumps(entries))
+    verify_bundle(bundle, datalist=datalist, group="^([^/]+)/")
+    assert fake.asked == ALL
+    entries["training"] += entries["validation"][:2]
+    entries["validation"] = entries["validation"][2:]
+    datalist.write_text(json.dumps(entries))
+    with pytest.raises(NothingToCompareError, match="fold 0 holds out cases of one patient"):
+        verify_bundle(bundle, datalist=datalist, group="^([^/]+)")
+
+
 def test_brief_options_measure_cases_of_all_patients(bundle, labeled) -> None:
     parser = ConfigParser(Bundle.open(bundle).config("train"))
     names = [f"p{number // 12}_{number}.png" for number in range(36)]
     cases = [{"image": [name], "label": name} for name in names]
-    parser.update({"val_cases": cases, "group": "p[0-9]"})
+    parser.update({"bundle_root": str(bundle), "val_cases": cases, "group": "p[0-9]"})
     parser.update(brief_options(parser, Bundle.open(bundle).plan, epochs=1))
     shown = parser.get_parsed_content("validate#dataset#data")
     assert len(shown) == verification.MAX_HELD_OUT
@@ -342,7 +363,7 @@ def test_verify_bundle_loads_the_batches_of_a_seed_once(
 
 def test_races_of_slices_crop_in_the_plane_of_the_slices(plan_2d) -> None:
     values = {"batch_size": 2, "cache_rate": 1.0, "trained_size": [256, 192], "train_cases": [1]}
-    values["val_cases"] = []
+    values |= {"val_cases": [], "labeled_cases": None}
     keys = {"initialize": []}
     parser = SimpleNamespace(get=keys.get, get_parsed_content=values.__getitem__)
     flat, slices = (

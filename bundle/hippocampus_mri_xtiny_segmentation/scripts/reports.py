@@ -16,7 +16,7 @@ from ignite.engine import Engine, Events
 from monai.handlers import MetricsSaver
 from monai.utils import string_list_all_gather
 
-from .cases import Case
+from .cases import Case, LabeledCases
 from .files import PathLike, written_whole
 from .measures import volume_unit
 from .splits import Split, find_patients
@@ -77,6 +77,7 @@ class SummaryWriter:
         spatial_dims: of the images.
         nsd_tolerance: in that unit.
         group: which cases are of one patient, as :func:`find_patients` takes it.
+        labeled: the data that the cases are some of, whose names tell the patients.
     """
 
     def __init__(
@@ -89,11 +90,12 @@ class SummaryWriter:
         spatial_dims: int,
         nsd_tolerance: float,
         group: str | None = None,
+        labeled: LabeledCases | None = None,
     ) -> None:
         self.save_dir = save_dir
         names = Split([], list(cases)).label_names()[1]
         self._names = dict(zip(map(_label_of, cases), names, strict=True))
-        patients = None if group is None else find_patients(cases, group)
+        patients = None if group is None else find_patients(cases, group, labeled=labeled)
         self._patients = None if patients is None else dict(zip(names, patients, strict=True))
         self._options: dict[str, Any] = {
             "class_names": list(class_names),

@@ -31,10 +31,7 @@ class Split:
 
         They are paths relative to the folder that holds all labels, wherever that lies.
         """
-        parts = [
-            [os.path.abspath(str(case.get("label"))) for case in part]
-            for part in (self.training, self.validation)
-        ]
+        parts = [list(map(_label_file, part)) for part in (self.training, self.validation)]
         folders = {os.path.dirname(label) for part in parts for label in part}
         root = os.path.commonpath(folders) if folders else ""
         return [[os.path.relpath(label, root) for label in part] for part in parts]
@@ -64,10 +61,12 @@ def split_cases(
         ValueError: a case has no patient, or a datalist holds out a patient that is trained on.
     """
     patients: dict[str, list[Case]] = {}
-    for case, patient in zip(labeled.cases, find_patients(labeled.cases, group), strict=True):
+    found = find_patients(labeled.cases, group, labeled=labeled)
+    for case, patient in zip(labeled.cases, found, strict=True):
         patients.setdefault(patient, []).append(case)
     if labeled.validation and group is not None:
-        both = [name for name in find_patients(labeled.validation, group) if name in patients]
+        held_out = find_patients(labeled.validation, group, labeled=labeled)
+        both = [name for name in held_out if name in patients]
         if both:
             raise ValueError(
                 f"the patient {both[0]} is in the training and in the validation section of "
@@ -75,18 +74,24 @@ def split_cases(
             )
     names = list(patients)
     order = np.random.RandomState(split_seed).permutation(len(names)).tolist()
-    share = 0 if labeled.validation else val_fraction * len(names)
-    # Rounded, as 0.2 * 15 is more than 3.
-    start = min(math.ceil(round(fold * share, 6)), len(names))
-    stop = min(math.ceil(round((fold + 1) * share, 6)), len(names), start + len(names) - 1)
+    places = _held_out_places(fold, len(names), 0 if labeled.validation else val_fraction)
 
     def cases_of(numbers: Sequence[int]) -> list[Case]:
         return [case for number in numbers for case in patients[names[number]]]
 
     return Split(
-        training=cases_of(order[:start] + order[stop:]),
-        validation=labeled.validation or cases_of(order[start:stop]),
+        training=cases_of(order[: places.start] + order[places.stop :]),
+        validation=labeled.validation or cases_of(order[places.start : places.stop]),
     )
+
+
+def _held_out_places(fold: int, num_patients: int, val_fraction: float) -> range:
+    """Places in the order of the shuffled patients that a fold holds out."""
+    share = val_fraction * num_patients
+    # Rounded, as 0.2 * 15 is more than 3.
+    start = min(math.ceil(round(fold * share, 6)), num_patients)
+    stop = math.ceil(round((fold + 1) * share, 6))
+    return range(start, min(stop, num_patients, start + num_patients - 1))
 
 
 def split_to_evaluate(
@@ -116,7 +121,9 @@ def split_to_evaluate(
     return split_cases(labeled, **options)
 
 
-def find_patients(cases: Sequence[Case], group: str | None) -> list[str]:
+def find_patients(
+    cases: Sequence[Case], group: str | None, *, labeled: LabeledCases | None = None
+) -> list[str]:
     """The patient of each case.
 
     Args:
@@ -124,6 +131,7 @@ def find_patients(cases: Sequence[Case], group: str | None) -> list[str]:
         group: a regular expression whose first group, or whole match, in the name of a case (with
             its folders, where names repeat) is the patient; or a JSON file that maps names of cases
             to patients; ``None``: each case is a patient of its own.
+        labeled: the data that the cases are some of, as :func:`case_names` takes it.
 
     Raises:
         ValueError: a case has no patient, or ``group`` is neither.
@@ -136,7 +144,7 @@ def find_patients(cases: Sequence[Case], group: str | None) -> list[str]:
         return [str(number) for number in range(len(cases))]
     if not isinstance(group, str):
         raise ValueError(f"--group is read as {group!r}: put it in two pairs of quotes, \"'...'\"")
-    names = case_names(cases)
+    names = case_names(cases, labeled)
     if group.endswith(".json"):
         known = json.loads(Path(group).read_text(encoding="utf-8"))
         if not isinstance(known, dict):
@@ -163,18 +171,31 @@ def case_name(case: Case) -> str:
     return _without_ending(os.path.basename(str(case.get("label"))))
 
 
-def case_names(cases: Sequence[Case]) -> list[str]:
-    """Names of labeled cases, with their folders where some are called alike.
+def case_names(cases: Sequence[Case], labeled: LabeledCases | None = None) -> list[str]:
+    """Names of labeled cases, with their folders where some of the data are called alike.
+
+    Args:
+        cases: to be named.
+        labeled: the data that they are some of: cases that are held out have the names that they
+            have beside those that are trained on; ``None``: they are all.
 
     >>> case_names([{"label": "d/p1/seg.nii.gz"}, {"label": "d/p2/seg.nii.gz"}])
     ['p1/seg', 'p2/seg']
     """
-    names = [case_name(case) for case in cases]
-    if len(set(names)) == len(names):
-        return names
-    return [
-        _without_ending(Path(label).as_posix()) for label in Split(list(cases), []).label_names()[0]
-    ]
+    every = [] if labeled is None else labeled.cases + labeled.validation
+    known = set(map(_label_file, every))
+    every = every + [case for case in cases if _label_file(case) not in known]
+    names = [case_name(case) for case in every]
+    if len(set(names)) < len(names):
+        labels = Split(every, []).label_names()[0]
+        names = [_without_ending(Path(label).as_posix()) for label in labels]
+    name_of = dict(zip(map(_label_file, every), names, strict=True))
+    return [name_of[_label_file(case)] for case in cases]
+
+
+def _label_file(case: Case) -> str:
+    """Where the label of a case lies."""
+    return os.path.abspath(str(case.get("label")))
 
 
 def _without_ending(name: str) -> str:
@@ -203,19 +224,35 @@ def write_split(split: Split, file: PathLike, data_root: PathLike) -> None:
         part.write_text(json.dumps(content, indent=4) + "\n", encoding="utf-8")
 
 
-def check_fold(split: Split, *, fold: int, val_fraction: float) -> None:
+def check_fold(split: Split, *, fold: int, val_fraction: float, group: str | None = None) -> None:
     """Refuse a fold that holds nothing out, unless that was asked for.
 
+    Args:
+        split: of the fold.
+        fold: its number.
+        val_fraction: of the patients that a fold holds.
+        group: which cases are of one patient, as :func:`find_patients` takes it.
+
     Raises:
-        ValueError: with the folds that there are.
+        ValueError: with the folds that hold cases out.
     """
-    num_cases = len(split.training) + len(split.validation)
-    is_wanted = fold == 0 and (val_fraction == 0 or num_cases < 2)
-    if not split.validation and not is_wanted:
-        raise ValueError(
-            f"fold {fold} holds out none of the {num_cases} cases: give --fold from 0 to "
-            f"{math.ceil(1 / max(val_fraction, 1e-6)) - 1}, --val_fraction below 1"
-        )
+    num_cases = len(split.training)
+    is_whole = val_fraction == 0 or num_cases < 2
+    if split.validation or (fold == 0 and is_whole):
+        return
+    num_patients = len(set(find_patients(split.training, group)))
+    folds = [0]
+    if not is_whole:
+        numbers = range(math.ceil(1 / max(val_fraction, 1e-6)))
+        folds = [it for it in numbers if _held_out_places(it, num_patients, val_fraction)]
+    if not folds:
+        advice = "give a --group that tells patients apart, or --val_fraction 0 to train on all"
+    elif len(folds) > 1 and folds[-1] == len(folds) - 1:
+        advice = f"give --fold from 0 to {folds[-1]}"
+    else:
+        advice = f"give --fold {name_some(map(str, folds))}"
+    patients = "" if group is None else f" of {num_patients} patient{'s' * (num_patients > 1)}"
+    raise ValueError(f"fold {fold} holds out none of the {num_cases} cases{patients}: {advice}")
 
 
 def read_names(split_file: PathLike) -> list[list[str]] | None:

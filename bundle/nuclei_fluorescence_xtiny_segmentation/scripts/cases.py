@@ -273,6 +273,8 @@ def _read_datalist(datalist: PathLike, data_root: PathLike) -> LabeledCases:
             if not isinstance(entry, dict) or not entry.get("image"):
                 raise ValueError(f"{where} names no 'image': give the path of a file")
             paths = {key: entry[key] for key in ("image", "label") if entry.get(key)}
+            if "label" in paths:
+                paths["label"] = _one_label(paths["label"], where)
             cases.append({**entry, **{key: _listed(paths[key], data_root, where) for key in paths}})
     _refuse_shared(sections, str(datalist))
     refuse_mask_files(
@@ -287,6 +289,17 @@ def _read_datalist(datalist: PathLike, data_root: PathLike) -> LabeledCases:
         duplicates=[],
         test=sections["test"],
     )
+
+
+def _one_label(label: Any, where: str) -> Any:
+    """The one file of a label, which may be in a list as those of an image are."""
+    files = label if isinstance(label, list) else [label]
+    if len(files) != 1 or isinstance(files[0], list):
+        raise ValueError(
+            f"{where} has {label!r} as its label: give the path of one file, whose values are the "
+            "classes"
+        )
+    return files[0]
 
 
 def _listed(paths: Any, data_root: PathLike, where: str) -> Any:
