@@ -190,6 +190,17 @@ def _check_ending(dataset: Mapping[str, Any], reader: str, where: str) -> None:
         )
 
 
+def _reads_images(content: Mapping[str, Any]) -> bool:
+    """Whether the training read 2D images, or NIfTI of one slice along z, not volumes.
+
+    Along another axis, or where nnU-Net turns axes, slices are those of a volume.
+    """
+    reader = content["image_reader_writer"]
+    median = content.get("original_median_shape_after_transp") or [2]
+    is_along_z = content["transpose_forward"][0] == 0 and reader != RAS_READER
+    return reader == NATURAL or (median[0] == 1 and is_along_z)
+
+
 def _checked_settings(
     content: Mapping[str, Any], name: str, where: str, advice: str
 ) -> tuple[dict[str, Any], Preprocessing, bool]:
@@ -212,8 +223,7 @@ def _checked_settings(
             if not isinstance(intensities.get(key), (int, float))
         ]
         reader = content["image_reader_writer"]
-        median = content.get("original_median_shape_after_transp") or [2]
-        is_flat = len(settings["patch_size"]) == 2 and (reader == NATURAL or median[0] == 1)
+        is_flat = len(settings["patch_size"]) == 2 and _reads_images(content)
         functions = [
             settings.get(key, _RESAMPLING)
             for key in ("resampling_fn_data", "resampling_fn_probabilities")
