@@ -28,6 +28,8 @@ _RESAMPLING_DEFAULTS = {
     "force_separate_z": False,
     "separate_z_anisotropy_threshold": _ANISOTROPIC,
 }
+# nnU-Net's function that leaves images and logits on the grid they are on.
+NO_RESAMPLING = "no_resampling_hack"
 # nnU-Net calls this the distance between the slices of an image that has none.
 _NO_SLICES = 999.0
 _EPS = 1e-8
@@ -64,6 +66,7 @@ class Preprocessing:
             of the foreground, for CT.
         image_resampling: of images.
         logits_resampling: of logits, on the way back.
+        is_resampled: whether images are; else they keep their grid, whatever their spacing.
     """
 
     transpose_forward: tuple[int, ...]
@@ -73,6 +76,7 @@ class Preprocessing:
     intensities: tuple[Mapping[str, float], ...] = ()
     image_resampling: Resampling = Resampling(3)
     logits_resampling: Resampling = Resampling(1)
+    is_resampled: bool = True
 
 
 @dataclass(frozen=True)
@@ -122,6 +126,7 @@ def read_preprocessing(plans: Mapping[str, Any], configuration: Mapping[str, Any
         intensities=tuple(intensities.get(str(index), {}) for index in range(len(schemes))),
         image_resampling=_read_resampling(configuration, "resampling_fn_data_kwargs"),
         logits_resampling=_read_resampling(configuration, "resampling_fn_probabilities_kwargs"),
+        is_resampled=configuration.get("resampling_fn_data") != NO_RESAMPLING,
     )
 
 
@@ -174,7 +179,7 @@ def preprocess(
     data = data[_all_channels(box)]
     for channel in range(count):
         _normalize(data, channel, placement.nonzero, settings)
-    size = _scaled_shape(data.shape[1:], own, target)
+    size = _scaled_shape(data.shape[1:], own, target) if settings.is_resampled else data.shape[1:]
     return resample_channels(data, size, own, target, settings.image_resampling), placement
 
 

@@ -141,6 +141,7 @@ def as_residual(plans) -> None:
         (changed_settings(normalization_schemes=["Mine"]), "normalization Mine is unknown"),
         (changed_settings(normalization_schemes=[]), "normalization_schemes"),
         (changed_settings(resampling_fn_data="resample_torch_fornnunet"), "cannot repeat"),
+        (changed_settings(resampling_fn_data="no_resampling_hack"), "for images and probabilities"),
         (changed_plans(lambda plans: plans.update(image_reader_writer="Tiff3DIO")), "Tiff3DIO"),
         (changed_plans(lambda plans: plans.update(transpose_forward=[0, 1, 1])), "transpose_forw"),
         (changed_plans(lambda plans: plans.pop("transpose_forward")), "no configuration"),
@@ -175,8 +176,8 @@ def as_residual(plans) -> None:
             normalization_schemes=["CTNormalization"]) or plans.pop(
             "foreground_intensity_properties_per_channel")), "no mean of intensities"),
     ],
-    ids=["resenc", "cascade", "regions", "ignore", "scheme", "no-scheme", "resampling", "reader",
-         "axes", "no-axes", "no-plans", "trainer", "relu", "batch-norm",
+    ids=["resenc", "cascade", "regions", "ignore", "scheme", "no-scheme", "resampling",
+         "one-resampling", "reader", "axes", "no-axes", "no-plans", "trainer", "relu", "batch-norm",
          "label-manager", "flips-inf", "flips-twice", "flips-text", "epochs", "channels",
          "channels-twice", "label-values", "nrrd", "ending", "no-ending", "bidi", "flips",
          "weights", "configuration", "ct"],
