@@ -312,6 +312,17 @@ def test_export_to_nnunet_refuses_in_one_line(tmp_path, change, words) -> None:
     assert not (tmp_path / "model").exists()
 
 
+def test_export_to_nnunet_leaves_the_overlap_to_the_command_line(tmp_path) -> None:
+    bundle, texts = copied(tmp_path), []
+    for overlap in (0.5, 0.25):
+        change_config(bundle, overlap=overlap)
+        made = export_to_nnunet(bundle, tmp_path / f"model{overlap}")
+        texts.append((made.path / "plans.json").read_text(encoding="utf-8"))
+    assert texts[0] == texts[1]
+    page = (ROOT / "docs" / "nnunet.md").read_text(encoding="utf-8")
+    assert "`nnUNetv2_predict -step_size` is 1 - `overlap`" in page
+
+
 def test_export_to_nnunet_replaces_nothing(tmp_path) -> None:
     (tmp_path / "model").mkdir()
     (tmp_path / "model" / "plans.json").write_text("{}")
