@@ -35,6 +35,7 @@ _INFERER = (
     "patch_size=@patch_size, network_axes=@network_axes, mirror_axes=@mirror_axes, "
     "overlap=@overlap)"
 )
+_DROP = {"_target_": "Lambda", "func": "$@nnunet.drop_slice_axis"}
 _TURN = {"_target_": "Orientationd", "axcodes": "RAS", "labels": None}
 
 
@@ -76,6 +77,12 @@ def imported_configs(
         configs[workflow].pop("sw_batch_size")
         configs[workflow]["options"].pop("sw_batch_size")
         configs[workflow].update(keys)
+    if kind == "images":
+        for steps in (
+            configs["inference"]["preprocessing"]["transforms"],
+            configs["train"]["reading_transforms"],
+        ):
+            steps.insert([step.get("func") for step in steps].index("@check_image"), dict(_DROP))
     _adapt_inference(configs["inference"], inferer, keys)
     _adapt_training(configs["train"], configs["evaluate"], inferer, plan, kind, keys)
     return configs

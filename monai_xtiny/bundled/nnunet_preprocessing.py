@@ -28,6 +28,8 @@ _RESAMPLING_DEFAULTS = {
     "force_separate_z": False,
     "separate_z_anisotropy_threshold": _ANISOTROPIC,
 }
+# nnU-Net's function that leaves images and logits on the grid they are on.
+NO_RESAMPLING = "no_resampling_hack"
 # nnU-Net calls this the distance between the slices of an image that has none.
 _NO_SLICES = 999.0
 _EPS = 1e-8
@@ -64,6 +66,7 @@ class Preprocessing:
             of the foreground, for CT.
         image_resampling: of images.
         logits_resampling: of logits, on the way back.
+        is_resampled: whether images are; else they keep their grid, whatever their spacing.
     """
 
     transpose_forward: tuple[int, ...]
@@ -73,6 +76,7 @@ class Preprocessing:
     intensities: tuple[Mapping[str, float], ...] = ()
     image_resampling: Resampling = Resampling(3)
     logits_resampling: Resampling = Resampling(1)
+    is_resampled: bool = True
 
 
 @dataclass(frozen=True)
@@ -122,6 +126,7 @@ def read_preprocessing(plans: Mapping[str, Any], configuration: Mapping[str, Any
         intensities=tuple(intensities.get(str(index), {}) for index in range(len(schemes))),
         image_resampling=_read_resampling(configuration, "resampling_fn_data_kwargs"),
         logits_resampling=_read_resampling(configuration, "resampling_fn_probabilities_kwargs"),
+        is_resampled=configuration.get("resampling_fn_data") != NO_RESAMPLING,
     )
 
 
@@ -174,7 +179,7 @@ def preprocess(
     data = data[_all_channels(box)]
     for channel in range(count):
         _normalize(data, channel, placement.nonzero, settings)
-    size = _scaled_shape(data.shape[1:], own, target)
+    size = _scaled_shape(data.shape[1:], own, target) if settings.is_resampled else data.shape[1:]
     return resample_channels(data, size, own, target, settings.image_resampling), placement
 
 
@@ -303,6 +308,22 @@ class PreprocessCase:
         return found
 
 
+def drop_slice_axis(data: Mapping[Hashable, Any]) -> dict[Hashable, Any]:
+    """Take NIfTI of one slice, (C, x, y, 1), as a 2D image: nnU-Net's readers tell no difference.
+
+    Args:
+        data: ``image`` and perhaps ``label``, as MONAI read them.
+    """
+    found = dict(data)
+    for key in ("image", "label"):
+        tensor: Any = data.get(key)  # a server's label may be a word
+        if getattr(tensor, "ndim", 0) == 4 and tensor.shape[-1] == 1:
+            found[key] = tensor[..., 0]
+            # By its length MONAI's writers tell whether there is an axis of channels.
+            found[key].meta = {**tensor.meta, "spatial_shape": np.array(tensor.shape[1:3])}
+    return found
+
+
 def in_nnunet_order(image: Any) -> NDArray[np.float32]:
     """A tensor (C, x, y[, z]) as MONAI reads it, as an array (C, z, y, x)."""
     array = np.asarray(image.detach().cpu(), dtype=np.float32)
@@ -326,11 +347,15 @@ def image_spacing(image: Any) -> tuple[float, ...]:
     dims = image.ndim - 1
     if "pixdim" not in meta:  # no NIfTI
         return (_NO_SLICES, *[1.0] * dims)[-3:]
-    stated = [float(size) for size in np.asarray(meta["pixdim"]).reshape(-1)[1 : 1 + dims]]
+    header = [float(size) for size in np.asarray(meta["pixdim"]).reshape(-1)[1:4]]
+    stated = header[:dims]
     # A volume may have been turned since, and its affine says how: the header has the digits.
     edges = np.linalg.norm(np.asarray(image.affine.cpu())[:3, :dims], axis=0)
     sizes = [min(stated, key=lambda size: abs(size - edge)) for edge in edges][::-1]
-    return tuple(sizes) if dims == 3 else (max(sizes) * _NO_SLICES, *sizes)
+    if dims == 3:
+        return tuple(sizes)
+    has_slices = int(np.asarray(meta.get("dim", 2)).reshape(-1)[0]) > 2  # one, that was dropped
+    return (header[2] if has_slices else max(sizes) * _NO_SLICES, *sizes)
 
 
 def _like(tensor: Any, array: NDArray[Any]) -> Any:

@@ -8,7 +8,8 @@ from __future__ import annotations
 import math
 import os
 import tempfile
-from collections.abc import Iterator, Sequence
+from collections import defaultdict
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
@@ -77,6 +78,33 @@ def result_files(
         place.with_name(f"{place.name}_overlay.png") if overlay else None,
         place.with_name(f"{place.name}.seg.dcm") if dicom_seg and case.kind == "dicom" else None,
     )
+
+
+def without_shared(
+    files: Mapping[Target, ResultFiles],
+) -> tuple[dict[Target, ResultFiles], list[str]]:
+    """Leave out the cases of which one would write over a result of another.
+
+    The label of ``a_probability_1.png`` is called as a probability of ``a.png``, for example.
+
+    Args:
+        files: where the results of each case go.
+
+    Returns:
+        Those of the other cases, and a line for each file that is of several.
+    """
+    owners: dict[str, list[Target]] = defaultdict(list)
+    for case, found in files.items():
+        for path in found.all:
+            owners[str(path).casefold()].append(case)  # where case does not tell files apart
+    shared = {path: cases for path, cases in owners.items() if len(cases) > 1}
+    problems = [
+        f"{', '.join(repr(case.files[0]) for case in cases)} would both have the result "
+        f"{os.path.basename(path)!r}: rename or remove one"
+        for path, cases in shared.items()
+    ]
+    left_out = {case for cases in shared.values() for case in cases}
+    return {case: found for case, found in files.items() if case not in left_out}, problems
 
 
 def draw_labels(

@@ -24,6 +24,7 @@ from monai_xtiny.deploy.results import (
     draw_labels,
     result_files,
     scratch_array,
+    without_shared,
     write_labels,
     write_probabilities,
 )
@@ -143,23 +144,27 @@ def segment_images(
             f"{str(bundle.root)!r} was never trained, so that its labels mean nothing: train it, "
             "or give --untrained to segment all the same"
         )
+    to_write = {
+        case: result_files(
+            case,
+            folder,
+            len(bundle.label_names),
+            probabilities=probabilities,
+            overlay=overlay,
+            dicom_seg=dicom_seg,
+        )
+        for case in found.cases
+    }
+    to_write, shared = without_shared(to_write)
     with _held(folder):
         _check_record(folder, bundle, opened, tta=tta)
         journal = SourceJournal(folder)
         labeler = _labeler(bundle, opened) if dicom_seg else None
         done = Segmented(
-            problems=list(found.problems), seconds=opened.clock.seconds, engine=opened.name
+            problems=[*found.problems, *shared], seconds=opened.clock.seconds, engine=opened.name
         )
-        for case in tqdm(found.cases, desc="segmenting", unit="image", disable=None, leave=False):
-            files = result_files(
-                case,
-                folder,
-                len(bundle.label_names),
-                probabilities=probabilities,
-                overlay=overlay,
-                dicom_seg=dicom_seg,
-            )
-            _add_case(done, case, files, opened, bundle, labeler, journal)
+        for case in tqdm(to_write, desc="segmenting", unit="image", disable=None, leave=False):
+            _add_case(done, case, to_write[case], opened, bundle, labeler, journal)
     return done
 
 

@@ -30,7 +30,7 @@ from monai_xtiny.nnunet.checkpoint import (
     weights_to_nnunet,
     write_checkpoint,
 )
-from monai_xtiny.nnunet.model import NATURAL, TRAINER, check_source
+from monai_xtiny.nnunet.model import NATURAL, TRAINER, UNRESAMPLED, check_source
 from monai_xtiny.plan.nnunet import RAS_READER
 from monai_xtiny.plan.unet_plan import UNetPlan
 from monai_xtiny.system.files import write_json
@@ -238,7 +238,7 @@ def _plans_and_dataset(
     """Content of ``plans.json`` and ``dataset.json``."""
     config = bundle.config("inference")
     kept = dict(config["nnunet_plans"]) if is_imported(bundle.selection) else {}
-    settings = dict(config["nnunet_configuration"]) if kept else _own_configuration(plan)
+    settings = dict(config["nnunet_configuration"]) if kept else _own_configuration(bundle, plan)
     order = kept.get("transpose_forward") or _own_order(plan)
     axes = network_axes(order, plan.spatial_dims)
     patch = _turned(plan.patch_size, axes)
@@ -282,8 +282,11 @@ def _own_order(plan: UNetPlan) -> list[int]:
     return first + [axis for axis in range(3) if axis not in first]
 
 
-def _own_configuration(plan: UNetPlan) -> dict[str, Any]:
-    """The bundle's preprocessing, as far as nnU-Net has settings for it."""
+def _own_configuration(bundle: Bundle, plan: UNetPlan) -> dict[str, Any]:
+    """The bundle's preprocessing, as far as nnU-Net has settings for it.
+
+    2D images are not resampled. nnU-Net reads no spacing from PNG, but one from NIfTI.
+    """
     axes = network_axes(_own_order(plan), plan.spatial_dims)
     linear = {"is_seg": False, "order": 1, "order_z": 0, "force_separate_z": False}
     return {
@@ -292,6 +295,7 @@ def _own_configuration(plan: UNetPlan) -> dict[str, Any]:
         "use_mask_for_norm": [False] * plan.in_channels,
         "resampling_fn_data_kwargs": linear,
         "resampling_fn_probabilities_kwargs": linear,
+        **(UNRESAMPLED if bundle.kind == "images" and not _is_png(bundle) else {}),
     }
 
 

@@ -26,7 +26,7 @@ from monai_xtiny.bundled.nnunet_preprocessing import Resampling
 from monai_xtiny.networks.cost import network_cost
 from monai_xtiny.networks.dynunet import build_network
 from monai_xtiny.nnunet.checkpoint import read_checkpoint, weights_from_nnunet
-from monai_xtiny.nnunet.model import INTENSITIES, NATURAL, Source, read_source
+from monai_xtiny.nnunet.model import INTENSITIES, NATURAL, UNRESAMPLED, Source, read_source
 from monai_xtiny.plan.nnunet import RAS_READER
 from monai_xtiny.plan.unet_plan import UNetPlan
 from monai_xtiny.scores.table import Rung, ScoreTable
@@ -139,6 +139,7 @@ def _bundle_settings(source: Source, *, mirroring: bool) -> dict[str, Any]:
             "use_mask_for_norm": list(processing.use_mask_for_norm),
             "resampling_fn_data_kwargs": _in_nnunets_words(processing.image_resampling),
             "resampling_fn_probabilities_kwargs": _in_nnunets_words(processing.logits_resampling),
+            **({} if processing.is_resampled else UNRESAMPLED),
         },
         "network_axes": list(source.axes),
         "mirror_axes": sorted(places) if mirroring else [],
@@ -184,6 +185,7 @@ def _origin(source: Source, settings: Mapping[str, Any]) -> dict[str, Any]:
         "configuration": source.checkpoint.configuration,
         "dataset": str(source.plans.get("dataset_name", "a data set")),
         "num_epochs": source.checkpoint.num_epochs,
+        "is_resampled": source.processing.is_resampled,
         "normalization": ", ".join(dict.fromkeys(source.processing.normalization_schemes)),
         "mirror_axes": ", ".join(
             _axis_names(source.plan)[axis] for axis in settings["mirror_axes"]

@@ -9,7 +9,11 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
-from monai_xtiny.bundled.nnunet_preprocessing import Preprocessing, read_preprocessing
+from monai_xtiny.bundled.nnunet_preprocessing import (
+    NO_RESAMPLING,
+    Preprocessing,
+    read_preprocessing,
+)
 from monai_xtiny.data.cases import NIFTI_SUFFIXES, RASTER_SUFFIXES
 from monai_xtiny.nnunet.checkpoint import NnunetCheckpoint, network_axes, used_kernels
 from monai_xtiny.nnunet.plans_file import channels_and_labels, check_processing
@@ -37,6 +41,12 @@ _VARIANTS = re.compile(
 )
 _LABEL_MANAGER = "LabelManager"
 _RESAMPLING = "resample_data_or_seg_to_shape"
+# Settings of a configuration that leaves images, labels and logits on their grid.
+UNRESAMPLED: dict[str, Any] = {
+    "resampling_fn_data": NO_RESAMPLING, "resampling_fn_data_kwargs": {},
+    "resampling_fn_seg": NO_RESAMPLING, "resampling_fn_seg_kwargs": {},
+    "resampling_fn_probabilities": NO_RESAMPLING, "resampling_fn_probabilities_kwargs": {},
+}  # fmt: skip
 # nnU-Net's readers whose images the bundle reads as they do.
 NATURAL = "NaturalImage2DIO"
 _READERS = ("SimpleITKIO", "NibabelIO", RAS_READER, NATURAL)
@@ -190,6 +200,17 @@ def _check_ending(dataset: Mapping[str, Any], reader: str, where: str) -> None:
         )
 
 
+def _reads_images(content: Mapping[str, Any]) -> bool:
+    """Whether the training read 2D images, or NIfTI of one slice along z, not volumes.
+
+    Along another axis, or where nnU-Net turns axes, slices are those of a volume.
+    """
+    reader = content["image_reader_writer"]
+    median = content.get("original_median_shape_after_transp") or [2]
+    is_along_z = content["transpose_forward"][0] == 0 and reader != RAS_READER
+    return reader == NATURAL or (median[0] == 1 and is_along_z)
+
+
 def _checked_settings(
     content: Mapping[str, Any], name: str, where: str, advice: str
 ) -> tuple[dict[str, Any], Preprocessing, bool]:
@@ -212,8 +233,7 @@ def _checked_settings(
             if not isinstance(intensities.get(key), (int, float))
         ]
         reader = content["image_reader_writer"]
-        median = content.get("original_median_shape_after_transp") or [2]
-        is_flat = len(settings["patch_size"]) == 2 and (reader == NATURAL or median[0] == 1)
+        is_flat = len(settings["patch_size"]) == 2 and _reads_images(content)
         functions = [
             settings.get(key, _RESAMPLING)
             for key in ("resampling_fn_data", "resampling_fn_probabilities")
@@ -226,6 +246,8 @@ def _checked_settings(
         what = f"transpose_forward {order}" if not lacking else f"no {lacking[0]} of intensities"
         raise ValueError(f"{where!r} has {what}: {advice}")
     others = [function for function in functions if function != _RESAMPLING]
+    if others == [NO_RESAMPLING] * 2:
+        others = []
     if reader not in _READERS:
         others.append(reader)
     if content.get("label_manager", _LABEL_MANAGER) != _LABEL_MANAGER:
@@ -233,7 +255,7 @@ def _checked_settings(
     if others:
         raise ValueError(
             f"{where!r}: configuration {name!r} uses {', '.join(map(str, others))}, which a bundle "
-            f"cannot repeat: only {_RESAMPLING}, {_LABEL_MANAGER} and the readers "
-            f"{', '.join(_READERS)} are supported"
+            f"cannot repeat: only {_RESAMPLING} or {NO_RESAMPLING} for images and probabilities, "
+            f"{_LABEL_MANAGER} and the readers {', '.join(_READERS)} are supported"
         )
     return settings, wanted, is_flat

@@ -10,6 +10,7 @@ from monai_xtiny.bundled.nnunet_preprocessing import (
     PreprocessCase,
     Preprocessing,
     Resampling,
+    drop_slice_axis,
     image_spacing,
     in_file_order,
     in_nnunet_order,
@@ -206,6 +207,18 @@ def test_image_spacing_of_a_2d_image() -> None:
     image = MetaTensor(torch.zeros(1, 4, 5), meta={"pixdim": np.array([1, 0.5, 2, 1])})
     image.affine = torch.diag(torch.tensor([0.5, 2, 1, 1], dtype=torch.float64))
     assert image_spacing(image) == (2 * 999.0, 2.0, 0.5)
+
+
+def test_drop_slice_axis_keeps_the_distance_of_slices() -> None:
+    meta = {"pixdim": np.array([1, 0.5, 2, 5]), "dim": np.array([3, 4, 6, 1])}
+    image = MetaTensor(torch.rand(1, 4, 6, 1), affine=torch.diag(torch.tensor([0.5, 2, 5, 1])),
+                       meta=meta)  # fmt: skip
+    volume = MetaTensor(torch.rand(1, 4, 6, 2))
+    found = drop_slice_axis({"image": image, "label": volume})
+    assert torch.equal(found["image"], image[..., 0]) and found["label"] is volume
+    assert image_spacing(found["image"]) == (5.0, 2.0, 0.5)
+    assert found["image"].meta["spatial_shape"].tolist() == [4, 6]
+    assert drop_slice_axis({"image": image, "label": "liver"})["label"] == "liver"
 
 
 def test_in_file_order_undoes_in_nnunet_order() -> None:

@@ -11,6 +11,7 @@ from monai_xtiny.deploy.results import (
     draw_labels,
     result_files,
     scratch_array,
+    without_shared,
     write_labels,
     write_probabilities,
 )
@@ -89,3 +90,33 @@ def test_scratch_array_leaves_nothing(tmp_path) -> None:
         values[:] = 1
         assert values.shape == (2, 3) and len(list(tmp_path.iterdir())) == 1
     assert not list(tmp_path.iterdir())
+
+
+@pytest.mark.parametrize(
+    ("names", "kind", "file"),
+    [
+        (("a", "A_Probability_2", "c"), "raster", "a_probability_2.png"),
+        (("x/a", "x/a_overlay", "c"), "raster", "a_overlay.png"),
+        (("a", "a_probabilities", "c"), "nifti", "a_probabilities.nii.gz"),
+        (("a", "x/a_probabilities", "a_probability_1", "a_overlay"), "nifti", None),
+    ],
+    ids=["probability", "overlay", "probabilities", "none"],
+)
+def test_without_shared_leaves_out_cases_of_one_file(tmp_path, names, kind, file) -> None:
+    cases = [Target(name, (f"{name}.{kind}",), kind) for name in names]
+    every = {
+        case: result_files(case, tmp_path, 3, probabilities=True, overlay=True) for case in cases
+    }
+    kept, problems = without_shared(every)
+    if file is None:
+        assert (kept, problems) == (every, [])
+        return
+    assert list(kept) == cases[2:]
+    assert problems == [
+        f"'{names[0]}.{kind}', '{names[1]}.{kind}' would both have the result '{file}': rename or "
+        "remove one"
+    ]
+    labels_alone = {
+        case: result_files(case, tmp_path, 3, probabilities=False, overlay=False) for case in cases
+    }
+    assert without_shared(labels_alone) == (labels_alone, [])

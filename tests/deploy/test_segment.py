@@ -124,6 +124,16 @@ def test_segment_takes_no_label_for_that_of_another_image(pictures, images, tmp_
     assert any("gone.png" in problem for problem in later.problems)
 
 
+def test_segment_writes_no_label_over_a_probability(pictures, images, tmp_path) -> None:
+    shutil.copy2(images / "b.png", images / "a_probability_1.png")
+    output = tmp_path / "out"
+    found = segment_images(pictures, f"{images}/[ab]*.png", output, probabilities=True)
+    assert found.num_done == 1 and len(found.problems) == 1
+    assert "would both have the result 'a_probability_1.png': rename or" in found.problems[0]
+    assert names_in(output) == {RECORD, JOURNAL, "b.png", "b_probability_1.png"}
+    assert segment_images(pictures, f"{images}/[ab]*.png", tmp_path / "labels").num_done == 3
+
+
 def test_segment_averages_over_flips(pictures, images, tmp_path) -> None:
     plain, tta = tmp_path / "plain", tmp_path / "tta"
     segment_images(pictures, images / "a.png", plain, probabilities=True)

@@ -38,7 +38,7 @@ def planned(plans: dict[str, Any], configuration: str, dataset: dict[str, Any]) 
         "plans.json",
         in_channels=len(dataset["channel_names"]),
         out_channels=len(dataset["labels"]),
-        of_images=plans["image_reader_writer"] == "NaturalImage2DIO",
+        of_images=plans["original_median_shape_after_transp"][0] == 1,
         any_normalization=True,
     )
 

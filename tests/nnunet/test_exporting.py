@@ -4,16 +4,20 @@ import json
 import shutil
 from pathlib import Path
 
+import nibabel
+import numpy as np
 import pytest
 import torch
 
-from monai_xtiny.bundle.folder import Bundle
-from monai_xtiny.bundled.nnunet_preprocessing import Resampling, read_preprocessing
+from monai_xtiny.bundle.folder import CARD, Bundle
+from monai_xtiny.bundled.nnunet_preprocessing import Resampling, preprocess, read_preprocessing
 from monai_xtiny.cli.commands import main
+from monai_xtiny.deploy.segment import segment_images
 from monai_xtiny.networks.dynunet import build_network
 from monai_xtiny.nnunet.checkpoint import network_axes, read_checkpoint
 from monai_xtiny.nnunet.exporting import export_to_nnunet
 from monai_xtiny.nnunet.importing import import_checkpoint
+from tests.conftest import texture
 from tests.nnunet.models import DATASET, planned, small_plans, write_model
 from tests.nnunet.test_checkpoint import nnunet_network
 
@@ -88,6 +92,55 @@ def test_export_to_nnunet_of_images(tmp_path) -> None:
     plans, dataset = read(made.path / "plans.json"), read(made.path / "dataset.json")
     assert plans["image_reader_writer"] == "NaturalImage2DIO"
     assert (dataset["file_ending"], made.configuration) == (".png", "2d_xtiny8")
+
+
+def nifti_images(tmp_path: Path) -> Path:
+    """The bundle of 2D images, as if it had been searched on NIfTI of 0.5 x 0.7 mm."""
+    bundle = Path(shutil.copytree(NUCLEI, tmp_path / NUCLEI.name))
+    path = bundle / "docs" / "search.json"
+    content = read(path)
+    content["images"] = [name.replace(".png", ".nii.gz") for name in content["images"]]
+    content["plan"]["spacing"] = [0.5, 0.7]
+    path.write_text(json.dumps(content))
+    return bundle
+
+
+def test_export_to_nnunet_of_nifti_images_resamples_nothing(tmp_path) -> None:
+    made = export_to_nnunet(nifti_images(tmp_path), tmp_path / "model")
+    plans, dataset = read(made.path / "plans.json"), read(made.path / "dataset.json")
+    settings = plans["configurations"][made.configuration]
+    assert (plans["image_reader_writer"], dataset["file_ending"]) == ("SimpleITKIO", ".nii.gz")
+    for what in ("data", "seg", "probabilities"):  # nnU-Net's function takes no other arguments
+        assert settings[f"resampling_fn_{what}"] == "no_resampling_hack"
+        assert settings[f"resampling_fn_{what}_kwargs"] == {}
+    image = np.random.default_rng(0).uniform(1, 9, (1, 1, 30, 20))
+    data, _ = preprocess(image, (999, 3.0, 2.0), read_preprocessing(plans, settings))
+    assert data.shape == image.shape
+
+
+@pytest.mark.search
+@pytest.mark.parametrize("spacing", [(0.5, 0.7), (1.5, 2.5)], ids=["planned", "other"])
+def test_export_of_nifti_images_and_back_gives_equal_labels(tmp_path, spacing) -> None:
+    bundle = Bundle.open(nifti_images(tmp_path))
+    made = export_to_nnunet(bundle, tmp_path / "model")
+    file = made.path / "fold_0" / "checkpoint_final.pth"
+    back = Bundle.open(import_checkpoint(file, tmp_path / "x_segmentation"))
+    assert back.kind == "images"
+    assert "no resampling" in back.path(CARD).read_text(encoding="utf-8")
+    again = export_to_nnunet(back, tmp_path / "again")
+    settings = [read(item.path / "plans.json")["configurations"] for item in (made, again)]
+    assert settings[0] == settings[1]
+    affine = np.diag([*spacing, 1.0, 1.0])
+    image = nibabel.Nifti1Image(texture((256, 256), 0), affine)
+    nibabel.save(image, tmp_path / "a.nii.gz")
+    labels = []
+    for name, item in {"own": bundle, "back": back}.items():
+        done = segment_images(item, tmp_path / "a.nii.gz", tmp_path / name, say=lambda _: None)
+        assert done.problems == []
+        labels.append(np.asarray(nibabel.load(tmp_path / name / "a.nii.gz").dataobj))
+    assert 0.01 < labels[0].mean() < 0.99
+    # Of a pixel or two both logits are equal to nnU-Net's float16.
+    assert (labels[0] != labels[1]).sum() <= 2
 
 
 def test_export_to_nnunet_takes_names_from_the_folder(tmp_path) -> None:
@@ -257,6 +310,17 @@ def test_export_to_nnunet_refuses_in_one_line(tmp_path, change, words) -> None:
         export_to_nnunet(bundle, tmp_path / "model")
     assert "\n" not in str(caught.value)
     assert not (tmp_path / "model").exists()
+
+
+def test_export_to_nnunet_leaves_the_overlap_to_the_command_line(tmp_path) -> None:
+    bundle, texts = copied(tmp_path), []
+    for overlap in (0.5, 0.25):
+        change_config(bundle, overlap=overlap)
+        made = export_to_nnunet(bundle, tmp_path / f"model{overlap}")
+        texts.append((made.path / "plans.json").read_text(encoding="utf-8"))
+    assert texts[0] == texts[1]
+    page = (ROOT / "docs" / "nnunet.md").read_text(encoding="utf-8")
+    assert "`nnUNetv2_predict -step_size` is 1 - `overlap`" in page
 
 
 def test_export_to_nnunet_replaces_nothing(tmp_path) -> None:

@@ -17,11 +17,12 @@ from monai_xtiny.bundle.templates import any_rotation
 from monai_xtiny.bundled.nnunet_preprocessing import preprocess, read_preprocessing, restore_logits
 from monai_xtiny.bundled.nnunet_windows import NnunetInferer
 from monai_xtiny.cli.commands import main
+from monai_xtiny.deploy.segment import segment_images
 from monai_xtiny.nnunet.checkpoint import read_checkpoint
 from monai_xtiny.nnunet.importing import import_checkpoint
 from monai_xtiny.system.config_text import PlainPath
 from monai_xtiny.training.check import check_bundle
-from monai_xtiny.training.evaluate import evaluate_held_out
+from monai_xtiny.training.evaluate import evaluate_bundle, evaluate_held_out
 from tests.conftest import texture
 from tests.nnunet.models import (
     DATASET,
@@ -140,6 +141,7 @@ def as_residual(plans) -> None:
         (changed_settings(normalization_schemes=["Mine"]), "normalization Mine is unknown"),
         (changed_settings(normalization_schemes=[]), "normalization_schemes"),
         (changed_settings(resampling_fn_data="resample_torch_fornnunet"), "cannot repeat"),
+        (changed_settings(resampling_fn_data="no_resampling_hack"), "for images and probabilities"),
         (changed_plans(lambda plans: plans.update(image_reader_writer="Tiff3DIO")), "Tiff3DIO"),
         (changed_plans(lambda plans: plans.update(transpose_forward=[0, 1, 1])), "transpose_forw"),
         (changed_plans(lambda plans: plans.pop("transpose_forward")), "no configuration"),
@@ -174,8 +176,8 @@ def as_residual(plans) -> None:
             normalization_schemes=["CTNormalization"]) or plans.pop(
             "foreground_intensity_properties_per_channel")), "no mean of intensities"),
     ],
-    ids=["resenc", "cascade", "regions", "ignore", "scheme", "no-scheme", "resampling", "reader",
-         "axes", "no-axes", "no-plans", "trainer", "relu", "batch-norm",
+    ids=["resenc", "cascade", "regions", "ignore", "scheme", "no-scheme", "resampling",
+         "one-resampling", "reader", "axes", "no-axes", "no-plans", "trainer", "relu", "batch-norm",
          "label-manager", "flips-inf", "flips-twice", "flips-text", "epochs", "channels",
          "channels-twice", "label-values", "nrrd", "ending", "no-ending", "bidi", "flips",
          "weights", "configuration", "ct"],
@@ -321,6 +323,67 @@ def test_inference_of_images_is_nnunets(tmp_path) -> None:
     assert np.array_equal(found, expected)
 
 
+ONE_SLICE = {**NUCLEI, "file_ending": ".nii.gz"}
+
+
+def plans_of_one_slice(**changes) -> dict:
+    """Plans of 2D images that are NIfTI, as data sets of nnU-Net v1 have them."""
+    return {**small_plans(FLUO), "image_reader_writer": "SimpleITKIO", **changes}
+
+
+def test_import_checkpoint_of_one_slice_takes_images_or_volumes(tmp_path) -> None:
+    found = {}
+    for name, changes in {
+        "itk": {},
+        "nibabel": {"image_reader_writer": "NibabelIO"},
+        "turned": {"image_reader_writer": "NibabelIOWithReorient"},
+        "along-y": {"transpose_forward": [1, 0, 2], "transpose_backward": [1, 0, 2]},
+    }.items():
+        (tmp_path / name).mkdir()
+        bundle = imported(tmp_path / name, "2d", plans=plans_of_one_slice(**changes),
+                          dataset=ONE_SLICE, inference_allowed_mirroring_axes=None)  # fmt: skip
+        assert foreign_code(bundle) == ()
+        found[name] = (bundle.kind, bundle.plan.slice_axis)
+    assert found == {"itk": ("images", None), "nibabel": ("images", None),
+                     "turned": ("slices", 2), "along-y": ("slices", 1)}  # fmt: skip
+
+
+@pytest.mark.search
+@pytest.mark.parametrize("depth", [(), (1,)], ids=["2d", "one-slice"])
+def test_inference_of_nifti_of_one_slice_is_nnunets(tmp_path, depth) -> None:
+    bundle = imported(tmp_path, "2d", plans=plans_of_one_slice(), dataset=ONE_SLICE,
+                      inference_allowed_mirroring_axes=(1,))  # fmt: skip
+    pixels = texture((300, 80), 0)  # (x, y)
+    (tmp_path / "images").mkdir()
+    # To nnU-Net the thick axis is y in one file, and the missing one in the other.
+    affine = np.diag([-1.0, 3.5, 0.9, 1.0])
+    affine[:3, 3] = 5, 6, 7
+    file = tmp_path / "images" / "a_0000.nii.gz"
+    nibabel.save(nibabel.Nifti1Image(pixels.reshape(300, 80, *depth), affine), file)
+    image = nibabel.load(file)
+    workflow = bundle.workflow(("inference",), {
+        "dataset_dir": PlainPath(str(tmp_path / "images")),
+        "output_dir": PlainPath(str(tmp_path / "labels")),
+    })  # fmt: skip
+    workflow.run()
+    done = segment_images(bundle, tmp_path / "images", tmp_path / "segmented", probabilities=True,
+                          overlay=True, say=lambda _: None)  # fmt: skip
+    assert done.problems == []
+    sizes = [float(np.float32(size)) for size in (0.9, 3.5, 1.0)] if depth else [3.5 * 999, 3.5, 1]
+    expected = expected_label(
+        tmp_path / "checkpoint_final.pth", pixels.T[None, None], tuple(sizes), (1, 0)
+    )[0]
+    assert len(np.unique(expected)) > 1
+    for folder in ("labels", "segmented"):
+        written = nibabel.load(tmp_path / folder / "a.nii.gz")
+        assert written.shape == image.shape
+        assert np.array_equal(written.affine, image.affine)
+        assert written.header.get_zooms() == image.header.get_zooms()
+        assert np.array_equal(np.squeeze(written.dataobj), expected.T)
+    shares = nibabel.load(tmp_path / "segmented" / "a_probabilities.nii.gz")
+    assert shares.shape == (300, 80, 1, 2)
+
+
 @pytest.mark.search
 def test_deploy_refuses_an_imported_bundle(tmp_path, capsys) -> None:
     bundle = imported(tmp_path)
@@ -328,6 +391,39 @@ def test_deploy_refuses_an_imported_bundle(tmp_path, capsys) -> None:
         main(["deploy", "--bundle", str(bundle.root)])
     assert caught.value.code == 2
     assert "was imported from nnU-Net" in capsys.readouterr().err
+
+
+@pytest.mark.slow
+def test_imported_bundle_of_one_slice_is_fine_tuned_and_evaluated(tmp_path) -> None:
+    bundle = imported(tmp_path, "2d", plans=plans_of_one_slice(), dataset=ONE_SLICE,
+                      inference_allowed_mirroring_axes=None)  # fmt: skip
+    data = tmp_path / "data"
+    for folder in ("imagesTr", "labelsTr"):
+        (data / folder).mkdir(parents=True)
+    affine = np.diag([1.1, 1.0, 999.0, 1.0])
+    for index in range(4):
+        pixels = texture((190, 170), index).astype(np.float32)[..., None]
+        label = np.zeros(pixels.shape, np.uint8)
+        label[10:40, 20:60] = 1
+        name = f"case{index}"
+        image = nibabel.Nifti1Image(pixels + 100 * label, affine)
+        nibabel.save(image, data / f"imagesTr/{name}_0000.nii.gz")
+        nibabel.save(nibabel.Nifti1Image(label, affine), data / f"labelsTr/{name}.nii.gz")
+    assert check_bundle(bundle, data=data).problems == ()
+    before = bundle.weights()
+    workflow = bundle.workflow(
+        ("train",),
+        {"dataset_dir": PlainPath(str(data)), "epochs": 1, "val_interval": 1, "num_workers": 0},
+    )
+    workflow.run()
+    assert any(not torch.equal(before[name], after) for name, after in bundle.weights().items())
+    options = {"dataset_dir": PlainPath(str(data)), "num_workers": 0}
+    shapes = []
+    evaluation = evaluate_bundle(
+        bundle, options, on_case=lambda case, label, pred: shapes.append((label.shape, pred.shape))
+    )
+    assert shapes == [((2, 190, 170), (2, 190, 170))]
+    assert (len(evaluation.cases), evaluation.volume_unit) == (1, "mm2")
 
 
 @pytest.mark.slow
