@@ -171,15 +171,16 @@ def _refuse_trained(
         root: what its paths are relative to.
     """
 
-    def parts(label: str) -> tuple[str, ...]:
-        path = os.path.relpath(os.path.join(root, label.replace("\\", "/")), root)
+    def parts(label: Any) -> tuple[str, ...]:
+        file = str(label[0] if isinstance(label, list) and label else label)
+        path = os.path.relpath(os.path.join(root, file.replace("\\", "/")), root)
         return tuple(part for part in path.split(os.sep) if part != os.pardir)
 
-    known = {parts(str(case["label"])) for case in trained}
+    known = {parts(case["label"]) for case in trained}
     ends = {label[start:] for label in known for start in range(len(label))}
     both = [
         label
-        for label in (parts(str(case.get("label"))) for case in held_out)
+        for label in (parts(case.get("label")) for case in held_out)
         if label in ends or any(label[start:] in known for start in range(len(label)))
     ]
     if both:
@@ -272,6 +273,8 @@ def draw_plane(case: Mapping[str, Any], label: MetaTensor, prediction: MetaTenso
     is_nifti = files[0].lower().endswith(NIFTI_SUFFIXES)
     reader = ChannelReader if is_nifti else "PILReader"
     image = LoadImage(reader=reader, image_only=True, ensure_channel_first=True)(files)
+    if image.ndim > label.ndim:  # of one slice, which was evaluated as a 2D image
+        image = image[..., 0]
     layers = [image, *(item.cpu().argmax(dim=0, keepdim=True) for item in (label, prediction))]
     if is_nifti and image.ndim > 3:  # a 2D image is shown as it lies in its file
         to_ras = Orientation("RAS", labels=None)

@@ -424,6 +424,8 @@ def test_imported_bundle_of_one_slice_is_fine_tuned_and_evaluated(tmp_path) -> N
     )
     assert shapes == [((2, 190, 170), (2, 190, 170))]
     assert (len(evaluation.cases), evaluation.volume_unit) == (1, "mm2")
+    _, planes = evaluate_held_out(bundle, data=data)
+    assert np.shape(planes[0].image) == np.shape(planes[0].label) == (170, 190)
 
 
 @pytest.mark.slow

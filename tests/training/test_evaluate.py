@@ -271,7 +271,8 @@ def test_evaluate_command_refuses_cases_that_were_trained_on(volumes, capsys, tm
 @pytest.mark.parametrize(
     "held_out, is_trained",
     [("p2/seg.png", False), ("p1/seg.png", True), ("p1\\seg.png", True), ("./p1/seg.png", True),
-     ("data/p1/seg.png", True), ("seg.png", True), ("p3/p2/seg.png", False)],
+     ("data/p1/seg.png", True), ("seg.png", True), ("p3/p2/seg.png", False),
+     (["p1/seg.png"], True)],
 )  # fmt: skip
 def test_evaluate_compares_paths_and_not_file_names(tmp_path, held_out, is_trained) -> None:
     trained = [{"image": "p1/image.png", "label": "p1/seg.png"}]
