@@ -21,12 +21,9 @@ def changed(root: Path, **keys) -> Bundle:
     return Bundle.open(root)
 
 
-def test_check_inference_takes_settings(root) -> None:
+def test_check_inference_takes_settings_and_refuses_what_no_other_code_does(root) -> None:
     check_inference(Bundle.open(root), "it")
     check_inference(changed(root, overlap=0.25, batch_size=3, device="cpu"), "it")
-
-
-def test_check_inference_refuses_what_no_other_code_does(root) -> None:
     config = Bundle.open(root).config("inference")
     steps = json.loads(json.dumps(config["preprocessing"]))
     (norm,) = [step for step in steps["transforms"] if step["_target_"] == "NormalizeIntensityd"]
