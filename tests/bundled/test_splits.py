@@ -248,7 +248,9 @@ def test_check_fold_advises_folds_that_hold_every_case_out_once() -> None:
 def test_check_fold_lets_all_cases_be_trained_on_where_that_is_asked_for() -> None:
     for count, fraction in ((7, 0.0), (1, 0.2)):
         options = {"fold": 0, "val_fraction": fraction}
-        check_fold(split_cases(labeled(count), **options, split_seed=0), **options)
+        split = split_cases(labeled(count), **options, split_seed=0)
+        check_fold(split, **options)
+        assert len(split.training) == count and not split.validation
 
 
 def test_write_split_names_the_file_of_a_full_disk_and_follows_no_link(tmp_path, monkeypatch):

@@ -127,14 +127,14 @@ def check_held_out(
         ValueError: with the cases.
     """
     files = list(filter(os.path.isfile, split_files))
-    trained: dict[str, PathLike] = {}
+    trained: set[str] = set()
     whole: set[str] = set()
     for file in files:
         content = json.loads(Path(file).read_text(encoding="utf-8"))
         for case in content["training"]:
             # By the ends of the paths, too: two data lists may lie at different depths.
             ends = _path_ends(case["label"])
-            trained |= dict.fromkeys(ends, file)
+            trained.update(ends)
             whole.add(ends[0])
     known = [_path_ends(os.path.relpath(case["label"], data_root)) for case in data]
     labels = [ends[0] for ends in known]
